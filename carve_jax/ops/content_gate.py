@@ -1,0 +1,71 @@
+"""The content gate of CARVE: the outputs already written say what the erase gate may erase.
+
+Pure functions shared by every implementation of the rule (CARVE, arXiv 2606.27229).
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from carve_jax.shapes import Array, Float, Float32, Int32
+
+CONTENT_NORM_EPS = 1e-6
+
+
+class CarveState(NamedTuple):
+    """What CARVE carries from one call to the next, for each row of the batch.
+
+    Attributes:
+      memory: the rule's state S.
+      content: m of the current gate chunk, the mean output of the chunk before it.
+      partial_sum: sum of the outputs so far in the current gate chunk.
+      position: number of tokens so far in the current gate chunk, 0 to gate_chunk − 1.
+    """
+
+    memory: Float32[Array, "B N K V"]
+    content: Float32[Array, "B N V"]
+    partial_sum: Float32[Array, "B N V"]
+    position: Int32[Array, "B"]
+
+
+class ContentGate(NamedTuple):
+    """How the erase gate reads content; static but for the two projections.
+
+    Attributes:
+      down: P_down, a projection a head.
+      up: P_up, a projection a head; zero at initialisation.
+      chunk: L, tokens of a gate chunk.
+      scale: erase_scale, the largest erase (2 admits negative eigenvalues).
+      stop_gradient: cut the gradient through the content (ablation).
+      norm: divide the content by its root mean square over V.
+    """
+
+    down: Float[Array, "N V R"]
+    up: Float[Array, "N R K"]
+    chunk: int
+    scale: float
+    stop_gradient: bool
+    norm: bool
+
+
+def erase_shift(contents: Float[Array, "*B N J V"], gate: ContentGate) -> Array:
+    """Shifts of the erase logits, m P_down P_up, of J gate chunks: [*B, N, J, K]."""
+    if gate.stop_gradient:
+        contents = jax.lax.stop_gradient(contents)
+    if gate.norm:
+        mean_square = jnp.mean(jnp.square(contents), axis=-1, keepdims=True)
+        contents = contents * jax.lax.rsqrt(mean_square + CONTENT_NORM_EPS)
+    down, up = gate.down.astype(contents.dtype), gate.up.astype(contents.dtype)
+    low_rank = jnp.einsum("...njv,nvr->...njr", contents, down, precision="highest")
+    return jnp.einsum("...njr,nrk->...njk", low_rank, up, precision="highest")
+
+
+def erase_gate(logits: Array, shift: Array, gate: ContentGate) -> Array:
+    """b = erase_scale · σ(logits + shift), rounded to the dtype of the rule's inputs.
+
+    The rounding makes b what a caller of `gated_delta_rule` would hand over, so that CARVE with
+    P_up = 0 is GDN-2 bit for bit in every dtype.
+    """
+    erase = gate.scale * jax.nn.sigmoid(logits + shift)
+    return erase.astype(gate.up.dtype).astype(shift.dtype)

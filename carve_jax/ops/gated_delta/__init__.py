@@ -1,0 +1,17 @@
+"""The gated delta rule and CARVE: one op, several implementations."""
+
+from carve_jax.ops.content_gate import CarveState
+from carve_jax.ops.gated_delta.api import (
+    IMPLEMENTATIONS,
+    carve_rule,
+    gated_delta_rule,
+    resolve_implementation,
+)
+
+__all__ = [
+    "IMPLEMENTATIONS",
+    "CarveState",
+    "carve_rule",
+    "gated_delta_rule",
+    "resolve_implementation",
+]

@@ -1,0 +1,229 @@
+"""The two public rules: check the inputs, choose an implementation, run it."""
+
+import jax.numpy as jnp
+
+from carve_jax.ops.content_gate import CarveState, ContentGate
+from carve_jax.ops.gated_delta import checks
+from carve_jax.ops.gated_delta.chunked import chunked_carve, chunked_rule
+from carve_jax.ops.gated_delta.reference import RuleInputs, recurrent
+from carve_jax.shapes import Array, Float, Float32, Int
+
+IMPLEMENTATIONS = ("recurrent", "chunked", "pallas")
+
+_RULE_SHAPES = {
+    "query": ("B", "T", "H", "K"),
+    "key": ("B", "T", "H", "K"),
+    "value": ("B", "T", "N", "V"),
+    "log_decay": ("B", "T", "H", ("K",)),
+    "erase": ("B", "T", "H", ("K",)),
+    "erase_logits": ("B", "T", "H", "K"),
+    "write": ("B", "T", "N", ("V",)),
+    "content_down": ("N", "V", "R"),
+    "content_up": ("N", "R", "K"),
+}
+
+
+def gated_delta_rule(
+    query: Float[Array, "B T H K"],
+    key: Float[Array, "B T H K"],
+    value: Float[Array, "B T N V"],
+    log_decay: Float[Array, "B T H Kg"],
+    erase: Float[Array, "B T H Kg"],
+    write: Float[Array, "B T N Vg"],
+    *,
+    scale: float | None = None,
+    initial_state: Float32[Array, "B N K V"] | None = None,
+    segment_ids: Int[Array, "B T"] | None = None,
+    chunk_size: int = 64,
+    implementation: str | None = None,
+) -> tuple[Float[Array, "B T N V"], Float32[Array, "B N K V"]]:
+    """Gated delta rule-2 (GDN-2, arXiv 2605.22791, eq. 9-10) over whole sequences.
+
+    For each value head, with state S of K × V:
+
+        S̄_t = Diag(exp g_t) S_{t−1}
+        S_t = S̄_t + k_t (w_t ⊙ v_t − S̄_tᵀ (b_t ⊙ k_t))ᵀ,      o_t = S_tᵀ (scale · q_t)
+
+    Every linear-attention mixer of the family is this rule with its gates tied. Value head n reads
+    key head n // (N // H). State and accumulators are float32 (float64 for float64 inputs,
+    `recurrent` alone). Outputs up to t do not depend, to the bit, on tokens after t.
+
+    Args:
+      query: q, usually of unit norm; bfloat16, float16, float32 (float64: `recurrent`).
+      key: k, usually of unit norm.
+      value: v; its heads are a multiple of the key heads.
+      log_decay: g ≤ 0, natural logarithm of the decay, a channel (K) or a head (1); −1000 is a hard
+        reset. Positive entries raise outside `jit`; inside, g ≤ 0 is the caller's promise. May be
+        float32 beside half-precision inputs.
+      erase: b, a channel (K) or a head (1), in [0, 1], or [0, 2] with negative eigenvalues.
+      write: w, a channel (V) or a head (1), in [0, 1].
+      scale: factor of the query; K**-0.5 by default.
+      initial_state: S before the first token (zero by default); belongs to a row's first segment.
+      segment_ids: non-decreasing runs; the state restarts at each new one, anywhere.
+      chunk_size: most tokens of a tile; rounded down to a power of two. No effect on the result
+        beyond rounding; `recurrent` ignores it.
+      implementation: "recurrent", "chunked", "pallas", or None for the best that supports the
+        inputs on this device.
+
+    Returns:
+      Output in the shape and dtype of value, and the state after the last token.
+
+    Raises:
+      ValueError: a wrong shape, an empty sequence, heads that do not divide, positive log-decay, an
+        unknown implementation.
+      TypeError: mixed or non-floating dtypes.
+      NotImplementedError: the named implementation does not support these inputs here.
+    """
+    arrays = {
+        "query": query,
+        "key": key,
+        "value": value,
+        "log_decay": log_decay,
+        "erase": erase,
+        "write": write,
+    }
+    sizes = checks.check_arrays(arrays, _RULE_SHAPES)
+    checks.check_dtypes(arrays)
+    checks.check_sizes(sizes)
+    checks.check_log_decay(log_decay)
+    checks.check_segments(segment_ids, sizes)
+    checks.check_positive("chunk_size", chunk_size)
+    inputs = RuleInputs(query, key, value, log_decay, erase, write)
+    state = zero_state(sizes, query.dtype)
+    if initial_state is not None:
+        checks.check_state({"initial_state": initial_state}, {"initial_state": state.memory})
+        state = state._replace(memory=initial_state)
+    scale = sizes["K"] ** -0.5 if scale is None else scale
+    if resolve_implementation(implementation, dtype=query.dtype, length=sizes["T"]) == "recurrent":
+        output, state = recurrent(inputs, state, segment_ids, scale)
+        return output, state.memory
+    return chunked_rule(inputs, state.memory, segment_ids, scale, chunk_size)
+
+
+def carve_rule(
+    query: Float[Array, "B T H K"],
+    key: Float[Array, "B T H K"],
+    value: Float[Array, "B T N V"],
+    log_decay: Float[Array, "B T H Kg"],
+    erase_logits: Float[Array, "B T H K"],
+    write: Float[Array, "B T N Vg"],
+    content_down: Float[Array, "N V R"],
+    content_up: Float[Array, "N R K"],
+    *,
+    scale: float | None = None,
+    initial_state: CarveState | None = None,
+    segment_ids: Int[Array, "B T"] | None = None,
+    gate_chunk: int = 64,
+    erase_scale: float = 1.0,
+    stop_gradient_content: bool = False,
+    content_norm: bool = False,
+    implementation: str | None = None,
+) -> tuple[Float[Array, "B T N V"], CarveState]:
+    """CARVE (arXiv 2606.27229): the gated delta rule whose erase gate sees what the memory returned.
+
+    Time is cut into gate chunks of L = `gate_chunk` tokens, counted from the start of each segment.
+    For gate chunk c, with m_c the mean of the outputs of chunk c − 1 (m_0 = 0):
+
+        b_t = erase_scale · σ(x_t + m_c P_down P_up)
+
+    and state and output follow `gated_delta_rule`. L is part of the model, not of the kernel. With
+    P_up = 0 this is GDN-2 with erase = erase_scale · σ(x), bit for bit. b is rounded to the dtype
+    of the inputs, as a gate handed to `gated_delta_rule` is. Any split of a sequence into calls
+    that hand on `CarveState`, at any offset, gives what one call gives.
+
+    Args:
+      query, key, value, log_decay, write, scale, implementation: as in `gated_delta_rule`.
+      erase_logits: x, the erase gate before the content and the sigmoid.
+      content_down: P_down, a projection from V to R for each value head.
+      content_up: P_up, from R to K; zero at initialisation.
+      initial_state: what an earlier call returned; belongs to a row's first segment.
+      segment_ids: non-decreasing runs; state, content and gate chunks restart at each new one.
+        Each must start on a multiple of `gate_chunk` from the start of the row (earlier calls
+        counted in): checked outside `jit`, the caller's promise inside.
+      gate_chunk: L, tokens.
+      erase_scale: largest erase; 2 admits negative eigenvalues.
+      stop_gradient_content: no gradient through the content (ablation).
+      content_norm: divide m_c by its root mean square over V (eps 1e-6 under the root).
+
+    Returns:
+      Output in the shape and dtype of value, and the state after the last token.
+
+    Raises:
+      As `gated_delta_rule`; ValueError also for segments off the gate chunks.
+    """
+    arrays = {
+        "query": query,
+        "key": key,
+        "value": value,
+        "log_decay": log_decay,
+        "erase_logits": erase_logits,
+        "write": write,
+        "content_down": content_down,
+        "content_up": content_up,
+    }
+    sizes = checks.check_arrays(arrays, _RULE_SHAPES)
+    checks.check_dtypes(arrays)
+    checks.check_sizes(sizes)
+    checks.check_log_decay(log_decay)
+    checks.check_positive("gate_chunk", gate_chunk)
+    state = zero_state(sizes, query.dtype)
+    if initial_state is not None:
+        checks.check_state(initial_state._asdict(), state._asdict())
+        state = initial_state
+    position = None if initial_state is None else state.position
+    checks.check_segments(segment_ids, sizes, gate_chunk, position)
+    inputs = RuleInputs(query, key, value, log_decay, erase_logits, write)
+    gate = ContentGate(
+        content_down, content_up, gate_chunk, erase_scale, stop_gradient_content, content_norm
+    )
+    scale = sizes["K"] ** -0.5 if scale is None else scale
+    if resolve_implementation(implementation, dtype=query.dtype, length=sizes["T"]) == "recurrent":
+        return recurrent(inputs, state, segment_ids, scale, gate)
+    aligned = initial_state is None
+    return chunked_carve(inputs, state, segment_ids, scale, gate, aligned)
+
+
+def resolve_implementation(
+    implementation: str | None, *, dtype: jnp.dtype | str = "float32", length: int | None = None
+) -> str:
+    """Name of the implementation that runs for these inputs on this device.
+
+    Args:
+      implementation: a name, or None for the best supported one.
+      dtype: of the inputs.
+      length: tokens in a call (one is a decoding step), if known.
+
+    Raises:
+      ValueError: an unknown name.
+      NotImplementedError: the named implementation does not support the inputs here.
+    """
+    if implementation is None:
+        # One token has no tile to parallelise; float64 is the oracle's alone.
+        return "recurrent" if length == 1 or jnp.dtype(dtype) == jnp.float64 else "chunked"
+    if implementation not in IMPLEMENTATIONS:
+        raise ValueError(
+            f"unknown implementation {implementation!r}; allowed are "
+            f"{', '.join(map(repr, IMPLEMENTATIONS))} and None (the best supported)"
+        )
+    if implementation == "pallas":
+        raise NotImplementedError(
+            "implementation 'pallas': no GPU kernel has landed yet; use 'chunked' or None"
+        )
+    if implementation == "chunked" and jnp.dtype(dtype) == jnp.float64:
+        raise NotImplementedError(
+            "implementation 'chunked' computes in float32 and was given float64 inputs; use "
+            "'recurrent', or cast them to float32"
+        )
+    return implementation
+
+
+def zero_state(sizes: dict[str, int], dtype: jnp.dtype) -> CarveState:
+    """The state before any token: float32, or float64 for float64 inputs."""
+    dtype = jnp.dtype(jnp.float64 if dtype == jnp.float64 else jnp.float32)
+    batch, heads, channels = sizes["B"], sizes["N"], sizes["V"]
+    return CarveState(
+        memory=jnp.zeros((batch, heads, sizes["K"], channels), dtype),
+        content=jnp.zeros((batch, heads, channels), dtype),
+        partial_sum=jnp.zeros((batch, heads, channels), dtype),
+        position=jnp.zeros((batch,), jnp.int32),
+    )

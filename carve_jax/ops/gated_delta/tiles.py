@@ -1,0 +1,144 @@
+"""Mathematics of one tile of C tokens, C a power of two: safe decayed products and their gradients.
+
+The scores S_rs = Σ_k a_rk c_sk exp(g_{s+1,k} + … + g_r,k), s < r, hold a decay for each pair of
+tokens and channel. Factoring it as exp(G_r) exp(−G_s) overflows. Here the strict lower triangle is
+cut dyadically: at level h each block of 2h tokens pairs the tokens of its upper half (rows) with
+those of its lower half (columns), and both are measured from the boundary between the halves,
+
+    exp(Σ_{boundary<i≤r} g_i) · exp(Σ_{s<i≤boundary} g_i),
+
+two factors of at most 1 for every g ≤ 0. The sums are built by doubling, so no small decay is ever
+found as the difference of two large ones.
+
+All arrays carry leading batch axes; imported by `chunked` alone.
+"""
+
+from typing import NamedTuple
+
+import jax.numpy as jnp
+from jax.lax import Precision
+
+from carve_jax.shapes import Array
+
+Halves = list[Array]
+"""For each level h = 1, 2, …, C/2 one half of every block: […, C/2h, h, K]."""
+
+
+class Decay(NamedTuple):
+    """Decay factors inside a tile, all in [0, 1].
+
+    Attributes:
+      upper: for each level, from the middle of a block to each token of its upper half.
+      lower: for each level, from each token of a lower half to the middle of its block.
+      start: γ, from the start of the tile to each token.
+      tail: γ_C / γ, from each token to the end of the tile.
+      total: γ_C, over the tile.
+    """
+
+    upper: Halves
+    lower: Halves
+    start: Array
+    tail: Array
+    total: Array
+
+
+def matmul(subscripts: str, *operands: Array) -> Array:
+    """Float32 product with float32 accumulation on every device (no tf32)."""
+    return jnp.einsum(subscripts, *operands, precision=Precision.HIGHEST)
+
+
+def split(x: Array, h: int) -> tuple[Array, Array]:
+    """Lower and upper halves of each block of 2h tokens: […, C, X] to twice […, C/2h, h, X]."""
+    blocks = x.reshape(*x.shape[:-2], x.shape[-2] // (2 * h), 2, h, x.shape[-1])
+    return blocks[..., 0, :, :], blocks[..., 1, :, :]
+
+
+def join(lower: Array, upper: Array) -> Array:
+    """Inverse of `split`."""
+    blocks = jnp.stack([lower, upper], axis=-3)
+    return blocks.reshape(*blocks.shape[:-4], -1, blocks.shape[-1])
+
+
+def level_sizes(tile: int) -> list[int]:
+    """1, 2, 4, …, C/2."""
+    return [1 << level for level in range(tile.bit_length() - 1)]
+
+
+def decay_factors(log_decay: Array) -> Decay:
+    """Every decay factor of a tile from its log-decays […, C, K]."""
+    prefix, suffix = log_decay, jnp.zeros_like(log_decay)  # inside blocks of one token
+    upper, lower = [], []
+    for h in level_sizes(log_decay.shape[-2]):
+        (prefix_lower, prefix_upper), (suffix_lower, suffix_upper) = (
+            split(prefix, h),
+            split(suffix, h),
+        )
+        upper.append(jnp.exp(prefix_upper))
+        lower.append(jnp.exp(suffix_lower))
+        prefix = join(prefix_lower, prefix_upper + prefix_lower[..., -1:, :])
+        suffix = join(suffix_lower + prefix_upper[..., -1:, :], suffix_upper)
+    start = jnp.exp(prefix)
+    return Decay(upper, lower, start, jnp.exp(suffix), start[..., -1, :])
+
+
+def upper_halves(x: Array, decay: Decay) -> Halves:
+    """Rows of the scores at each level, decayed."""
+    return [split(x, f.shape[-2])[1] * f for f in decay.upper]
+
+
+def lower_halves(x: Array, decay: Decay) -> Halves:
+    """Columns of the scores at each level, decayed."""
+    return [split(x, f.shape[-2])[0] * f for f in decay.lower]
+
+
+def scores(rows: Halves, columns: Halves, diagonal: Array | None = None) -> Array:
+    """The lower triangle […, C, C] of the decayed products; zero diagonal unless given […, C]."""
+    if diagonal is None:
+        *batch, blocks, _, _ = rows[0].shape
+        diagonal = jnp.zeros((*batch, 2 * blocks), rows[0].dtype)
+    matrix = diagonal[..., None, None]  # blocks on the diagonal, doubled at each level
+    for row, column in zip(rows, columns, strict=True):
+        block = matmul("...rk,...sk->...rs", row, column)
+        first, second = matrix[..., 0::2, :, :], matrix[..., 1::2, :, :]
+        top = jnp.concatenate([first, jnp.zeros_like(first)], axis=-1)
+        matrix = jnp.concatenate([top, jnp.concatenate([block, second], axis=-1)], axis=-2)
+    return matrix[..., 0, :, :]
+
+
+def score_blocks(matrix: Array) -> Halves:
+    """The blocks […, C/2h, h, h] of a lower triangle at each level: `scores` undone."""
+    blocks = []
+    matrix = matrix[..., None, :, :]
+    for h in reversed(level_sizes(matrix.shape[-1])):
+        blocks.append(matrix[..., h:, :h])
+        matrix = jnp.stack([matrix[..., :h, :h], matrix[..., h:, h:]], axis=-3)
+        matrix = matrix.reshape(*matrix.shape[:-4], -1, h, h)
+    return blocks[::-1]
+
+
+def rows_gradient(blocks: Halves, columns: Halves) -> Halves:
+    """Gradient of the decayed rows from that of the scores' blocks."""
+    return [matmul("...rs,...sk->...rk", b, c) for b, c in zip(blocks, columns, strict=True)]
+
+
+def columns_gradient(blocks: Halves, rows: Halves) -> Halves:
+    """Gradient of the decayed columns from that of the scores' blocks."""
+    return [matmul("...rs,...rk->...sk", b, r) for b, r in zip(blocks, rows, strict=True)]
+
+
+def sum_upper(halves: Halves, factors: Halves) -> Array:
+    """Transpose of `upper_halves`: Σ over levels, back on […, C, K]."""
+    terms = [h * f for h, f in zip(halves, factors, strict=True)]
+    return sum(join(jnp.zeros_like(t), t) for t in terms)
+
+
+def sum_lower(halves: Halves, factors: Halves) -> Array:
+    """Transpose of `lower_halves`: Σ over levels, back on […, C, K]."""
+    terms = [h * f for h, f in zip(halves, factors, strict=True)]
+    return sum(join(t, jnp.zeros_like(t)) for t in terms)
+
+
+def reverse_sum(x: Array) -> Array:
+    """Σ_{r ≥ i} x_r over the tokens of a tile […, C, K]."""
+    later = jnp.triu(jnp.ones((x.shape[-2], x.shape[-2]), x.dtype))
+    return matmul("ir,...rk->...ik", later, x)

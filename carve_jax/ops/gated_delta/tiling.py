@@ -1,0 +1,41 @@
+"""Sequences cut into tiles and back: [B, T, H, X] to [tiles, B, N, C, X]."""
+
+import jax.numpy as jnp
+
+from carve_jax.shapes import Array
+
+SMALLEST_TILE, LARGEST_TILE = 16, 256
+
+
+def tile_size(chunk_size: int, length: int) -> int:
+    """The largest power of two up to `chunk_size`, within limits, and no longer than needed."""
+    wanted = 1 << (min(chunk_size, LARGEST_TILE).bit_length() - 1)
+    enough = 1 << (length - 1).bit_length()
+    return max(SMALLEST_TILE, min(wanted, enough))
+
+
+def cut_time(x: Array, tile: int) -> Array:
+    """[B, T] to [tiles, B, C]; a short last tile is filled with zeros (False)."""
+    x = jnp.pad(x, ((0, 0), (0, -x.shape[1] % tile)))
+    return x.reshape(x.shape[0], -1, tile).transpose(1, 0, 2)
+
+
+def cut(x: Array, tile: int, heads: int) -> Array:
+    """[B, T, H, X] to float32 tiles [tiles, B, heads, C, X], repeating grouped heads."""
+    x = x.astype(jnp.float32)
+    x = jnp.pad(x, ((0, 0), (0, -x.shape[1] % tile), (0, 0), (0, 0)))
+    x = x.reshape(x.shape[0], -1, tile, *x.shape[2:]).transpose(1, 0, 3, 2, 4)
+    return x if x.shape[2] == heads else jnp.repeat(x, heads // x.shape[2], axis=2)
+
+
+def uncut(tiled: Array, like: Array) -> Array:
+    """Transpose of `cut`, in the shape and dtype of `like`: sums over repeated heads and, where
+    `like` has one channel, over the channels it was broadcast to."""
+    batch, length, heads, channels = like.shape
+    count, _, repeated, tile, _ = tiled.shape
+    if channels == 1:
+        tiled = tiled.sum(axis=-1, keepdims=True)
+    if heads != repeated:
+        tiled = tiled.reshape(count, batch, heads, repeated // heads, tile, channels).sum(axis=3)
+    x = tiled.transpose(1, 0, 3, 2, 4).reshape(batch, count * tile, heads, channels)
+    return x[:, :length].astype(like.dtype)
