@@ -39,6 +39,7 @@ class ContentGate(NamedTuple):
       scale: erase_scale, the largest erase (2 admits negative eigenvalues).
       stop_gradient: cut the gradient through the content (ablation).
       norm: divide the content by its root mean square over V.
+      dtype: of the erase logits, to which b is rounded.
     """
 
     down: Float[Array, "N V R"]
@@ -47,6 +48,7 @@ class ContentGate(NamedTuple):
     scale: float
     stop_gradient: bool
     norm: bool
+    dtype: jnp.dtype
 
 
 def erase_shift(contents: Float[Array, "*B N J V"], gate: ContentGate) -> Array:
@@ -62,10 +64,10 @@ def erase_shift(contents: Float[Array, "*B N J V"], gate: ContentGate) -> Array:
 
 
 def erase_gate(logits: Array, shift: Array, gate: ContentGate) -> Array:
-    """b = erase_scale · σ(logits + shift), rounded to the dtype of the rule's inputs.
+    """b = erase_scale · σ(logits + shift), rounded to the dtype of the logits as given.
 
     The rounding makes b what a caller of `gated_delta_rule` would hand over, so that CARVE with
     P_up = 0 is GDN-2 bit for bit in every dtype.
     """
     erase = gate.scale * jax.nn.sigmoid(logits + shift)
-    return erase.astype(gate.up.dtype).astype(shift.dtype)
+    return erase.astype(gate.dtype).astype(shift.dtype)

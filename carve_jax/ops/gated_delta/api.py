@@ -53,8 +53,8 @@ def gated_delta_rule(
       key: k, usually of unit norm.
       value: v; its heads are a multiple of the key heads.
       log_decay: g ≤ 0, natural logarithm of the decay, a channel (K) or a head (1); −1000 is a hard
-        reset. Positive entries raise outside `jit`; inside, g ≤ 0 is the caller's promise. May be
-        float32 beside half-precision inputs.
+        reset. Positive entries raise outside `jit`; inside, g ≤ 0 is the caller's promise. The
+        gates (log_decay, erase, write) may be float32 beside half-precision query, key and value.
       erase: b, a channel (K) or a head (1), in [0, 1], or [0, 2] with negative eigenvalues.
       write: w, a channel (V) or a head (1), in [0, 1].
       scale: factor of the query; K**-0.5 by default.
@@ -128,7 +128,7 @@ def carve_rule(
 
     and state and output follow `gated_delta_rule`. L is part of the model, not of the kernel. With
     P_up = 0 this is GDN-2 with erase = erase_scale · σ(x), bit for bit. b is rounded to the dtype
-    of the inputs, as a gate handed to `gated_delta_rule` is. Any split of a sequence into calls
+    of `erase_logits`, as a gate handed to `gated_delta_rule` is. Any split of a sequence into calls
     that hand on `CarveState`, at any offset, gives what one call gives.
 
     Args:
@@ -174,7 +174,13 @@ def carve_rule(
     checks.check_segments(segment_ids, sizes, gate_chunk, position)
     inputs = RuleInputs(query, key, value, log_decay, erase_logits, write)
     gate = ContentGate(
-        content_down, content_up, gate_chunk, erase_scale, stop_gradient_content, content_norm
+        content_down,
+        content_up,
+        chunk=gate_chunk,
+        scale=erase_scale,
+        stop_gradient=stop_gradient_content,
+        norm=content_norm,
+        dtype=erase_logits.dtype,
     )
     scale = sizes["K"] ** -0.5 if scale is None else scale
     if resolve_implementation(implementation, dtype=query.dtype, length=sizes["T"]) == "recurrent":

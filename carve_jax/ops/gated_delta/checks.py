@@ -9,6 +9,7 @@ import numpy as np
 from carve_jax.shapes import Array
 
 FLOAT_DTYPES = ("bfloat16", "float16", "float32", "float64")
+ONE_DTYPE = ("query", "key", "value")
 
 
 def check_arrays(arrays: Mapping[str, Array], shapes: Mapping[str, tuple]) -> dict[str, int]:
@@ -44,18 +45,20 @@ def _axis_text(axis: str | tuple[str], sizes: Mapping[str, int]) -> str:
 
 
 def check_dtypes(arrays: Mapping[str, Array]) -> None:
-    """One floating dtype for all; `log_decay` may also be float32, which keeps its sums exact.
+    """One floating dtype for all; gates may also be float32 beside half-precision inputs.
 
     Raises:
       TypeError: a dtype is not floating, or differs from the query's.
     """
-    expected = arrays["query"].dtype
     for name, array in arrays.items():
-        allowed = {str(expected), "float32"} if name == "log_decay" else {str(expected)}
         if str(array.dtype) not in FLOAT_DTYPES:
             raise TypeError(
                 f"{name} has dtype {array.dtype}; allowed are {', '.join(FLOAT_DTYPES)}: cast it"
             )
+    expected = arrays["query"].dtype
+    for name, array in arrays.items():
+        half = jnp.finfo(expected).bits == 16 and name not in ONE_DTYPE
+        allowed = {str(expected), "float32"} if half else {str(expected)}
         if str(array.dtype) not in allowed:
             raise TypeError(
                 f"{name} has dtype {array.dtype} but query has {expected}; "

@@ -40,7 +40,7 @@ class Plan(NamedTuple):
 
     tile: int
     scale: float
-    gate: tuple[int, float, bool, bool] | None = None
+    gate: tuple | None = None
     chunks: int = 1
 
 
@@ -80,8 +80,7 @@ def chunked_carve(
     batch, length = inputs.value.shape[:2]
     tile = tile_size(CARVE_TILE, length)
     chunks = walk.most_chunks(tile, gate.chunk, aligned)
-    settings = (gate.chunk, gate.scale, gate.stop_gradient, gate.norm)
-    plan = Plan(tile, scale, settings, chunks)
+    plan = Plan(tile, scale, gate[2:], chunks)
     starts = segment_starts(segment_ids, batch, length)
     variables = Variables(
         inputs, state.memory, (state.content, state.partial_sum), (gate.down, gate.up)

@@ -93,11 +93,16 @@ def lower_halves(x: Array, decay: Decay) -> Halves:
 
 def scores(rows: Halves, columns: Halves, diagonal: Array | None = None) -> Array:
     """The lower triangle […, C, C] of the decayed products; zero diagonal unless given […, C]."""
-    if diagonal is None:
-        *batch, blocks, _, _ = rows[0].shape
-        diagonal = jnp.zeros((*batch, 2 * blocks), rows[0].dtype)
-    matrix = diagonal[..., None, None]  # blocks on the diagonal, doubled at each level
-    for row, column in zip(rows, columns, strict=True):
+    # Single tokens are padded to pairs: XLA fuses a product of vectors with whatever made them, and
+    # the bits would then depend on whether it stands in a loop.
+    row, column = rows[0], columns[0]
+    row = jnp.concatenate([jnp.zeros_like(row), row], axis=-2)
+    column = jnp.concatenate([column, jnp.zeros_like(column)], axis=-2)
+    matrix = matmul("...rk,...sk->...rs", row, column)
+    if diagonal is not None:
+        pairs = diagonal.reshape(*diagonal.shape[:-1], -1, 2, 1)
+        matrix = matrix + pairs * jnp.eye(2, dtype=diagonal.dtype)
+    for row, column in zip(rows[1:], columns[1:], strict=True):
         block = matmul("...rk,...sk->...rs", row, column)
         first, second = matrix[..., 0::2, :, :], matrix[..., 1::2, :, :]
         top = jnp.concatenate([first, jnp.zeros_like(first)], axis=-1)
