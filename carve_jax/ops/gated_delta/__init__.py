@@ -6,6 +6,7 @@ from carve_jax.ops.gated_delta.api import (
     carve_rule,
     gated_delta_rule,
     resolve_implementation,
+    value_axis_erase_rule,
 )
 
 __all__ = [
@@ -14,4 +15,5 @@ __all__ = [
     "carve_rule",
     "gated_delta_rule",
     "resolve_implementation",
+    "value_axis_erase_rule",
 ]

@@ -18,6 +18,7 @@ _RULE_SHAPES = {
     "erase": ("B", "T", "H", ("K",)),
     "erase_logits": ("B", "T", "H", "K"),
     "write": ("B", "T", "N", ("V",)),
+    "value_erase": ("B", "T", "N", "V"),
     "content_down": ("N", "V", "R"),
     "content_up": ("N", "R", "K"),
 }
@@ -82,22 +83,56 @@ def gated_delta_rule(
         "erase": erase,
         "write": write,
     }
-    sizes = checks.check_arrays(arrays, _RULE_SHAPES)
-    checks.check_dtypes(arrays)
-    checks.check_sizes(sizes)
-    checks.check_log_decay(log_decay)
+    sizes = _check_inputs(arrays)
     checks.check_segments(segment_ids, sizes)
     checks.check_positive("chunk_size", chunk_size)
     inputs = RuleInputs(query, key, value, log_decay, erase, write)
-    state = zero_state(sizes, query.dtype)
-    if initial_state is not None:
-        checks.check_state({"initial_state": initial_state}, {"initial_state": state.memory})
-        state = state._replace(memory=initial_state)
+    state = _start(initial_state, sizes, query.dtype)
     scale = sizes["K"] ** -0.5 if scale is None else scale
     if resolve_implementation(implementation, dtype=query.dtype, length=sizes["T"]) == "recurrent":
         output, state = recurrent(inputs, state, segment_ids, scale)
         return output, state.memory
     return chunked_rule(inputs, state.memory, segment_ids, scale, chunk_size)
+
+
+def value_axis_erase_rule(
+    query: Float[Array, "B T H K"],
+    key: Float[Array, "B T H K"],
+    value: Float[Array, "B T N V"],
+    log_decay: Float[Array, "B T H Kg"],
+    erase: Float[Array, "B T H Kg"],
+    write: Float[Array, "B T N Vg"],
+    value_erase: Float[Array, "B T N V"],
+    *,
+    scale: float | None = None,
+    initial_state: Float32[Array, "B N K V"] | None = None,
+    segment_ids: Int[Array, "B T"] | None = None,
+) -> tuple[Float[Array, "B T N V"], Float32[Array, "B N K V"]]:
+    """The ablation that CARVE argues against: an erase mask on the value axis as well.
+
+    As `gated_delta_rule`, with residual w_t ⊙ v_t − c_t ⊙ (S̄_tᵀ (b_t ⊙ k_t)) for the mask
+    c = `value_erase` in [0, 1]. The system inside a chunk then depends on the value channel, V
+    triangular solves instead of one (arXiv 2606.27229), so the rule runs token by token alone.
+
+    Raises:
+      As `gated_delta_rule`.
+    """
+    arrays = {
+        "query": query,
+        "key": key,
+        "value": value,
+        "log_decay": log_decay,
+        "erase": erase,
+        "write": write,
+        "value_erase": value_erase,
+    }
+    sizes = _check_inputs(arrays)
+    checks.check_segments(segment_ids, sizes)
+    inputs = RuleInputs(query, key, value, log_decay, erase, write)
+    state = _start(initial_state, sizes, query.dtype)
+    scale = sizes["K"] ** -0.5 if scale is None else scale
+    output, state = recurrent(inputs, state, segment_ids, scale, value_erase=value_erase)
+    return output, state.memory
 
 
 def carve_rule(
@@ -119,7 +154,7 @@ def carve_rule(
     content_norm: bool = False,
     implementation: str | None = None,
 ) -> tuple[Float[Array, "B T N V"], CarveState]:
-    """CARVE (arXiv 2606.27229): the gated delta rule whose erase gate sees what the memory returned.
+    """CARVE (arXiv 2606.27229): the gated delta rule whose erase gate sees what memory returned.
 
     Time is cut into gate chunks of L = `gate_chunk` tokens, counted from the start of each segment.
     For gate chunk c, with m_c the mean of the outputs of chunk c − 1 (m_0 = 0):
@@ -161,10 +196,7 @@ def carve_rule(
         "content_down": content_down,
         "content_up": content_up,
     }
-    sizes = checks.check_arrays(arrays, _RULE_SHAPES)
-    checks.check_dtypes(arrays)
-    checks.check_sizes(sizes)
-    checks.check_log_decay(log_decay)
+    sizes = _check_inputs(arrays)
     checks.check_positive("gate_chunk", gate_chunk)
     state = zero_state(sizes, query.dtype)
     if initial_state is not None:
@@ -221,6 +253,23 @@ def resolve_implementation(
             "'recurrent', or cast them to float32"
         )
     return implementation
+
+
+def _check_inputs(arrays: dict[str, Array]) -> dict[str, int]:
+    sizes = checks.check_arrays(arrays, _RULE_SHAPES)
+    checks.check_dtypes(arrays)
+    checks.check_sizes(sizes)
+    checks.check_log_decay(arrays["log_decay"])
+    return sizes
+
+
+def _start(memory: Array | None, sizes: dict[str, int], dtype: jnp.dtype) -> CarveState:
+    """The state of the plain rule before the first token."""
+    state = zero_state(sizes, dtype)
+    if memory is None:
+        return state
+    checks.check_state({"initial_state": memory}, {"initial_state": state.memory})
+    return state._replace(memory=memory)
 
 
 def zero_state(sizes: dict[str, int], dtype: jnp.dtype) -> CarveState:

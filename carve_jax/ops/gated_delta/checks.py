@@ -1,4 +1,4 @@
-"""Checks of what callers hand to the rule: each refusal names what was given and what is allowed."""
+"""Checks of what callers hand to the rule: refusals name what was given and what is allowed."""
 
 from collections.abc import Mapping
 
@@ -30,9 +30,9 @@ def check_arrays(arrays: Mapping[str, Array], shapes: Mapping[str, tuple]) -> di
             )
         for axis, size in zip(expected, array.shape, strict=True):
             if isinstance(axis, tuple):  # a gate: one for each channel, or one for all
-                allowed = (sizes[axis[0]], 1)
+                allowed = {sizes[axis[0]], 1}
             else:
-                allowed = (sizes.setdefault(axis, size),)
+                allowed = {sizes.setdefault(axis, size)}
             if size not in allowed:
                 raise ValueError(f"{name} has shape {array.shape}; expected {written}")
     return sizes
@@ -120,7 +120,8 @@ def check_segments(
     expected = (sizes["B"], sizes["T"])
     if segment_ids.shape != expected:
         raise ValueError(
-            f"segment_ids has shape {segment_ids.shape}; expected [B={expected[0]}, T={expected[1]}]"
+            f"segment_ids has shape {segment_ids.shape}; "
+            f"expected [B={expected[0]}, T={expected[1]}]"
         )
     if not jnp.issubdtype(segment_ids.dtype, jnp.integer):
         raise TypeError(f"segment_ids has dtype {segment_ids.dtype}; expected an integer dtype")

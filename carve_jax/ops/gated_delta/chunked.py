@@ -2,11 +2,11 @@
 
 One tile of C tokens, in the notation of GDN-2 (arXiv 2605.22791) with start state S_0:
 
-    (I + T) R = Z − Ē S_0      O = (γ⊙q) S_0 + P R      S_C = Diag(γ_C) S_0 + (k⊙γ_C⊘γ)ᵀ R
+    R = A (Z − Ē S_0)      O = (γ⊙q) S_0 + P R      S_C = Diag(γ_C) S_0 + (k⊙γ_C⊘γ)ᵀ R
 
-T and P are the decayed scores of (b⊙k, k) and (q, k). One triangular solve serves all value
-channels, because the erase gate acts on the key axis alone; the inverse is never formed. What does
-not depend on the state is computed for all tiles at once here; `walk` does the rest in order.
+A is the inverse of I + T; T and P are the decayed scores of (b⊙k, k) and (q, k). One inverse serves
+all value channels, because the erase gate acts on the key axis alone. What does not depend on the
+state is computed for all tiles at once here; `walk` does the rest in order.
 
 Residuals are the inputs, the state at the start of each tile and the content of each gate chunk.
 """
@@ -85,9 +85,9 @@ def chunked_carve(
     variables = Variables(
         inputs, state.memory, (state.content, state.partial_sum), (gate.down, gate.up)
     )
-    output, memory, content = _run(plan, variables, starts, state.position)
+    output, memory, (content, partial_sum) = _run(plan, variables, starts, state.position)
     position = (state.position + length) % gate.chunk
-    return output, CarveState(memory, *content, position)
+    return output, CarveState(memory, content, partial_sum, position)
 
 
 class Tiles(NamedTuple):
@@ -128,10 +128,12 @@ def _shared(t: Tiles) -> walk.Shared:
     )
 
 
-def _content(plan: Plan, variables: Variables, starts: Array, position: Array | None):
-    """The content gate and the places of the gate chunks, or None for the plain rule."""
-    if plan.gate is None:
-        return None
+def _content(
+    plan: Plan, variables: Variables, starts: Array, position: Array
+) -> tuple[ContentGate, walk.ChunkMarks]:
+    """The content gate, and the places of the gate chunks."""
+    assert plan.gate is not None
+    assert variables.projections is not None
     gate = ContentGate(*variables.projections, *plan.gate)
     return gate, walk.mark_chunks(starts, position, gate.chunk, plan.tile, plan.chunks)
 
@@ -140,8 +142,8 @@ def _forward(plan: Plan, variables: Variables, starts: Array, position: Array | 
     t = _cut_inputs(plan, variables.inputs, starts)
     s = _shared(t)
     if plan.gate is None:
-        system, erased = walk.open_system(t.erase, s)
-        memory, (memories, residual) = walk.forward(variables.memory, system, erased, s)
+        inverse, erased = walk.open_system(t.erase, s)
+        memory, (memories, residual) = walk.forward(variables.memory, inverse, erased, s)
         content, contents = None, None
     else:
         gate, marks = _content(plan, variables, starts, position)
@@ -169,21 +171,21 @@ def _backward(plan: Plan, residuals: tuple, cotangents: tuple):
     d_output = cut(d_output, plan.tile, inputs.value.shape[2])
     if plan.gate is None:
         erase = t.erase
-        system, erased = walk.open_system(erase, s)
-        residual = walk.solve(system, s.written - matmul("...ck,...kv->...cv", erased, memories))
-        d_memory, (d_memories, d_written) = walk.backward(d_memory, d_output, system, erased, s)
+        inverse, erased = walk.open_system(erase, s)
+        residual = walk.residuals(inverse, erased, s.written, memories)
+        d_memory, (d_memories, d_written) = walk.backward(d_memory, d_output, inverse, erased, s)
         d_content, d_projections = None, None
     else:
         gate, marks = _content(plan, variables, starts, position)
         shift = walk.shift_rows(contents, gate, marks)
         erase = erase_gate(t.erase, shift, gate)
-        system, erased = walk.open_system(erase, s)
-        residual = walk.solve(system, s.written - matmul("...ck,...kv->...cv", erased, memories))
+        inverse, erased = walk.open_system(erase, s)
+        residual = walk.residuals(inverse, erased, s.written, memories)
         slope = walk.gate_slope(t.erase + shift, gate)
         carry, (d_memories, d_written, d_sums, d_shift) = walk.backward_carve(
             (d_memory, *d_content),
             d_output,
-            (t.key, system, erased, residual, memories, contents, slope),
+            (t.key, inverse, erased, residual, memories, contents, slope),
             s,
             gate,
             marks,

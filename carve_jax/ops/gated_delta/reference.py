@@ -96,9 +96,7 @@ def recurrent(
         if gate is not None:
             shift = erase_shift(content[:, :, None], gate)[:, :, 0]
             erase = erase_gate(erase, shift, gate)
-        memory, output = rule_step(
-            memory, scale * query, key, value, log_decay, erase, write, mask
-        )
+        memory, output = rule_step(memory, scale * query, key, value, log_decay, erase, write, mask)
         if gate is not None:
             partial_sum = partial_sum + output
             full = (position + 1 == gate.chunk)[:, None, None]

@@ -13,6 +13,7 @@ found as the difference of two large ones.
 All arrays carry leading batch axes; imported by `chunked` alone.
 """
 
+import functools
 from typing import NamedTuple
 
 import jax.numpy as jnp
@@ -91,23 +92,49 @@ def lower_halves(x: Array, decay: Decay) -> Halves:
     return [split(x, f.shape[-2])[0] * f for f in decay.lower]
 
 
-def scores(rows: Halves, columns: Halves, diagonal: Array | None = None) -> Array:
-    """The lower triangle […, C, C] of the decayed products; zero diagonal unless given […, C]."""
-    # Single tokens are padded to pairs: XLA fuses a product of vectors with whatever made them, and
-    # the bits would then depend on whether it stands in a loop.
+def score_levels(rows: Halves, columns: Halves) -> Halves:
+    """Strictly lower decayed products, level by level: […, C/2h, h, h].
+
+    Level 1 comes as pairs [[0, 0], [s, 0]]: XLA fuses a product of two vectors with whatever made
+    them, and the bits would then depend on whether it stands in a loop.
+    """
     row, column = rows[0], columns[0]
     row = jnp.concatenate([jnp.zeros_like(row), row], axis=-2)
     column = jnp.concatenate([column, jnp.zeros_like(column)], axis=-2)
-    matrix = matmul("...rk,...sk->...rs", row, column)
-    if diagonal is not None:
-        pairs = diagonal.reshape(*diagonal.shape[:-1], -1, 2, 1)
-        matrix = matrix + pairs * jnp.eye(2, dtype=diagonal.dtype)
-    for row, column in zip(rows[1:], columns[1:], strict=True):
-        block = matmul("...rk,...sk->...rs", row, column)
-        first, second = matrix[..., 0::2, :, :], matrix[..., 1::2, :, :]
-        top = jnp.concatenate([first, jnp.zeros_like(first)], axis=-1)
-        matrix = jnp.concatenate([top, jnp.concatenate([block, second], axis=-1)], axis=-2)
+    operands = zip([row, *rows[1:]], [column, *columns[1:]], strict=True)
+    return [matmul("...rk,...sk->...rs", r, c) for r, c in operands]
+
+
+def scores(rows: Halves, columns: Halves, diagonal: Array) -> Array:
+    """The lower triangle […, C, C] of the decayed products, with the diagonal […, C]."""
+    pairs, *levels = score_levels(rows, columns)
+    matrix = pairs + diagonal.reshape(*diagonal.shape[:-1], -1, 2, 1) * _eye(pairs)
+    for block in levels:
+        matrix = _quadrants(matrix[..., 0::2, :, :], block, matrix[..., 1::2, :, :])
     return matrix[..., 0, :, :]
+
+
+def unit_inverse(rows: Halves, columns: Halves) -> Array:
+    """(I + T)⁻¹ […, C, C] for the strictly lower scores T: blocks double at each level,
+    [[A, 0], [−B X A, B]] being the inverse of [[A⁻¹, 0], [X, B⁻¹]]."""
+    pairs, *levels = score_levels(rows, columns)
+    inverse = _eye(pairs) - pairs
+    for block in levels:
+        first, second = inverse[..., 0::2, :, :], inverse[..., 1::2, :, :]
+        corner = matmul("...ij,...jk->...ik", matmul("...ij,...jk->...ik", second, block), first)
+        inverse = _quadrants(first, -corner, second)
+    return inverse[..., 0, :, :]
+
+
+def _eye(like: Array) -> Array:
+    eye = jnp.eye(like.shape[-1], dtype=like.dtype)
+    return eye.reshape((1,) * (like.ndim - 2) + eye.shape)
+
+
+def _quadrants(upper_left: Array, lower_left: Array, lower_right: Array) -> Array:
+    top = jnp.concatenate([upper_left, jnp.zeros_like(upper_left)], axis=-1)
+    bottom = jnp.concatenate([lower_left, lower_right], axis=-1)
+    return jnp.concatenate([top, bottom], axis=-2)
 
 
 def score_blocks(matrix: Array) -> Halves:
@@ -133,14 +160,14 @@ def columns_gradient(blocks: Halves, rows: Halves) -> Halves:
 
 def sum_upper(halves: Halves, factors: Halves) -> Array:
     """Transpose of `upper_halves`: Σ over levels, back on […, C, K]."""
-    terms = [h * f for h, f in zip(halves, factors, strict=True)]
-    return sum(join(jnp.zeros_like(t), t) for t in terms)
+    terms = (h * f for h, f in zip(halves, factors, strict=True))
+    return functools.reduce(jnp.add, [join(jnp.zeros_like(t), t) for t in terms])
 
 
 def sum_lower(halves: Halves, factors: Halves) -> Array:
     """Transpose of `lower_halves`: Σ over levels, back on […, C, K]."""
-    terms = [h * f for h, f in zip(halves, factors, strict=True)]
-    return sum(join(t, jnp.zeros_like(t)) for t in terms)
+    terms = (h * f for h, f in zip(halves, factors, strict=True))
+    return functools.reduce(jnp.add, [join(t, jnp.zeros_like(t)) for t in terms])
 
 
 def reverse_sum(x: Array) -> Array:

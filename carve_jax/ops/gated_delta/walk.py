@@ -1,8 +1,8 @@
 """The sequential part of the WY form: what carries state from tile to tile, forwards and back.
 
-GDN-2 has its systems ready and walks with two products and one solve a tile. CARVE's erase gate
-needs the outputs of the gate chunk before, so its systems are formed on the way. Where J gate
-chunks meet in a tile, the tile is solved J times: solve j is right for the rows of the first j
+GDN-2 has the inverses ready and walks with three products a tile. CARVE's erase gate
+needs the outputs of the gate chunk before, so its inverses are formed on the way. Where J gate
+chunks meet in a tile, it is solved J times: solve j is right for the rows of the first j
 chunks, all that the content of chunk j + 1 needs. The backward walk repeats the argument from the
 last chunk to the first. Both rules thus run the same arithmetic on the same tiles.
 """
@@ -69,7 +69,7 @@ def most_chunks(tile: int, chunk: int, aligned: bool) -> int:
 def mark_chunks(starts: Array, position: Array, chunk: int, tile: int, chunks: int) -> ChunkMarks:
     """Marks from segment starts [B, T] (on gate chunks) and the position of the first token [B]."""
     length = starts.shape[1]
-    phase = (position[:, None] + jnp.arange(length)) % chunk
+    phase = (position[:, None] + jnp.arange(length)[None]) % chunk
     ends = cut_time(phase == chunk - 1, tile)
     starts = cut_time(starts, tile)
     local = jnp.cumsum(ends, axis=-1) - ends  # chunks completed in the tile before each token
@@ -84,19 +84,15 @@ def erase_rows(erase: Array, key_rows: Halves) -> Halves:
 
 
 def open_system(erase: Array, s: Shared) -> tuple[Array, Array]:
-    """T and Ē."""
-    return tiles.scores(erase_rows(erase, s.key_rows), s.key_columns), erase * s.key_start
+    """A = (I + T)⁻¹ and Ē."""
+    rows = erase_rows(erase, s.key_rows)
+    return tiles.unit_inverse(rows, s.key_columns), erase * s.key_start
 
 
-def solve(system: Array, right: Array, transpose: bool = False) -> Array:
-    """(I + T)⁻¹ right, or (I + T)⁻ᵀ right."""
-    return jax.lax.linalg.triangular_solve(
-        system, right, left_side=True, lower=True, transpose_a=transpose, unit_diagonal=True
-    )
-
-
-def _residual(memory: Array, system: Array, erased: Array, s: Shared) -> Array:
-    return solve(system, s.written - matmul("...ck,...kv->...cv", erased, memory))
+def residuals(inverse: Array, erased: Array, written: Array, memory: Array) -> Array:
+    """R = A (Z − Ē S_0)."""
+    right = written - matmul("...ck,...kv->...cv", erased, memory)
+    return matmul("...rs,...sv->...rv", inverse, right)
 
 
 def _next_memory(memory: Array, residual: Array, s: Shared) -> Array:
@@ -104,32 +100,32 @@ def _next_memory(memory: Array, residual: Array, s: Shared) -> Array:
     return s.decay.total[..., None] * memory + added
 
 
-def forward(memory: Array, system: Array, erased: Array, s: Shared) -> tuple:
+def forward(memory: Array, inverse: Array, erased: Array, s: Shared) -> tuple:
     """Walk the plain rule: final memory, and the start memories and residuals R of the tiles."""
 
     def step(memory: Array, tile: tuple) -> tuple:
-        system, erased, s = tile
-        residual = _residual(memory, system, erased, s)
+        inverse, erased, s = tile
+        residual = residuals(inverse, erased, s.written, memory)
         return _next_memory(memory, residual, s), (memory, residual)
 
-    return jax.lax.scan(step, memory, (system, erased, s))
+    return jax.lax.scan(step, memory, (inverse, erased, s))
 
 
-def backward(d_memory: Array, d_output: Array, system: Array, erased: Array, s: Shared) -> tuple:
+def backward(d_memory: Array, d_output: Array, inverse: Array, erased: Array, s: Shared) -> tuple:
     """Walk the plain rule back: gradient of the first memory, and those of the end memories and of
     W = Z − Ē S_0 of the tiles."""
     d_residual = matmul("...rs,...rv->...sv", s.scores, d_output)
     d_start = matmul("...ck,...cv->...kv", s.query_start, d_output)
 
     def step(d_memory: Array, tile: tuple) -> tuple:
-        d_residual, d_start, system, erased, key_tail, total = tile
+        d_residual, d_start, inverse, erased, key_tail, total = tile
         d_residual = d_residual + matmul("...ck,...kv->...cv", key_tail, d_memory)
-        d_written = solve(system, d_residual, transpose=True)
+        d_written = matmul("...rs,...rv->...sv", inverse, d_residual)
         d_start = d_start + total[..., None] * d_memory
         d_start = d_start - matmul("...ck,...cv->...kv", erased, d_written)
         return d_start, (d_memory, d_written)
 
-    xs = (d_residual, d_start, system, erased, s.key_tail, s.decay.total)
+    xs = (d_residual, d_start, inverse, erased, s.key_tail, s.decay.total)
     return jax.lax.scan(step, d_memory, xs, reverse=True)
 
 
@@ -167,8 +163,8 @@ def forward_carve(carry: tuple, logits: Array, s: Shared, gate: ContentGate, mar
 
         def residual_under(contents: Array) -> Array:
             shift = shift_rows(contents, gate, marks)
-            system, erased = open_system(erase_gate(logits, shift, gate), s)
-            return _residual(memory, system, erased, s)
+            inverse, erased = open_system(erase_gate(logits, shift, gate), s)
+            return residuals(inverse, erased, s.written, memory)
 
         def sums_under(residual: Array) -> Array:
             sums = read + matmul("...js,...sv->...jv", score_sums, residual)
@@ -220,7 +216,7 @@ def backward_carve(
     def step(d_carry: tuple, tile: tuple) -> tuple:
         d_memory, d_content, d_partial = d_carry
         d_residual, d_start, query_sums, score_sums, recomputed, s, marks = tile
-        key, system, erased, residual, memory, contents, slope = recomputed
+        key, inverse, erased, residual, memory, contents, slope = recomputed
         full = marks.full[:, None, None]
         d_last = jnp.where(full, d_content / gate.chunk, d_partial)
         d_sums_end = matmul("...bj,...bnv->...bnjv", marks.last, d_last)
@@ -232,7 +228,7 @@ def backward_carve(
 
         def written_and_shift(d_sums: Array) -> tuple[Array, Array]:
             right = d_residual + matmul("...js,...jv->...sv", score_sums, d_sums)
-            d_written = solve(system, right, transpose=True)
+            d_written = matmul("...rs,...rv->...sv", inverse, right)
             blocks = tiles.score_blocks(-matmul("...rv,...sv->...rs", d_written, residual))
             d_rows = edit_rows_gradient(blocks, d_written, memory, s)
             d_logits = d_rows * key * slope

@@ -1,0 +1,1 @@
+"""Measures of a trained model; each module is one of them."""

@@ -1,0 +1,17 @@
+"""Sequence mixers (Flax Linen), thin over the pure functions in ``carve_jax.ops``."""
+
+from carve_jax.mixers.base import Mixer
+from carve_jax.mixers.gated_delta import GatedDeltaCache, GatedDeltaMixer
+from carve_jax.mixers.gates import GateSpec
+from carve_jax.mixers.presets import GATES, MIXERS
+from carve_jax.mixers.softmax import SoftmaxAttention
+
+__all__ = [
+    "GATES",
+    "MIXERS",
+    "GateSpec",
+    "GatedDeltaCache",
+    "GatedDeltaMixer",
+    "Mixer",
+    "SoftmaxAttention",
+]

@@ -1,0 +1,29 @@
+"""Data: real text every Python carries, token files, and synthetic recall, as packed batches."""
+
+from carve_jax.training.data.config import DataConfig
+from carve_jax.training.data.documents import Document, is_held_out
+from carve_jax.training.data.pipeline import DataPipeline, make_pipeline, make_tokenizer
+from carve_jax.training.data.token_files import ShardWriter, TokenFiles
+from carve_jax.training.data.tokenizer import (
+    BPETokenizer,
+    ByteTokenizer,
+    Tokenizer,
+    tokenizer_from_json,
+    train_bpe,
+)
+
+__all__ = [
+    "BPETokenizer",
+    "ByteTokenizer",
+    "DataConfig",
+    "DataPipeline",
+    "Document",
+    "ShardWriter",
+    "TokenFiles",
+    "Tokenizer",
+    "is_held_out",
+    "make_pipeline",
+    "make_tokenizer",
+    "tokenizer_from_json",
+    "train_bpe",
+]

@@ -1,0 +1,95 @@
+"""What the `data` section of a config may say, with its defaults and its checks."""
+
+import dataclasses
+import difflib
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from carve_jax.errors import UserError
+
+SOURCES = ("stdlib", "token_files", "mqar")
+PARTS = ("topics", "docstrings", "sources")
+
+
+@dataclasses.dataclass(frozen=True)
+class DataConfig:
+    """The data section.
+
+    Attributes:
+      source: "stdlib" (text of the Python that runs), "token_files" or "mqar".
+      parts: of "stdlib": any of "topics" (the language reference), "docstrings", "sources".
+      tokenizer: of "stdlib": "bytes", "bpe" (trained on the training documents) or the path of a
+        byte-level BPE's tokenizer.json. Token files name their own tokenizer.
+      vocab_size: of "bpe" (separator included) and of "mqar".
+      path: the directory of the token files, as `experiments.prepare_data` writes it.
+      eval_fraction: of "stdlib": expected share of the documents that is held out.
+      num_pairs: of "mqar": key-value pairs of an example.
+      num_queries: of "mqar": how many of the keys are asked for; 0 asks for all, as Zoology does.
+      power_a: of "mqar": exponent of the law of the gaps; 1 is uniform, small favours short gaps.
+      eval_examples: of "mqar": size of the fixed held-out set.
+
+    Raises:
+      UserError: a value that is not allowed; the sentence says what is.
+    """
+
+    source: str = "stdlib"
+    parts: tuple[str, ...] = ("topics", "docstrings")
+    tokenizer: str = "bytes"
+    vocab_size: int = 1024
+    path: str = ""
+    eval_fraction: float = 0.05
+    num_pairs: int = 8
+    num_queries: int = 0
+    power_a: float = 0.01
+    eval_examples: int = 1024
+
+    def __post_init__(self) -> None:
+        check_name("data.source", self.source, SOURCES)
+        if not self.parts:
+            raise UserError(f"data.parts is empty; give at least one of {_listed(PARTS)}.")
+        for part in self.parts:
+            check_name("data.parts", part, PARTS)
+        if {"docstrings", "sources"} <= set(self.parts):
+            raise UserError(
+                "data.parts names both 'docstrings' and 'sources', but the sources hold the "
+                "docstrings; give one of the two."
+            )
+        check_fraction("data.eval_fraction", self.eval_fraction)
+
+    @classmethod
+    def from_config(cls, config: Mapping[str, Any]) -> "DataConfig":
+        """Reads a ConfigDict or any mapping; absent keys take the defaults.
+
+        Raises:
+          UserError: a key that is not a field (the nearest one is offered), or a bad value.
+        """
+        if isinstance(config, DataConfig):
+            return config
+        values = dict(config)
+        names = [field.name for field in dataclasses.fields(cls)]
+        for name in values:
+            check_name("the data section", name, names, what="key")
+        if "parts" in values:
+            parts = values["parts"]
+            values["parts"] = (parts,) if isinstance(parts, str) else tuple(parts)
+        return cls(**values)
+
+
+def check_name(where: str, given: str, allowed: Iterable[str], what: str = "value") -> None:
+    """Raises UserError naming the allowed values, the nearest first, unless `given` is one."""
+    allowed = tuple(allowed)
+    if given in allowed:
+        return
+    near = difflib.get_close_matches(str(given), allowed, n=1)
+    hint = f"; did you mean {near[0]!r}?" if near else "."
+    raise UserError(f"{where} has the {what} {given!r}, allowed are {_listed(allowed)}{hint}")
+
+
+def check_fraction(where: str, value: float) -> None:
+    """Raises UserError unless 0 < value < 1."""
+    if not 0.0 < value < 1.0:
+        raise UserError(f"{where} is {value}; give a share between 0 and 1, both excluded.")
+
+
+def _listed(names: Iterable[str]) -> str:
+    return ", ".join(repr(name) for name in names)

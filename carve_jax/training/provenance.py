@@ -1,0 +1,67 @@
+"""What a run's figures depend on besides its config: code, versions, devices, implementation."""
+
+import json
+import platform
+import subprocess
+import sys
+from datetime import UTC, datetime
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import jax
+
+import carve_jax
+from carve_jax.training.metrics import write_atomically
+
+FILE_NAME = "provenance.json"
+PACKAGES = (
+    "carve_jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy",
+    "ml-collections",
+)  # fmt: skip
+
+
+def describe_environment() -> dict[str, Any]:
+    """Commit, versions, devices, Python and command of this process, as plain values."""
+    return {
+        "commit": _git("rev-parse", "HEAD"),
+        "uncommitted_changes": bool(_git("status", "--porcelain", "--untracked-files=no")),
+        "versions": {name: _version(name) for name in PACKAGES},
+        "python": platform.python_version(),
+        "system": platform.platform(),
+        "backend": jax.default_backend(),
+        "devices": [device.device_kind for device in jax.devices()],
+        "command": sys.argv,
+        "started": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
+
+
+def write_provenance(workdir: Path, facts: dict[str, Any]) -> None:
+    """Writes `facts` to provenance.json; those of earlier starts go to its list "earlier"."""
+    path = workdir / FILE_NAME
+    earlier = []
+    if path.exists():
+        previous = json.loads(path.read_text())
+        earlier = [*previous.pop("earlier"), previous]
+    write_atomically(path, json.dumps({**facts, "earlier": earlier}, indent=2) + "\n")
+
+
+def _version(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None  # run from a checkout
+
+
+def _git(*arguments: str) -> str | None:
+    """Output of a git command in the checkout this code runs from; None outside of one."""
+    root = Path(carve_jax.__file__).parents[1]
+    if not (root / ".git").exists():
+        return None
+    try:
+        done = subprocess.run(
+            ["git", *arguments], cwd=root, capture_output=True, text=True, timeout=10, check=True
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout.strip()

@@ -1,0 +1,155 @@
+"""The config of a run: checked before anything is built, and held against that of its directory."""
+
+import dataclasses
+import difflib
+import json
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from carve_jax.errors import UserError
+from carve_jax.model import LMConfig
+from carve_jax.training.metrics import write_atomically
+
+FILE_NAME = "config.json"
+
+SECTIONS = ("model", "data", "optimizer")
+OPTIMIZER = (
+    "peak_learning_rate", "warmup_fraction", "final_fraction", "weight_decay", "beta1", "beta2",
+    "clip_norm", "accumulate_steps",
+)  # fmt: skip
+COUNTS = (
+    "batch_size", "sequence_length", "steps", "loss_chunk", "eval_every", "log_every",
+    "checkpoint_every", "keep_checkpoints",
+)  # fmt: skip
+OTHERS = ("seed", "z_loss", "sample_prompt", "sample_tokens")
+
+# What a run may change when it is resumed: all that leaves parameters and data as they would be.
+RESUMABLE = frozenset(
+    {
+        "eval_every", "log_every", "checkpoint_every", "keep_checkpoints", "sample_prompt",
+        "sample_tokens",
+    }
+)  # fmt: skip
+
+
+def check_settings(config: ConfigDict) -> None:
+    """Raises UserError for a field that is missing, unknown or out of range.
+
+    The sections `model` and `data` are checked by the code they belong to.
+    """
+    check_names(config.keys(), SECTIONS + COUNTS + OTHERS, "config")
+    check_names(config.optimizer.keys(), OPTIMIZER, "config.optimizer")
+    counts = {f"config.{name}": config[name] for name in COUNTS}
+    counts["config.optimizer.accumulate_steps"] = config.optimizer.accumulate_steps
+    for name, value in counts.items():
+        if not isinstance(value, int) or value < 1:
+            raise UserError(f"{name} is {value!r}, but must be a whole number of at least 1")
+    if config.batch_size % config.optimizer.accumulate_steps:
+        raise UserError(
+            f"config.batch_size is {config.batch_size}, but must be a multiple of "
+            f"config.optimizer.accumulate_steps, which is {config.optimizer.accumulate_steps}"
+        )
+
+
+def check_names(given: Iterable[str], expected: tuple[str, ...], where: str) -> None:
+    """Raises UserError unless `given` and `expected` are the same names; offers the nearest."""
+    given = list(given)
+    for name in given:
+        if name not in expected:
+            raise UserError(f"{where} has no field {name!r}; {nearest(name, expected)}")
+    missing = [name for name in expected if name not in given]
+    if missing:
+        raise UserError(f"{where} lacks {', '.join(missing)}: start from configs/base.py")
+
+
+def nearest(name: str, allowed: Iterable[str]) -> str:
+    """ "did you mean …?" if a name is close, and otherwise all that are allowed."""
+    allowed = list(allowed)
+    close = difflib.get_close_matches(name, allowed, n=1)
+    return f"did you mean {close[0]!r}?" if close else f"allowed are {', '.join(allowed)}"
+
+
+def make_model_config(config: ConfigDict) -> LMConfig:
+    """`LMConfig` of the section `model`.
+
+    Raises:
+      UserError: an unknown field, or values that LMConfig refuses.
+    """
+    section = config.model.to_dict()
+    fields = tuple(field.name for field in dataclasses.fields(LMConfig))
+    for name in section:
+        if name not in fields:
+            raise UserError(f"config.model has no field {name!r}; {nearest(name, fields)}")
+    section["pattern"] = tuple(section.get("pattern", LMConfig.pattern))
+    try:
+        return LMConfig(**section)
+    except (ValueError, TypeError) as error:
+        raise UserError(f"config.model: {error}") from error
+
+
+def claim_workdir(workdir: Path, config: ConfigDict) -> None:
+    """Makes the run directory this config's: writes config.json, or checks the one there.
+
+    Raises:
+      UserError: the directory belongs to another config; every differing field is named.
+    """
+    if workdir.exists() and not workdir.is_dir():
+        raise UserError(
+            f"--workdir {workdir} is a file: give a directory, new or of an earlier run"
+        )
+    workdir.mkdir(parents=True, exist_ok=True)
+    if (workdir / FILE_NAME).exists():
+        differing = differences(flatten(load_config(workdir)), flatten(config))
+        if differing:
+            raise UserError(
+                f"{workdir} belongs to a run of another config: {'; '.join(differing)}; give "
+                "another --workdir, or these values"
+            )
+    text = json.dumps(config.to_dict(), indent=2, sort_keys=True) + "\n"
+    write_atomically(workdir / FILE_NAME, text)
+
+
+def load_config(workdir: Path) -> ConfigDict:
+    """The resolved config of a run directory.
+
+    Raises:
+      UserError: there is none, or it cannot be read.
+    """
+    path = workdir / FILE_NAME
+    try:
+        values = json.loads(path.read_text())
+    except FileNotFoundError:
+        raise UserError(
+            f"{workdir} holds no run ({FILE_NAME} is missing): train first, or correct --workdir"
+        ) from None
+    except (json.JSONDecodeError, UnicodeDecodeError, OSError) as error:
+        raise UserError(f"{path} cannot be read: {error}") from error
+    return ConfigDict(values)
+
+
+def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested fields under dotted names, lists and tuples alike as tuples."""
+    flat: dict[str, Any] = {}
+    for name, value in config.items():
+        if isinstance(value, (ConfigDict, dict)):
+            flat |= flatten(value, f"{prefix}{name}.")
+        else:
+            flat[prefix + name] = tuple(value) if isinstance(value, (list, tuple)) else value
+    return flat
+
+
+def differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
+    """One clause a field that differs between flat configs and may not change on resume."""
+    absent = object()
+
+    def show(value: Any) -> str:
+        return "absent" if value is absent else repr(value)
+
+    return [
+        f"{name} is {show(old.get(name, absent))} there and {show(new.get(name, absent))} here"
+        for name in sorted(old.keys() | new.keys())
+        if name not in RESUMABLE and old.get(name, absent) != new.get(name, absent)
+    ]

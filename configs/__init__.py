@@ -1,0 +1,1 @@
+"""Configs: each file has `get_config()`, and says what to expect of it."""

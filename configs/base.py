@@ -1,0 +1,83 @@
+"""All the fields of a config, with the official recipe of Gated DeltaNet-2 (arXiv 2605.22791).
+
+Other configs start from this one and say what they change.
+"""
+
+from ml_collections import ConfigDict
+from ml_collections.config_dict import placeholder
+
+
+def get_config() -> ConfigDict:
+    """A CARVE model of 768 × 12 on the text every Python carries."""
+    config = ConfigDict()
+    config.model = get_model()
+    config.data = ConfigDict(
+        {
+            "source": "stdlib",  # stdlib | token_files | mqar
+            "parts": ("topics", "docstrings"),  # of stdlib; also sources
+            "tokenizer": "bytes",  # of stdlib: bytes | bpe | the path of a tokenizer.json
+            "vocab_size": 1024,  # of bpe and mqar
+            "path": "",  # of token_files: what experiments.prepare_data wrote
+            "eval_fraction": 0.05,  # share of the documents held out, each whole
+        }
+    )
+    config.optimizer = ConfigDict(
+        {
+            "peak_learning_rate": 4e-4,
+            "warmup_fraction": 0.01,  # of the steps, linear
+            "final_fraction": 0.1,  # of the peak, where the cosine ends
+            "weight_decay": 0.1,  # not on A_log, dt_bias, biases and norm scales
+            "beta1": 0.9,
+            "beta2": 0.95,
+            "clip_norm": 1.0,
+            "accumulate_steps": 1,  # parts a batch is taken in, to save memory
+        }
+    )
+    config.batch_size = 128  # rows; the official recipe has 0.5M tokens a batch
+    config.sequence_length = 4096
+    config.steps = 10_000
+    config.seed = 0
+    config.z_loss = 0.0  # weight of log(Z)²; PaLM takes 1e-4
+    config.loss_chunk = 8192  # tokens whose float32 logits exist at once
+    config.eval_every = 500
+    config.log_every = 10
+    config.checkpoint_every = 500
+    config.keep_checkpoints = 2
+    config.sample_prompt = "The "
+    config.sample_tokens = 256  # 0: no sample
+    return config
+
+
+def get_model() -> ConfigDict:
+    """The model section: `carve_jax.LMConfig`'s fields and nothing else."""
+    return ConfigDict(
+        {
+            "vocab_size": 257,  # 256 bytes and the separator between documents
+            "d_model": 768,
+            "layers": 12,
+            "pattern": ("carve",),  # mixers, repeated over the layers
+            "mlp_dim": 2048,
+            "num_heads": 12,
+            "num_key_heads": placeholder(int),  # fewer: grouped values
+            "key_dim": 64,
+            "value_dim": 64,
+            "conv_width": 4,
+            "gate_chunk": 64,
+            "content_rank": 16,
+            "content_norm": False,
+            "stop_gradient_content": False,
+            "negative_eigenvalues": False,
+            "attention_heads": placeholder(int),  # num_heads
+            "attention_kv_heads": placeholder(int),  # attention_heads
+            "attention_head_dim": placeholder(int),  # d_model / attention_heads
+            "window": 2048,
+            "rope_theta": 10000.0,
+            "norm_eps": 1e-5,
+            "tie_embeddings": False,
+            "remat": "none",  # none | full | dots
+            "scan_layers": True,
+            "compute_dtype": "bfloat16",  # float32 | bfloat16
+            "implementation": placeholder(str),  # the best for the device
+            "chunk_size": 64,
+        }
+    )

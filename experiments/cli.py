@@ -1,0 +1,146 @@
+"""What all commands share: flags, configs with overrides, and errors told in one sentence."""
+
+import errno
+import inspect
+import re
+import runpy
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+from absl import flags, logging
+from ml_collections import ConfigDict, config_flags
+
+from carve_jax.errors import UserError
+from carve_jax.training.settings import nearest
+from carve_jax.training.stopping import Interrupted, TrainingDiverged
+
+USER_ERROR = 2
+
+
+def run(main: Callable[[list[str]], None]) -> None:
+    """Runs a command with the process's arguments and exits with its code."""
+    sys.unraisablehook = _report_unraisable
+    sys.exit(call(main, sys.argv))
+
+
+def call(main: Callable[[list[str]], None], argv: list[str]) -> int:
+    """Runs a command; a user's mistake becomes `error: …` on stderr, and no traceback.
+
+    Flags on `absl.flags.FLAGS` are parsed here; a command may keep its own instead. `--help` prints
+    the docstring of the command's module.
+
+    Returns:
+      0; 2 for a mistake or a full disk; 3 when training diverged; 128 + the signal when stopped.
+    """
+    if {"--help", "-h"} & set(argv):
+        print(inspect.getmodule(main).__doc__)
+        return 0
+    logging.set_verbosity(logging.FATAL)  # libraries log, with tracebacks, what they also raise
+    try:
+        main([argv[0], *flags.FLAGS(argv, known_only=True)[1:]])
+    except UserError as error:
+        return _fail(str(error), USER_ERROR)
+    except flags.Error as error:
+        return _fail(str(error), USER_ERROR)
+    except TrainingDiverged as error:
+        return _fail(str(error), error.exit_code)
+    except Interrupted as stop:
+        print(stop, file=sys.stderr)
+        return stop.exit_code
+    except KeyboardInterrupt:
+        return _fail("stopped at once, nothing was saved by this stop", 130)
+    except OSError as error:
+        if error.errno != errno.ENOSPC:
+            raise
+        return _fail(
+            "no space left on the device: free some and run the same command again", USER_ERROR
+        )
+    return 0
+
+
+def _report_unraisable(raised: "sys.UnraisableHookArgs") -> None:
+    # When one write of a checkpoint fails, Orbax leaves the others to an event loop it has closed.
+    if str(raised.exc_value) != "Event loop is closed":
+        sys.__unraisablehook__(raised)
+
+
+def _fail(message: str, code: int) -> int:
+    print(f"error: {message}", file=sys.stderr)
+    return code
+
+
+def parse_flags(definitions: flags.FlagValues, argv: list[str]) -> list[str]:
+    """Parses a command's flags in place and returns those that are not among them.
+
+    Raises:
+      UserError: an argument that is no flag at all.
+      flags.Error: a value that does not fit.
+    """
+    rest = definitions(argv, known_only=True)[1:]
+    for argument in rest:
+        if not argument.startswith("-"):
+            raise UserError(f"unexpected argument {argument!r}: flags look like --name=value")
+    return rest
+
+
+def refuse_unknown(rest: list[str], definitions: flags.FlagValues) -> None:
+    """Raises UserError for a flag that nobody defined, with the nearest that exists."""
+    for argument in rest:
+        name = argument.lstrip("-").split("=")[0]
+        raise UserError(f"unknown flag --{name}; {nearest(name, list(definitions))}")
+
+
+def require(value: str | None, flag: str, what: str) -> str:
+    """The value of a flag that must be given."""
+    if not value:
+        raise UserError(f"--{flag} is missing: give {what}")
+    return value
+
+
+def load_config(path: str, overrides: list[str]) -> ConfigDict:
+    """The config of a Python file's `get_config()`, with `--config.KEY=VALUE` applied and locked.
+
+    Raises:
+      UserError: no such file, a file without `get_config`, or an override of an unknown field.
+      flags.Error: a value of the wrong type.
+    """
+    config = _run_config(path)
+    for argument in overrides:
+        match = re.match(r"--?(?:no)?config\.([\w.]+)", argument)
+        if match is None:
+            name = argument.lstrip("-").split("=")[0]
+            raise UserError(f"unknown flag --{name}; a config's fields are --config.NAME=VALUE")
+        _check_field(config, match[1])
+    values = flags.FlagValues()
+    argv = ["", *overrides]
+    holder = config_flags.DEFINE_config_dict("config", config, flag_values=values, sys_argv=argv)
+    values(argv)
+    return holder.value
+
+
+def _run_config(path: str) -> ConfigDict:
+    if not Path(path).is_file():
+        available = sorted(str(p) for p in Path("configs").glob("*.py") if p.stem[0] != "_")
+        hint = f"; there are {', '.join(available)}" if available else ""
+        raise UserError(f"--config={path}: no such file{hint}")
+    try:
+        names = runpy.run_path(path)
+        config = names["get_config"]() if "get_config" in names else None
+    except Exception as error:  # the file is the user's, and may raise anything
+        raise UserError(f"--config={path}: {type(error).__name__}: {error}") from error
+    if not isinstance(config, ConfigDict):
+        raise UserError(
+            f"--config={path}: it has no get_config() that returns an ml_collections.ConfigDict"
+        )
+    return config
+
+
+def _check_field(config: ConfigDict, dotted: str) -> None:
+    section, known = config, "config"
+    for name in dotted.split("."):
+        if not isinstance(section, ConfigDict):
+            raise UserError(f"--config.{dotted}: {known} is a value and has no fields")
+        if name not in section:
+            raise UserError(f"{known} has no field {name!r}; {nearest(name, section.keys())}")
+        section, known = section[name], f"{known}.{name}"

@@ -1,0 +1,158 @@
+"""Flags, configs and exit codes: a user's mistake is one sentence."""
+
+import errno
+import os
+import signal
+from pathlib import Path
+
+import pytest
+from absl import flags
+
+from carve_jax.errors import UserError
+from carve_jax.training.stopping import Interrupted, TrainingDiverged
+from experiments import cli, evaluate, train
+
+CONFIG = "configs/quickstart.py"
+
+
+@pytest.fixture(autouse=True)
+def at_the_root(monkeypatch):
+    monkeypatch.chdir(Path(__file__).parents[2])
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "said"),
+    [
+        (UserError("no good"), 2, "error: no good\n"),
+        (TrainingDiverged(7, ["head"], "none"), 3, "error: training diverged at step 7: NaN"),
+        (Interrupted(signal.SIGINT, "step 3"), 130, "interrupted: step 3; run the same command"),
+        (Interrupted(signal.SIGTERM, "step 3"), 143, "interrupted: step 3"),
+        (KeyboardInterrupt(), 130, "error: stopped at once"),
+        (OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)), 2, "error: no space left on the dev"),
+    ],
+)
+def test_errors_become_a_sentence_and_a_code(capsys, error, code, said):
+    def main(argv):
+        raise error
+
+    assert cli.call(main, ["command"]) == code
+    err = capsys.readouterr().err
+    assert err.startswith(said)
+    assert len(err.splitlines()) == 1
+
+
+def test_a_bug_keeps_its_traceback():
+    def main(argv):
+        raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        cli.call(main, ["command"])
+
+
+def test_overrides_keep_their_types():
+    config = cli.load_config(
+        CONFIG,
+        [
+            "--config.steps=3",
+            "--config.optimizer.peak_learning_rate=1",
+            "--config.model.num_key_heads=1",
+            "--config.model.tie_embeddings",
+            "--config.model.pattern=('carve','swa')",
+        ],
+    )
+    assert config.steps == 3
+    assert config.optimizer.peak_learning_rate == 1.0
+    assert config.model.num_key_heads == 1
+    assert config.model.tie_embeddings is True
+    assert config.model.pattern == ("carve", "swa")
+
+
+def test_one_mixer_is_a_pattern():
+    assert cli.load_config(CONFIG, ["--config.model.pattern=gdn2"]).model.pattern == ("gdn2",)
+
+
+def mistake(argv, capsys, main=train.main):
+    """Exit code 2 and one line; the line."""
+    assert cli.call(main, ["command", *argv]) == 2
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 1
+    return lines[0]
+
+
+@pytest.mark.parametrize(
+    ("argument", "said"),
+    [
+        ("--config.modle.layers=3", "error: config has no field 'modle'; did you mean 'model'?"),
+        ("--config.model.layrs=3", "error: config.model has no field 'layrs'; did you mean 'laye"),
+        ("--config.steps.x=3", "error: --config.steps.x: config.steps is a value and has no fiel"),
+        ("--config.steps=many", "error: flag --config.steps=many: invalid literal for int()"),
+        ("--config.steps=0", "error: config.steps is 0, but must be a whole number of at least 1"),
+        ("--wrkdir=x", "error: unknown flag --wrkdir"),
+        ("word", "error: unexpected argument 'word'"),
+        ("--config.model.pattern=crave", "error: config.model: pattern has an unknown mixer"),
+        ("--config.model.num_key_heads=2", "error: config.model: num_key_heads=2 does not divide"),
+        ("--config.data.source=stdlibs", "error: data.source has the value 'stdlibs'"),
+    ],
+)
+def test_mistakes_in_arguments(tmp_path, capsys, argument, said):
+    workdir = tmp_path / "run"
+    arguments = [f"--config={CONFIG}", f"--workdir={workdir}", argument]
+    assert mistake(arguments, capsys).startswith(said)
+    assert not workdir.exists()
+
+
+def test_missing_flags(tmp_path, capsys):
+    assert mistake([], capsys).startswith("error: --config is missing: give a file such as")
+    assert mistake([f"--config={CONFIG}"], capsys).startswith("error: --workdir is missing")
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("x = 1", "it has no get_config() that returns an ml_collections.ConfigDict"),
+        ("def get_config(): return {}", "it has no get_config() that returns"),
+        ("def get_config(: pass", "SyntaxError: "),
+        ("import no_such_module_at_all", "ModuleNotFoundError: No module named"),
+    ],
+)
+def test_bad_config_files(tmp_path, capsys, text, said):
+    path = tmp_path / "config.py"
+    path.write_text(text)
+    assert mistake([f"--config={path}"], capsys).startswith(f"error: --config={path}: {said}")
+
+
+def test_a_config_that_is_not_there(capsys):
+    line = mistake(["--config=configs/quikstart.py"], capsys)
+    assert "configs/quikstart.py: no such file; there are " in line
+    assert "configs/quickstart.py" in line
+
+
+def test_an_empty_data_set(tmp_path, capsys):
+    arguments = [
+        f"--config={CONFIG}",
+        f"--workdir={tmp_path / 'run'}",
+        "--config.data.source=token_files",
+        f"--config.data.path={tmp_path}",
+    ]
+    assert mistake(arguments, capsys).startswith("error: ")
+
+
+def test_unknown_task(capsys):
+    line = mistake(["--workdir=x", "--tasks=perplexty"], capsys, evaluate.main)
+    assert line == "error: --tasks: unknown task 'perplexty'; did you mean 'perplexity'?"
+    line = mistake(["--workdir=x", "--tasks=?"], capsys, evaluate.main)
+    assert line == "error: --tasks: unknown task '?'; allowed are perplexity"
+
+
+def test_help_is_the_docstring(capsys):
+    assert cli.call(train.main, ["command", "--help"]) == 0
+    assert capsys.readouterr().out.strip() == train.__doc__.strip()
+
+
+def test_flags_of_a_command_are_its_own():
+    definitions = flags.FlagValues()
+    flags.DEFINE_integer("number", 1, "A number.", flag_values=definitions)
+    assert cli.parse_flags(definitions, ["command", "--number=3", "--other"]) == ["--other"]
+    assert definitions.number == 3
+    with pytest.raises(UserError, match="unknown flag --numbr; did you mean 'number'"):
+        cli.refuse_unknown(["--numbr=3"], definitions)

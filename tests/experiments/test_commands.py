@@ -1,0 +1,112 @@
+"""The commands on a run directory, one after the other as a user would."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from carve_jax.training import loop
+from experiments import cli, evaluate, generate
+from experiments.generate import TextStream
+from tests.training.helpers import text_data, tiny_config
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="module")
+def workdir(tmp_path_factory):
+    directory = tmp_path_factory.mktemp("commands")
+    config = tiny_config(model__vocab_size=257, steps=2, eval_every=2, checkpoint_every=1)
+    config.data = text_data(directory / "data")
+    loop.train(config, directory / "run")
+    return directory / "run"
+
+
+def test_evaluate_agrees_with_training(workdir, capsys):
+    assert cli.call(evaluate.main, ["evaluate", f"--workdir={workdir}"]) == 0
+    out = capsys.readouterr().out
+    result = json.loads((workdir / "evaluation_2.json").read_text())
+    last = json.loads((workdir / "metrics.jsonl").read_text().splitlines()[-1])
+    figures = result["perplexity"]
+    assert figures["loss"] == pytest.approx(last["eval_loss"], rel=1e-6)
+    assert figures["bits_per_byte"] == pytest.approx(last["eval_bits_per_byte"], rel=1e-6)
+    assert figures["data"]["eval_documents"] == 3
+    assert f"bits_per_byte   {figures['bits_per_byte']:>14,.4f}" in out
+
+
+def test_evaluate_another_step(workdir, capsys):
+    assert cli.call(evaluate.main, ["evaluate", f"--workdir={workdir}", "--step=1"]) == 0
+    assert json.loads((workdir / "evaluation_1.json").read_text())["step"] == 1
+    assert cli.call(evaluate.main, ["evaluate", f"--workdir={workdir}", "--step=9"]) == 2
+    assert "error: no checkpoint of step 9 in" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("main", [evaluate.main, generate.main])
+def test_no_run_there(tmp_path, capsys, main):
+    assert cli.call(main, ["command", f"--workdir={tmp_path}"]) == 2
+    assert "holds no run (config.json is missing)" in capsys.readouterr().err
+
+
+def test_generate_continues_the_prompt(workdir, capsys):
+    arguments = ["generate", f"--workdir={workdir}", "--prompt=the rule", "--max_new_tokens=5"]
+    outputs = []
+    for extra in (["--seed=1"], ["--seed=1"], ["--temperature=0"]):
+        assert cli.call(generate.main, arguments + extra) == 0
+        outputs.append(capsys.readouterr().out)
+    assert all(text.startswith("the rule") for text in outputs)
+    assert outputs[0] == outputs[1]
+
+
+@pytest.mark.parametrize(
+    ("argument", "said"),
+    [
+        ("--max_new_tokens=0", "flag --max_new_tokens=0"),
+        ("--temperature=-1", "flag --temperature=-1"),
+        ("--top_p=2", "flag --top_p=2"),
+        ("--promt=x", "unknown flag --promt; did you mean 'prompt'?"),
+    ],
+)
+def test_generate_refuses(workdir, capsys, argument, said):
+    assert cli.call(generate.main, ["generate", f"--workdir={workdir}", argument]) == 2
+    err = capsys.readouterr().err
+    assert err.startswith(f"error: {said}")
+    assert len(err.splitlines()) == 1
+
+
+class Bytes:
+    """The part of a tokenizer that a stream uses."""
+
+    def decode(self, ids):
+        return bytes(ids).decode("utf-8", errors="replace")
+
+
+def test_a_stream_waits_for_whole_characters(capsys):
+    stream = TextStream(Bytes())
+    printed = []
+    for byte in "aé€".encode():
+        stream.add(byte)
+        printed.append(capsys.readouterr().out)
+    assert printed == ["a", "", "é", "", "", "€"]
+    for _ in range(4):
+        stream.add(0xFF)
+    assert capsys.readouterr().out == ""
+    stream.close()
+    assert capsys.readouterr().out == "\ufffd" * 4
+
+
+def test_a_typo_at_the_command_line_is_one_sentence():
+    done = subprocess.run(
+        [
+            *(sys.executable, "-m", "experiments.train", "--config=configs/quickstart.py"),
+            *("--workdir=unused", "--config.modle.layers=3"),
+        ],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == 2
+    assert done.stderr == "error: config has no field 'modle'; did you mean 'model'?\n"

@@ -1,0 +1,109 @@
+"""Configs: refused in one sentence, and held against the directory's."""
+
+import json
+
+import pytest
+from ml_collections import ConfigDict
+
+from carve_jax.errors import UserError
+from carve_jax.model import LMConfig
+from carve_jax.training.settings import (
+    RESUMABLE,
+    check_settings,
+    claim_workdir,
+    flatten,
+    load_config,
+    make_model_config,
+)
+from configs import base, mqar, quickstart, quickstart_gdn2
+from tests.training.helpers import tiny_config
+
+
+@pytest.mark.parametrize("module", [base, quickstart, quickstart_gdn2, mqar])
+def test_shipped_configs_are_valid(module):
+    config = module.get_config()
+    check_settings(config)
+    model = make_model_config(config)
+    assert config.sequence_length % model.segment_alignment == 0
+
+
+def test_the_model_section_has_the_fields_of_lmconfig_and_no_other():
+    assert set(base.get_config().model) == set(LMConfig.__dataclass_fields__)
+
+
+def test_the_twin_differs_in_the_mixer_alone():
+    ours, twin = (flatten(m.get_config()) for m in (quickstart, quickstart_gdn2))
+    assert {name for name in ours if ours[name] != twin[name]} == {"model.pattern"}
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"steps": 0}, "config.steps is 0, but must be a whole number of at least 1"),
+        ({"log_every": -3}, "config.log_every is -3"),
+        (
+            {"optimizer__accumulate_steps": 3},
+            "config.batch_size is 4, but must be a multiple of config.optimizer.accumulate_steps",
+        ),
+    ],
+)
+def test_bad_values(changes, message):
+    with pytest.raises(UserError, match=message):
+        check_settings(tiny_config(**changes))
+
+
+def test_unknown_and_missing_fields():
+    config = tiny_config()
+    config.stepz = 3
+    with pytest.raises(UserError, match="config has no field 'stepz'; did you mean 'steps'"):
+        check_settings(config)
+    config = tiny_config()
+    del config.optimizer.beta2
+    with pytest.raises(UserError, match=r"config.optimizer lacks beta2: start from configs/base"):
+        check_settings(config)
+    config = tiny_config()
+    config.model.d_modle = 3
+    with pytest.raises(UserError, match=r"config.model has no field 'd_modle'.*'d_model'"):
+        make_model_config(config)
+
+
+def test_unknown_mixer_offers_the_nearest():
+    with pytest.raises(UserError, match=r"config.model: .*'crave'.*carve"):
+        make_model_config(tiny_config(model__pattern=("crave",)))
+
+
+def test_a_directory_belongs_to_its_config(tmp_path):
+    workdir = tmp_path / "new" / "run"
+    claim_workdir(workdir, tiny_config())
+    assert flatten(load_config(workdir)) == flatten(tiny_config())
+    claim_workdir(workdir, tiny_config())
+    other = tiny_config(steps=7, model__pattern=("gdn2",))
+    with pytest.raises(UserError) as caught:
+        claim_workdir(workdir, other)
+    assert "model.pattern is ('carve',) there and ('gdn2',) here; steps is 6 there and 7 here" in (
+        str(caught.value)
+    )
+    assert load_config(workdir).steps == 6
+
+
+def test_fields_that_change_nothing_learned_may_change(tmp_path):
+    claim_workdir(tmp_path, tiny_config())
+    claim_workdir(tmp_path, tiny_config(log_every=2, eval_every=5, sample_prompt="x"))
+    assert load_config(tmp_path).log_every == 2
+    assert set(tiny_config().keys()) >= RESUMABLE
+
+
+def test_bad_directories(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="file is a file: give a directory"):
+        claim_workdir(tmp_path / "file", tiny_config())
+    with pytest.raises(UserError, match=r"holds no run \(config.json is missing\)"):
+        load_config(tmp_path)
+    (tmp_path / "config.json").write_text(json.dumps({"a": 1})[:-3])
+    with pytest.raises(UserError, match=r"config.json cannot be read"):
+        load_config(tmp_path)
+
+
+def test_flatten_takes_lists_for_tuples():
+    config = ConfigDict({"a": {"b": [1, 2]}, "c": (3,)})
+    assert flatten(config) == {"a.b": (1, 2), "c": (3,)}
