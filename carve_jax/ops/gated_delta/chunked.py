@@ -45,12 +45,12 @@ class Plan(NamedTuple):
 
 
 class Variables(NamedTuple):
-    """What gradients flow to; the last three are None without a content gate."""
+    """What gradients flow to; the last two are empty without a content gate."""
 
     inputs: RuleInputs
     memory: Array
-    content: tuple[Array, Array] | None  # content, partial_sum
-    projections: tuple[Array, Array] | None  # P_down, P_up
+    content: tuple[Array, ...] = ()  # content, partial_sum
+    projections: tuple[Array, ...] = ()  # P_down, P_up
 
 
 def chunked_rule(
@@ -64,7 +64,7 @@ def chunked_rule(
     batch, length = inputs.value.shape[:2]
     plan = Plan(tile_size(chunk_size, length), scale)
     starts = segment_starts(segment_ids, batch, length)
-    output, memory, _ = _run(plan, Variables(inputs, memory, None, None), starts, None)
+    output, memory, _ = _run(plan, Variables(inputs, memory), starts, None)
     return output, memory
 
 
@@ -129,11 +129,11 @@ def _shared(t: Tiles) -> walk.Shared:
 
 
 def _content(
-    plan: Plan, variables: Variables, starts: Array, position: Array
+    plan: Plan, variables: Variables, starts: Array, position: Array | None
 ) -> tuple[ContentGate, walk.ChunkMarks]:
     """The content gate, and the places of the gate chunks."""
     assert plan.gate is not None
-    assert variables.projections is not None
+    assert position is not None
     gate = ContentGate(*variables.projections, *plan.gate)
     return gate, walk.mark_chunks(starts, position, gate.chunk, plan.tile, plan.chunks)
 
@@ -144,7 +144,7 @@ def _forward(plan: Plan, variables: Variables, starts: Array, position: Array | 
     if plan.gate is None:
         inverse, erased = walk.open_system(t.erase, s)
         memory, (memories, residual) = walk.forward(variables.memory, inverse, erased, s)
-        content, contents = None, None
+        content, contents = (), None
     else:
         gate, marks = _content(plan, variables, starts, position)
         carry = (variables.memory, *variables.content)
@@ -158,7 +158,7 @@ def _forward(plan: Plan, variables: Variables, starts: Array, position: Array | 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _run(plan: Plan, variables: Variables, starts: Array, position: Array | None):
-    """Outputs, final memory, and final (content, partial_sum) or None."""
+    """Outputs, final memory, and final (content, partial_sum), empty without a content gate."""
     return _forward(plan, variables, starts, position)[0]
 
 
@@ -174,7 +174,7 @@ def _backward(plan: Plan, residuals: tuple, cotangents: tuple):
         inverse, erased = walk.open_system(erase, s)
         residual = walk.residuals(inverse, erased, s.written, memories)
         d_memory, (d_memories, d_written) = walk.backward(d_memory, d_output, inverse, erased, s)
-        d_content, d_projections = None, None
+        d_content, d_projections = (), ()
     else:
         gate, marks = _content(plan, variables, starts, position)
         shift = walk.shift_rows(contents, gate, marks)
