@@ -134,7 +134,8 @@ def _content(
     """The content gate, and the places of the gate chunks."""
     assert plan.gate is not None
     assert position is not None
-    gate = ContentGate(*variables.projections, *plan.gate)
+    down, up = variables.projections
+    gate = ContentGate(down, up, *plan.gate)
     return gate, walk.mark_chunks(starts, position, gate.chunk, plan.tile, plan.chunks)
 
 
