@@ -29,10 +29,10 @@ def get_config() -> ConfigDict:
     config.optimizer.peak_learning_rate = 3e-3
     config.batch_size = 8
     config.sequence_length = 256
-    config.steps = 800
+    config.steps = 500
     config.loss_chunk = 2048
-    config.eval_every = 200
+    config.eval_every = 100
     config.log_every = 20
-    config.checkpoint_every = 200
+    config.checkpoint_every = 100
     config.sample_prompt = "The import statement "
     return config
