@@ -83,7 +83,8 @@ def make_model_config(config: ConfigDict) -> LMConfig:
     for name in section:
         if name not in fields:
             raise UserError(f"config.model has no field {name!r}; {nearest(name, fields)}")
-    section["pattern"] = tuple(section.get("pattern", LMConfig.pattern))
+    if isinstance(section.get("pattern"), list):  # as JSON gives it back
+        section["pattern"] = tuple(section["pattern"])
     try:
         return LMConfig(**section)
     except (ValueError, TypeError) as error:
