@@ -45,20 +45,21 @@ def with_gradients(function: Callable[..., Any], cotangent: jax.Array) -> Callab
 def median_seconds(
     contenders: Mapping[str, Contender], repeats: int, seconds: float = 60.0
 ) -> dict[str, float]:
-    """Median time of each contender over `repeats` rounds, after one round of warm-up.
+    """Median time of each contender over `repeats` rounds.
 
-    Rounds are run in turn, so that whatever else the machine does falls on all alike. A contender
-    whose runs have taken more than `seconds` in all, three of them at least, sits the rest out.
+    Contenders take turns, so that whatever else the machine does falls on all alike. A turn is one
+    run to settle caches and the allocator after the contender before, and one that is timed. A
+    contender whose timed runs took more than `seconds`, three of them at least, sits the rest out.
     """
     times: dict[str, list[float]] = {name: [] for name in contenders}
-    for round_number in range(repeats + 1):
+    for _ in range(repeats):
         for name, (compiled, arguments, _) in contenders.items():
             if len(times[name]) >= 3 and sum(times[name]) > seconds:
                 continue
+            jax.block_until_ready(compiled(*arguments))
             start = time.perf_counter()
             jax.block_until_ready(compiled(*arguments))
-            if round_number:
-                times[name].append(time.perf_counter() - start)
+            times[name].append(time.perf_counter() - start)
     return {name: statistics.median(values) for name, values in times.items()}
 
 
