@@ -6,7 +6,8 @@ One tile of C tokens, in the notation of GDN-2 (arXiv 2605.22791) with start sta
 
 A is the inverse of I + T; T and P are the decayed scores of (b⊙k, k) and (q, k). One inverse serves
 all value channels, because the erase gate acts on the key axis alone. What does not depend on the
-state is computed for all tiles at once here; `walk` does the rest in order.
+state is computed for a group of tiles at once here; `walk` does the rest in order. Groups follow
+one another, so that what a tile needs besides its inputs never exists for the whole sequence.
 
 Residuals are the inputs, the state at the start of each tile and the content of each gate chunk.
 """
@@ -21,7 +22,16 @@ from carve_jax.ops.content_gate import CarveState, ContentGate, erase_gate, eras
 from carve_jax.ops.gated_delta import tiles, walk
 from carve_jax.ops.gated_delta.reference import RuleInputs, segment_starts
 from carve_jax.ops.gated_delta.tiles import matmul
-from carve_jax.ops.gated_delta.tiling import cut, tile_size, uncut
+from carve_jax.ops.gated_delta.tiling import (
+    cut,
+    from_groups,
+    group_size,
+    pad_time,
+    take_group,
+    tile_size,
+    uncut,
+)
+from carve_jax.ops.gated_delta.walk import Events
 from carve_jax.shapes import Array, Float, Float32, Int
 
 CARVE_TILE = 64
@@ -33,24 +43,28 @@ class Plan(NamedTuple):
 
     Attributes:
       tile: C, tokens.
+      group: tiles whose state-free part is computed at once.
       scale: factor of the query.
       gate: settings of the content gate, or None for the plain rule.
       chunks: J, the most gate chunks that meet in a tile.
     """
 
     tile: int
+    group: int
     scale: float
     gate: tuple | None = None
     chunks: int = 1
 
 
-class Variables(NamedTuple):
-    """What gradients flow to; the last two are empty without a content gate."""
+class Carry(NamedTuple):
+    """What walks along the sequence; `content` is (content, partial_sum) under a content gate."""
 
-    inputs: RuleInputs
     memory: Array
-    content: tuple[Array, ...] = ()  # content, partial_sum
-    projections: tuple[Array, ...] = ()  # P_down, P_up
+    content: tuple[Array, ...] = ()
+
+
+Projections = tuple[Array, ...]
+"""P_down and P_up; empty without a content gate."""
 
 
 def chunked_rule(
@@ -62,10 +76,11 @@ def chunked_rule(
 ) -> tuple[Float[Array, "B T N V"], Float32[Array, "B N K V"]]:
     """GDN-2 in tiles of at most `chunk_size` tokens."""
     batch, length = inputs.value.shape[:2]
-    plan = Plan(tile_size(chunk_size, length), scale)
-    starts = segment_starts(segment_ids, batch, length)
-    output, memory, _ = _run(plan, Variables(inputs, memory), starts, None)
-    return output, memory
+    tile = tile_size(chunk_size, length)
+    plan = Plan(tile, group_size(inputs.query, inputs.value, tile), scale)
+    events = Events(segment_starts(segment_ids, batch, length), jnp.zeros((batch, length), bool))
+    output, carry = _run(plan, inputs, Carry(memory), (), events)
+    return output, carry.memory
 
 
 def chunked_carve(
@@ -80,14 +95,14 @@ def chunked_carve(
     batch, length = inputs.value.shape[:2]
     tile = tile_size(CARVE_TILE, length)
     chunks = walk.most_chunks(tile, gate.chunk, aligned)
-    plan = Plan(tile, scale, gate[2:], chunks)
-    starts = segment_starts(segment_ids, batch, length)
-    variables = Variables(
-        inputs, state.memory, (state.content, state.partial_sum), (gate.down, gate.up)
-    )
-    output, memory, (content, partial_sum) = _run(plan, variables, starts, state.position)
+    plan = Plan(tile, group_size(inputs.query, inputs.value, tile), scale, gate[2:], chunks)
+    phase = (state.position[:, None] + jnp.arange(length)[None]) % gate.chunk
+    events = Events(segment_starts(segment_ids, batch, length), phase == gate.chunk - 1)
+    carry = Carry(state.memory, (state.content, state.partial_sum))
+    output, carry = _run(plan, inputs, carry, (gate.down, gate.up), events)
+    content, partial_sum = carry.content
     position = (state.position + length) % gate.chunk
-    return output, CarveState(memory, content, partial_sum, position)
+    return output, CarveState(carry.memory, content, partial_sum, position)
 
 
 class Tiles(NamedTuple):
@@ -129,84 +144,134 @@ def _shared(t: Tiles) -> walk.Shared:
 
 
 def _content(
-    plan: Plan, variables: Variables, starts: Array, position: Array | None
+    plan: Plan, projections: Projections, events: Events
 ) -> tuple[ContentGate, walk.ChunkMarks]:
     """The content gate, and the places of the gate chunks."""
     assert plan.gate is not None
-    assert position is not None
-    down, up = variables.projections
-    gate = ContentGate(down, up, *plan.gate)
-    return gate, walk.mark_chunks(starts, position, gate.chunk, plan.tile, plan.chunks)
+    down, up = projections
+    return ContentGate(down, up, *plan.gate), walk.mark_chunks(*events, plan.tile, plan.chunks)
 
 
-def _forward(plan: Plan, variables: Variables, starts: Array, position: Array | None):
-    t = _cut_inputs(plan, variables.inputs, starts)
+def _forward_group(
+    plan: Plan, carry: Carry, inputs: RuleInputs, projections: Projections, events: Events
+) -> tuple[Carry, tuple[Array, Array, Array | None]]:
+    """One group of tiles: the next carry; output, start memories and contents of its tiles."""
+    t = _cut_inputs(plan, inputs, events.starts)
     s = _shared(t)
     if plan.gate is None:
         inverse, erased = walk.open_system(t.erase, s)
-        memory, (memories, residual) = walk.forward(variables.memory, inverse, erased, s)
-        content, contents = (), None
+        memory, (memories, residual) = walk.forward(carry.memory, inverse, erased, s)
+        carry, contents = Carry(memory), None
     else:
-        gate, marks = _content(plan, variables, starts, position)
-        carry = (variables.memory, *variables.content)
-        carry, (memories, residual, contents) = walk.forward_carve(carry, t.erase, s, gate, marks)
-        memory, content = carry[0], carry[1:]
+        gate, marks = _content(plan, projections, events)
+        (memory, *content), (memories, residual, contents) = walk.forward_carve(
+            (carry.memory, *carry.content), t.erase, s, gate, marks
+        )
+        carry = Carry(memory, tuple(content))
     output = matmul("...ck,...kv->...cv", s.query_start, memories)
     output = output + matmul("...rs,...sv->...rv", s.scores, residual)
-    output = uncut(output, variables.inputs.value)
-    return (output, memory, content), (variables, starts, position, memories, contents)
+    return carry, (uncut(output, inputs.value), memories, contents)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _run(plan: Plan, variables: Variables, starts: Array, position: Array | None):
-    """Outputs, final memory, and final (content, partial_sum), empty without a content gate."""
-    return _forward(plan, variables, starts, position)[0]
+def _run(
+    plan: Plan, inputs: RuleInputs, carry: Carry, projections: Projections, events: Events
+) -> tuple[Array, Carry]:
+    """Outputs and the final carry."""
+    return _forward(plan, inputs, carry, projections, events)[0]
 
 
-def _backward(plan: Plan, residuals: tuple, cotangents: tuple):
-    variables, starts, position, memories, contents = residuals
-    inputs = variables.inputs
-    d_output, d_memory, d_content = cotangents
-    t = _cut_inputs(plan, inputs, starts)
+def _forward(
+    plan: Plan, inputs: RuleInputs, carry: Carry, projections: Projections, events: Events
+) -> tuple[tuple[Array, Carry], tuple]:
+    span, length = plan.tile * plan.group, inputs.value.shape[1]
+    padded = pad_time((inputs, events), span)
+
+    def step(carry: Carry, index: Array) -> tuple:
+        inputs, events = take_group(padded, index, span)
+        return _forward_group(plan, carry, inputs, projections, events)
+
+    indices = jnp.arange(-(-length // span))
+    carry, (output, memories, contents) = jax.lax.scan(step, carry, indices)
+    output = from_groups(output, length)
+    return (output, carry), (inputs, projections, events, memories, contents)
+
+
+def _backward(plan: Plan, residuals: tuple, cotangents: tuple) -> tuple:
+    inputs, projections, events, memories, contents = residuals
+    d_output, d_carry = cotangents
+
+    span, length = plan.tile * plan.group, inputs.value.shape[1]
+    padded = pad_time((inputs, events, d_output), span)
+
+    def step(carry: tuple, group: tuple) -> tuple:
+        (d_carry, d_projections), (index, memories, contents) = carry, group
+        sequences = take_group(padded, index, span)
+        d_carry, d_inputs, added = _backward_group(
+            plan, d_carry, projections, *sequences, memories, contents
+        )
+        return (d_carry, jax.tree.map(jnp.add, d_projections, added)), d_inputs
+
+    xs = (jnp.arange(-(-length // span)), memories, contents)
+    start = (d_carry, jax.tree.map(jnp.zeros_like, projections))
+    (d_carry, d_projections), d_inputs = jax.lax.scan(step, start, xs, reverse=True)
+    d_inputs = jax.tree.map(lambda x: from_groups(x, length), d_inputs)
+    return d_inputs, d_carry, d_projections, None
+
+
+def _backward_group(
+    plan: Plan,
+    d_carry: Carry,
+    projections: Projections,
+    inputs: RuleInputs,
+    events: Events,
+    d_output: Array,
+    memories: Array,
+    contents: Array | None,
+) -> tuple[Carry, RuleInputs, Projections]:
+    """Gradients of one group of tiles: of its first carry, its inputs and the projections."""
+    t = _cut_inputs(plan, inputs, events.starts)
     s = _shared(t)
     d_output = cut(d_output, plan.tile, inputs.value.shape[2])
-    if plan.gate is None:
-        erase = t.erase
-        inverse, erased = walk.open_system(erase, s)
-        residual = walk.residuals(inverse, erased, s.written, memories)
-        d_memory, (d_memories, d_written) = walk.backward(d_memory, d_output, inverse, erased, s)
-        d_content, d_projections = (), ()
-    else:
-        gate, marks = _content(plan, variables, starts, position)
+    d_projections: Projections = ()
+    erase, slope = t.erase, None
+    if plan.gate is not None:
+        gate, marks = _content(plan, projections, events)
         shift = walk.shift_rows(contents, gate, marks)
-        erase = erase_gate(t.erase, shift, gate)
-        inverse, erased = walk.open_system(erase, s)
-        residual = walk.residuals(inverse, erased, s.written, memories)
-        slope = walk.gate_slope(t.erase + shift, gate)
-        carry, (d_memories, d_written, d_sums, d_shift) = walk.backward_carve(
-            (d_memory, *d_content),
+        erase, slope = erase_gate(t.erase, shift, gate), walk.gate_slope(t.erase + shift, gate)
+    inverse, erased = walk.open_system(erase, s)
+    residual = walk.residuals(inverse, erased, s.written, memories)
+    if slope is None:
+        d_memory, (d_memories, d_written) = walk.backward(
+            d_carry.memory, d_output, inverse, erased, s
+        )
+        d_carry = Carry(d_memory)
+        d_rows = walk.edit_rows_gradient(
+            walk.system_gradient(d_written, residual), d_written, memories, s
+        )
+    else:
+        (d_memory, *d_content), found = walk.backward_carve(
+            (d_carry.memory, *d_carry.content),
             d_output,
             (t.key, inverse, erased, residual, memories, contents, slope),
             s,
             gate,
             marks,
         )
-        d_memory, d_content = carry[0], carry[1:]
+        d_memories, d_written, d_rows, d_sums, d_shift = found
+        d_carry = Carry(d_memory, tuple(d_content))
         d_output = d_output + matmul("...bcj,...bnjv->...bncv", marks.members, d_sums)
-        _, pull = jax.vjp(
-            lambda down, up: erase_shift(contents, gate._replace(down=down, up=up)),
-            *variables.projections,
-        )
+        pull = jax.vjp(
+            lambda down, up: erase_shift(contents, gate._replace(down=down, up=up)), *projections
+        )[1]
         d_projections = pull(d_shift)
 
-    d = _input_gradients(t, s, erase, residual, memories, d_output, d_memories, d_written)
-    if plan.gate is not None:
-        d = d._replace(erase=d.erase * slope)
-    d = d._replace(query=plan.scale * d.query)
+    d = _input_gradients(t, s, erase, residual, memories, d_output, d_memories, d_written, d_rows)
+    d = d._replace(query=plan.scale * d.query, erase=d.erase if slope is None else d.erase * slope)
     d_inputs = RuleInputs(*(uncut(x, like) for x, like in zip(d, inputs, strict=True)))
-    keep = ~starts[..., None, None]
+    keep = ~events.starts[..., None, None]
     d_inputs = d_inputs._replace(log_decay=jnp.where(keep, d_inputs.log_decay, 0))
-    return Variables(d_inputs, d_memory, d_content, d_projections), None, None
+    return d_carry, d_inputs, d_projections
 
 
 def _input_gradients(
@@ -218,18 +283,18 @@ def _input_gradients(
     d_output: Array,
     d_memories: Array,
     d_written: Array,
+    d_rows: Array,
 ) -> Tiles:
     """Gradients of the tiles, all at once, from those of the outputs, of the states at the ends of
-    the tiles, and of W = Z − Ē S_0 (which is that of Z)."""
+    the tiles, of W = Z − Ē S_0 (which is that of Z), and of the rows b⊙k."""
     d_scores = matmul("...rv,...sv->...rs", d_output, residual)
     query_blocks = tiles.score_blocks(d_scores)
     d_diagonal = jnp.diagonal(d_scores, axis1=-2, axis2=-1)[..., None]
-    system_blocks = tiles.score_blocks(-matmul("...rv,...sv->...rs", d_written, residual))
+    system_blocks = walk.system_gradient(d_written, residual)
     erase_rows = walk.erase_rows(erase, s.key_rows)
 
     d_query = tiles.sum_upper(tiles.rows_gradient(query_blocks, s.key_columns), s.decay.upper)
     d_query += s.decay.start * matmul("...cv,...kv->...ck", d_output, memories)
-    d_rows = walk.edit_rows_gradient(system_blocks, d_written, memories, s)  # of b⊙k
     query_columns = tiles.columns_gradient(query_blocks, s.query_rows)
     system_columns = tiles.columns_gradient(system_blocks, erase_rows)
     d_columns = [a + b for a, b in zip(query_columns, system_columns, strict=True)]

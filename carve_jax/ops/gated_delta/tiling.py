@@ -1,10 +1,16 @@
-"""Sequences cut into tiles and back: [B, T, H, X] to [tiles, B, N, C, X]."""
+"""Sequences cut into groups of tiles and back: [B, T, H, X] to [tiles, B, N, C, X]."""
 
+from typing import Any
+
+import jax
 import jax.numpy as jnp
 
 from carve_jax.shapes import Array
 
 SMALLEST_TILE, LARGEST_TILE = 16, 256
+import os
+
+GROUP_CPU = int(os.environ.get("GC", "18"))
 
 
 def tile_size(chunk_size: int, length: int) -> int:
@@ -12,6 +18,37 @@ def tile_size(chunk_size: int, length: int) -> int:
     wanted = 1 << (min(chunk_size, LARGEST_TILE).bit_length() - 1)
     enough = 1 << (length - 1).bit_length()
     return max(SMALLEST_TILE, min(wanted, enough))
+
+
+def group_size(query: Array, value: Array, tile: int) -> int:
+    """Tiles to compute at once: on a CPU as many as its caches hold, elsewhere as many as keep
+    the device busy; groups are made about even."""
+    batch, length, heads = value.shape[:3]
+    elements = batch * heads * tile * max(query.shape[3], value.shape[3])
+    budget = GROUP_ELEMENTS.get(jax.default_backend(), GROUP_ELEMENTS_ELSEWHERE)
+    tiles = -(-length // tile)
+    groups = -(-tiles // max(1, budget // elements))
+    return -(-tiles // groups)
+
+
+def pad_time(tree: Any, span: int) -> Any:
+    """[B, T, …] with zeros (False) up to whole groups of `span` tokens."""
+
+    def pad(x: Array) -> Array:
+        return jnp.pad(x, [(0, 0), (0, -x.shape[1] % span)] + [(0, 0)] * (x.ndim - 2))
+
+    return jax.tree.map(pad, tree)
+
+
+def take_group(tree: Any, index: Array, span: int) -> Any:
+    """One group of padded [B, T, …]: a slice, where scanned inputs would first be copied."""
+    return jax.tree.map(lambda x: jax.lax.dynamic_slice_in_dim(x, index * span, span, axis=1), tree)
+
+
+def from_groups(grouped: Array, length: int) -> Array:
+    """[groups, B, span, …] back to [B, T, …]."""
+    x = grouped.swapaxes(0, 1)
+    return x.reshape(x.shape[0], -1, *x.shape[3:])[:, :length]
 
 
 def cut_time(x: Array, tile: int) -> Array:

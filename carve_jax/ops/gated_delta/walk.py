@@ -43,6 +43,13 @@ class Shared(NamedTuple):
     written: Array
 
 
+class Events(NamedTuple):
+    """[B, T]: tokens that start a segment, and tokens that complete a gate chunk."""
+
+    starts: Array
+    ends: Array
+
+
 class ChunkMarks(NamedTuple):
     """Where the gate chunks lie in the tiles; chunk 0 of a tile is the one that it starts in.
 
@@ -66,12 +73,9 @@ def most_chunks(tile: int, chunk: int, aligned: bool) -> int:
     return 1 + -(-(tile - 1) // chunk)
 
 
-def mark_chunks(starts: Array, position: Array, chunk: int, tile: int, chunks: int) -> ChunkMarks:
-    """Marks from segment starts [B, T] (on gate chunks) and the position of the first token [B]."""
-    length = starts.shape[1]
-    phase = (position[:, None] + jnp.arange(length)[None]) % chunk
-    ends = cut_time(phase == chunk - 1, tile)
-    starts = cut_time(starts, tile)
+def mark_chunks(starts: Array, ends: Array, tile: int, chunks: int) -> ChunkMarks:
+    """Marks from the events of a sequence that starts on a tile."""
+    starts, ends = cut_time(starts, tile), cut_time(ends, tile)
     local = jnp.cumsum(ends, axis=-1) - ends  # chunks completed in the tile before each token
     members = jax.nn.one_hot(local, chunks, dtype=jnp.float32)
     fresh = (starts[..., None] & (members > 0)).any(axis=-2)
@@ -189,6 +193,11 @@ def forward_carve(carry: tuple, logits: Array, s: Shared, gate: ContentGate, mar
     return jax.lax.scan(step, carry, (logits, query_sums, score_sums, s, marks))
 
 
+def system_gradient(d_written: Array, residual: Array) -> Halves:
+    """Gradient of T's blocks from that of W = Z − Ē S_0."""
+    return tiles.score_blocks(-matmul("...rv,...sv->...rs", d_written, residual))
+
+
 def edit_rows_gradient(blocks: Halves, d_written: Array, memories: Array, s: Shared) -> Array:
     """Gradient of b⊙k from those of T's blocks and of W = Z − Ē S_0."""
     d_rows = tiles.sum_upper(tiles.rows_gradient(blocks, s.key_columns), s.decay.upper)
@@ -205,8 +214,9 @@ def backward_carve(
 ) -> tuple:
     """Walk CARVE back: d_carry is the gradient of (memory, content, partial_sum).
 
-    Returns the gradient of the first carry, and for the tiles the gradients of the end memories, of
-    W = Z − Ē S_0, of the sums of outputs [tiles, B, N, J, V] and of the shifts [tiles, B, N, J, K].
+    Returns the gradient of the first carry, and for the tiles those of the end memories, of
+    W = Z − Ē S_0, of the rows b⊙k, of the sums of outputs [tiles, B, N, J, V] and of the shifts
+    [tiles, B, N, J, K].
     """
     d_residual = matmul("...rs,...rv->...sv", s.scores, d_output)
     d_start = matmul("...ck,...cv->...kv", s.query_start, d_output)
@@ -226,30 +236,31 @@ def backward_carve(
         d_residual = d_residual + matmul("...ck,...kv->...cv", s.key_tail, d_memory)
         _, content_pull = jax.vjp(lambda c: erase_shift(c, gate), contents)
 
-        def written_and_shift(d_sums: Array) -> tuple[Array, Array]:
+        def edits_under(d_sums: Array) -> tuple[Array, Array, Array]:
             right = d_residual + matmul("...js,...jv->...sv", score_sums, d_sums)
             d_written = matmul("...rs,...rv->...sv", inverse, right)
-            blocks = tiles.score_blocks(-matmul("...rv,...sv->...rs", d_written, residual))
+            blocks = system_gradient(d_written, residual)
             d_rows = edit_rows_gradient(blocks, d_written, memory, s)
             d_logits = d_rows * key * slope
-            return d_written, matmul("...bcj,...bnck->...bnjk", marks.members, d_logits)
+            d_shift = matmul("...bcj,...bnck->...bnjk", marks.members, d_logits)
+            return d_written, d_rows, d_shift
 
         def contents_under(d_shift: Array) -> Array:
             d_contents = d_contents_end + content_pull(d_shift)[0]
             return jnp.where(marks.fresh[:, None, :, None], 0.0, d_contents)
 
         def previous_chunk(_: Array, d_sums: Array) -> Array:
-            d_contents = contents_under(written_and_shift(d_sums)[1])
+            d_contents = contents_under(edits_under(d_sums)[2])
             return d_sums_end.at[..., :-1, :].add(d_contents[..., 1:, :] / gate.chunk)
 
         d_sums = jax.lax.fori_loop(0, contents.shape[-2] - 1, previous_chunk, d_sums_end)
-        d_written, d_shift = written_and_shift(d_sums)
+        d_written, d_rows, d_shift = edits_under(d_sums)
         d_start = d_start + matmul("...jk,...jv->...kv", query_sums, d_sums)
         d_start = d_start + s.decay.total[..., None] * d_memory
         d_start = d_start - matmul("...ck,...cv->...kv", erased, d_written)
         d_partial = jnp.where(marks.fresh[:, None, :1], 0.0, d_sums[..., 0, :])
         d_carry = (d_start, contents_under(d_shift)[..., 0, :], d_partial)
-        return d_carry, (d_memory, d_written, d_sums, d_shift)
+        return d_carry, (d_memory, d_written, d_rows, d_sums, d_shift)
 
     xs = (d_residual, d_start, query_sums, score_sums, recomputed, s, marks)
     return jax.lax.scan(step, d_carry, xs, reverse=True)
