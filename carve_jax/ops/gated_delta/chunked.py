@@ -13,7 +13,7 @@ Residuals are the inputs, the state at the start of each tile and the content of
 """
 
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -154,7 +154,7 @@ def _content(
 
 def _forward_group(
     plan: Plan, carry: Carry, inputs: RuleInputs, projections: Projections, events: Events
-) -> tuple[Carry, tuple[Array, Array, Array | None]]:
+) -> tuple[Carry, tuple[Array, Array, Any]]:
     """One group of tiles: the next carry; output, start memories and contents of its tiles."""
     t = _cut_inputs(plan, inputs, events.starts)
     s = _shared(t)
@@ -187,7 +187,7 @@ def _forward(
     span, length = plan.tile * plan.group, inputs.value.shape[1]
     padded = pad_time((inputs, events), span)
 
-    def step(carry: Carry, index: Array) -> tuple:
+    def step(carry: Carry, index: Array) -> tuple[Carry, tuple[Array, Array, Any]]:
         inputs, events = take_group(padded, index, span)
         return _forward_group(plan, carry, inputs, projections, events)
 
@@ -204,11 +204,11 @@ def _backward(plan: Plan, residuals: tuple, cotangents: tuple) -> tuple:
     span, length = plan.tile * plan.group, inputs.value.shape[1]
     padded = pad_time((inputs, events, d_output), span)
 
-    def step(carry: tuple, group: tuple) -> tuple:
+    def step(carry: tuple, group: tuple) -> tuple[tuple[Carry, Projections], RuleInputs]:
         (d_carry, d_projections), (index, memories, contents) = carry, group
-        sequences = take_group(padded, index, span)
+        inputs, events, d_output = take_group(padded, index, span)
         d_carry, d_inputs, added = _backward_group(
-            plan, d_carry, projections, *sequences, memories, contents
+            plan, d_carry, projections, inputs, events, d_output, memories, contents
         )
         return (d_carry, jax.tree.map(jnp.add, d_projections, added)), d_inputs
 
@@ -227,7 +227,7 @@ def _backward_group(
     events: Events,
     d_output: Array,
     memories: Array,
-    contents: Array | None,
+    contents: Any,
 ) -> tuple[Carry, RuleInputs, Projections]:
     """Gradients of one group of tiles: of its first carry, its inputs and the projections."""
     t = _cut_inputs(plan, inputs, events.starts)

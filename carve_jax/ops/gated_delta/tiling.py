@@ -8,9 +8,10 @@ import jax.numpy as jnp
 from carve_jax.shapes import Array
 
 SMALLEST_TILE, LARGEST_TILE = 16, 256
-import os
-
-GROUP_CPU = int(os.environ.get("GC", "18"))
+# Elements of one [C, K] operand over a group of tiles. On CPU 2^16 (256 KB) was the fastest of 2^15
+# to 2^19: 34 ms forward and backward at B1 T2048 H4 K64 float32, against 50 ms ungrouped.
+GROUP_ELEMENTS = {"cpu": 1 << 16}
+GROUP_ELEMENTS_ELSEWHERE = 1 << 24
 
 
 def tile_size(chunk_size: int, length: int) -> int:
