@@ -13,6 +13,10 @@
 | Vg   | channels of a value-axis gate: V or 1                                            |
 | R    | rank of the content gate                                                         |
 | W    | width of the short convolution                                                   |
+| A    | query heads of softmax attention                                                 |
+| G    | key/value heads of softmax attention                                             |
+| E    | channels of an attention head                                                    |
+| S    | slots of an attention cache                                                      |
 
 Inside the ops, C is the number of tokens of a tile and L that of a gate chunk.
 """

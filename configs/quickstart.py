@@ -1,8 +1,10 @@
 """The main job: a small CARVE model on real text, in minutes on two CPU cores.
 
-Source: the language reference (`pydoc_data.topics`) that every Python carries, as bytes, with
-documents held out whole.
+Source: the language reference (`pydoc_data.topics`) that every Python carries, as bytes, with 7 of
+57 documents held out whole (Python 3.11).
 Command: python -m experiments.train --config=configs/quickstart.py --workdir=runs/quickstart
+Duration: about 2 minutes on two CPU cores (AMD EPYC), 12,500 tokens a second.
+Expected: 2.01 held-out bits per byte at step 500, where gzip -9 needs 2.39. Longer runs overfit.
 """
 
 from ml_collections import ConfigDict

@@ -269,6 +269,32 @@ def test_packed_documents_equal_documents_apart(rule: str, implementation: str) 
         start += length
 
 
+@pytest.mark.parametrize("rule", RULES)
+def test_backward_keeps_inputs_and_states_alone(rule: str) -> None:
+    case = Case(1, 512, value_channels=16, gate_chunk=64)
+    arrays = Arrays(*map(jnp.float32, make_arrays(case)))
+    _, pull = jax.vjp(lambda arrays: apply_rule(rule, case, arrays, "chunked")[0], arrays)
+    kept = sum(leaf.size for leaf in jax.tree.leaves(pull) if hasattr(leaf, "size"))
+    inputs = sum(a.size for a in arrays)
+    states = (case.length // 64) * arrays.memory.size
+    contents = 2 * (case.length // 64) * arrays.content.size  # two chunks may meet in a tile
+    flags = 3 * case.length
+    sigmoid = arrays.erase_logits.size if rule == "gated_delta" else 0  # the caller's own
+    assert states < kept <= inputs + states + contents + flags + sigmoid
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_memory_grows_linearly(rule: str) -> None:
+    def peak(length: int) -> int:
+        case = Case(1, length, value_channels=16, gate_chunk=64)
+        arrays = Arrays(*(jax.ShapeDtypeStruct(a.shape, jnp.float32) for a in make_arrays(case)))
+        grad = jax.grad(lambda arrays: apply_rule(rule, case, arrays, "chunked")[0].sum())
+        memory = jax.jit(grad).lower(arrays).compile().memory_analysis()
+        return memory.temp_size_in_bytes + memory.output_size_in_bytes
+
+    assert peak(16384) < 8.5 * peak(2048)
+
+
 def test_value_axis_erase_is_the_rule_when_the_mask_is_one() -> None:
     arrays = Arrays(*map(jnp.float32, make_arrays(CASES["plain"])))
     inputs = (*arrays[:4], jax.nn.sigmoid(arrays.erase_logits), arrays.write)
