@@ -122,10 +122,16 @@ def test_bad_segments(ids: np.ndarray, error: type, message: str) -> None:
 
 
 def test_bad_state() -> None:
-    with pytest.raises(ValueError, match=r"initial_state of the state has shape \(2, 4, 8, 16\)"):
+    with pytest.raises(ValueError, match=r"initial_state has shape \(2, 4, 8, 16\)"):
         plain({"initial_state": jnp.zeros((2, 4, 8, 16))})
-    with pytest.raises(TypeError, match="initial_state of the state has dtype bfloat16"):
+    with pytest.raises(TypeError, match="initial_state has dtype bfloat16"):
         plain({"initial_state": jnp.zeros((2, 4, 16, 8), jnp.bfloat16)})
+
+
+def test_bad_carve_state_names_the_field() -> None:
+    state = CarveState(*(jnp.float32(a) for a in make_arrays(CASE)[8:]), jnp.zeros(2, jnp.int32))
+    with pytest.raises(ValueError, match=r"initial_state.content has shape \(1, 4, 8\); expected"):
+        carve_rule(**inputs(), initial_state=state._replace(content=state.content[:1]))
 
 
 @pytest.mark.parametrize("rule", [plain, carve])

@@ -200,7 +200,11 @@ def carve_rule(
     checks.check_positive("gate_chunk", gate_chunk)
     state = zero_state(sizes, query.dtype)
     if initial_state is not None:
-        checks.check_state(initial_state._asdict(), state._asdict())
+        given, expected = (
+            {f"initial_state.{name}": array for name, array in s._asdict().items()}
+            for s in (initial_state, state)
+        )
+        checks.check_state(given, expected)
         state = initial_state
     position = None if initial_state is None else state.position
     checks.check_segments(segment_ids, sizes, gate_chunk, position)

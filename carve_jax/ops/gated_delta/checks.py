@@ -152,13 +152,9 @@ def check_state(given: Mapping[str, Array], expected: Mapping[str, Array]) -> No
     """
     for name, array in given.items():
         if array.shape != expected[name].shape:
-            raise ValueError(
-                f"{name} of the state has shape {array.shape}; expected {expected[name].shape}"
-            )
+            raise ValueError(f"{name} has shape {array.shape}; expected {expected[name].shape}")
         if array.dtype != expected[name].dtype:
-            raise TypeError(
-                f"{name} of the state has dtype {array.dtype}; expected {expected[name].dtype}"
-            )
+            raise TypeError(f"{name} has dtype {array.dtype}; expected {expected[name].dtype}")
 
 
 def check_positive(name: str, number: int) -> None:
