@@ -44,6 +44,8 @@ CASES = {
     "segments": Case(length=150, segments=True),
     "offset": Case(length=90, gate_chunk=64, offset=37),
     "offset and segments": Case(length=90, segments=True, offset=5),
+    "several groups": Case(2, 150, 4, 8, 64, 16, gate_chunk=48, decay="resets"),
+    "several groups, segments": Case(2, 150, 4, 8, 64, 16, gate_chunk=32, segments=True, offset=5),
     "normalised content": Case(norm=True),
     "stopped content": Case(stop_gradient=True),
 }
