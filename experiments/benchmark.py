@@ -1,107 +1,44 @@
 """Times the rule against its peers, and sets the figures beside the machine's floors.
 
-  python -m experiments.benchmark [--suite=cpu] [--repeats=15] [--output=FILE.json]
+  python -m experiments.benchmark [--suite=cpu|gpu|tune] [--repeats=15] [--output=FILE.json]
 
 Contenders take turns within one run, after a warm-up; medians are reported, the ratio first. The
-JSON goes to experiments/results/ unless --output says where.
+JSON goes to experiments/results/ unless --output says where. Suites:
+
+  cpu   plain XLA against ejkernel and the oracle.
+  gpu   the kernels against flash-linear-attention, a decode step against a copy, and a train step
+        of 1.3B parameters with CARVE against GDN-2 (--train_step=false leaves it out).
+  tune  searches the kernels' tiles and writes the best for this device to --table.
+
+--only=PART[,PART…] keeps the parts of gpu (such as 8x4096x16x128, decode, train_step) or of tune
+(bfloat16/128) whose names hold one of these texts.
 """
 
+import dataclasses
 import datetime
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import jax
-import jax.numpy as jnp
-import numpy as np
 from absl import flags
 
 from carve_jax.errors import UserError
-from carve_jax.ops.gated_delta import carve_rule, gated_delta_rule
 from carve_jax.training.metrics import write_atomically
 from carve_jax.training.provenance import describe_environment
 from carve_jax.training.settings import nearest
 from experiments import cli
-from experiments.timing import (
-    Contender,
-    contender,
-    machine_ceilings,
-    median_seconds,
-    with_gradients,
-)
+from experiments.benchmark_gpu import Plan, gpu_suite
+from experiments.contenders import TILE, Shape, ours, rule_inputs
+from experiments.peers import ejkernel
+from experiments.timing import Contender, machine_ceilings, median_seconds, ratio
+from experiments.tune import tune_suite
+from pallas_kernels.tiling import TABLE
+
+__all__ = ["Shape", "ejkernel", "main", "ours", "ratio", "rule_inputs"]
 
 RESULTS = Path(__file__).parent / "results"
-TILE = 64
-
-
-class Shape(NamedTuple):
-    """Sizes of one call of the rule; K = V = channels."""
-
-    batch: int
-    length: int
-    heads: int
-    channels: int
-
-
-def rule_inputs(shape: Shape, seed: int = 0) -> dict[str, jax.Array]:
-    """Float32 inputs of every contender: unit keys, gates from sigmoids, decays from softplus."""
-    rng = np.random.default_rng(seed)
-    batch, length, heads, channels = shape
-
-    def draw(*sizes: int) -> jax.Array:
-        return jnp.asarray(rng.standard_normal(sizes), jnp.float32)
-
-    full, rank = (batch, length, heads, channels), 16
-    key = draw(*full)
-    logits, write = draw(*full), jax.nn.sigmoid(draw(*full))
-    return {
-        "query": draw(*full),
-        "key": key / jnp.linalg.norm(key, axis=-1, keepdims=True),
-        "value": draw(*full),
-        "log_decay": -jax.nn.softplus(draw(*full)),
-        "logits": logits,
-        "erase": jax.nn.sigmoid(logits),
-        "write": write,
-        "head_write": write[..., :1],
-        "down": 0.1 * draw(heads, channels, rank),
-        "up": 0.1 * draw(heads, rank, channels),
-        "cotangent": draw(*full),
-    }
-
-
-def ours(shape: Shape, rule: str, implementation: str, backward: bool = True) -> Contender:
-    """GDN-2 or CARVE, forward or forward and backward with every gradient."""
-    x = rule_inputs(shape)
-    common = [x["query"], x["key"], x["value"], x["log_decay"]]
-    if rule == "gdn2":
-        arguments = (*common, x["erase"], x["write"])
-
-        def function(*a: jax.Array) -> jax.Array:
-            return gated_delta_rule(*a, chunk_size=TILE, implementation=implementation)[0]
-    else:
-        arguments = (*common, x["logits"], x["head_write"], x["down"], x["up"])
-
-        def function(*a: jax.Array) -> jax.Array:
-            return carve_rule(*a, gate_chunk=TILE, implementation=implementation)[0]
-
-    return contender(with_gradients(function, x["cotangent"]) if backward else function, *arguments)
-
-
-def ejkernel(shape: Shape) -> Contender | str:
-    """ejkernel's gated delta rule (XLA, scalar decay and β), or why it is not here."""
-    try:
-        from ejkernel.kernels._xla.gated_delta_rule import gated_delta_rule as peer
-    except ImportError as error:
-        return f"not installed ({error.name}): pip install -e '.[peers]'"
-    x = rule_inputs(shape)
-
-    def function(query, key, value, beta, decay):
-        return peer(query, key, value, beta, decay, chunk_size=TILE, use_qk_l2norm=False)[0]
-
-    gates = (x["head_write"][..., 0], x["log_decay"][..., 0])
-    both = with_gradients(function, x["cotangent"])
-    return contender(both, x["query"], x["key"], x["value"], *gates)
 
 
 def floors(shape: Shape, ceilings: dict[str, float]) -> dict[str, float]:
@@ -123,13 +60,6 @@ def floors(shape: Shape, ceilings: dict[str, float]) -> dict[str, float]:
         "arithmetic_seconds": flop / ceilings["flop_per_second"],
         "bytes_seconds": moved / ceilings["bytes_per_second"],
     }
-
-
-def ratio(seconds: dict[str, float], name: str, baseline: str) -> float | None:
-    """Time of one contender over another's, None where one is missing."""
-    if name not in seconds or baseline not in seconds:
-        return None
-    return round(seconds[name] / seconds[baseline], 3)
 
 
 def cpu_suite(repeats: int) -> dict[str, Any]:
@@ -199,30 +129,84 @@ def print_table(
     print(f"{'floor of gdn2, bytes':<34} {1e3 * least['bytes_seconds']:>10.2f}")
 
 
-SUITES: dict[str, Callable[[int], dict[str, Any]]] = {"cpu": cpu_suite}
+class Options(NamedTuple):
+    """What a suite is told.
+
+    Attributes:
+      repeats: timed rounds.
+      only: parts to keep; all if empty.
+      train_step: whether gpu times one.
+      table: where tune writes.
+      save: called with the figures so far.
+    """
+
+    repeats: int
+    only: tuple[str, ...]
+    train_step: bool
+    table: Path
+    save: Callable[[dict[str, Any]], None]
+
+
+def run_cpu(options: Options) -> dict[str, Any]:
+    """The cpu suite, which has no parts."""
+    if options.only:
+        raise UserError("--only belongs to --suite=gpu and --suite=tune; cpu has no parts")
+    return cpu_suite(options.repeats)
+
+
+def run_gpu(options: Options) -> dict[str, Any]:
+    """The gpu suite, or the parts of it that were asked for."""
+    plan = Plan().only(options.only)
+    if not options.train_step:
+        plan = dataclasses.replace(plan, train=None)
+    return gpu_suite(options.repeats, options.save, plan)
+
+
+def run_tune(options: Options) -> dict[str, Any]:
+    """The tune suite, or the parts of it that were asked for."""
+    return tune_suite(options.repeats, options.save, options.table, options.only)
+
+
+SUITES: dict[str, Callable[[Options], dict[str, Any]]] = {
+    "cpu": run_cpu,
+    "gpu": run_gpu,
+    "tune": run_tune,
+}
+
+
+def define_flags(values: flags.FlagValues) -> None:
+    """The command's flags."""
+    flags.DEFINE_string("suite", "cpu", f"One of {', '.join(SUITES)}.", flag_values=values)
+    flags.DEFINE_integer("repeats", 15, "Timed rounds.", lower_bound=1, flag_values=values)
+    flags.DEFINE_string("output", None, "Where the JSON goes.", flag_values=values)
+    flags.DEFINE_list("only", [], "Parts of gpu and tune to keep.", flag_values=values)
+    flags.DEFINE_bool("train_step", True, "gpu: time a whole train step.", flag_values=values)
+    flags.DEFINE_string("table", str(TABLE), "tune: the table of tiles.", flag_values=values)
 
 
 def main(argv: list[str]) -> None:
     """Parses the flags, measures, prints a table and writes the JSON."""
-    definitions = flags.FlagValues()
-    suite = flags.DEFINE_string(
-        "suite", "cpu", f"One of {', '.join(SUITES)}.", flag_values=definitions
-    )
-    repeats = flags.DEFINE_integer(
-        "repeats", 15, "Timed rounds.", lower_bound=1, flag_values=definitions
-    )
-    output = flags.DEFINE_string("output", None, "Where the JSON goes.", flag_values=definitions)
-    cli.refuse_unknown(cli.parse_flags(definitions, argv), definitions)
-    if suite.value not in SUITES:
-        raise UserError(f"--suite: unknown suite {suite.value!r}; {nearest(suite.value, SUITES)}")
+    values = flags.FlagValues()
+    define_flags(values)
+    cli.refuse_unknown(cli.parse_flags(values, argv), values)
+    if values.suite not in SUITES:
+        raise UserError(f"--suite: unknown suite {values.suite!r}; {nearest(values.suite, SUITES)}")
+    # PyTorch's peers need room beside JAX; read when JAX first touches a device, which is below.
+    os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
     environment = describe_environment()
-    environment["command"] = f"python -m experiments.benchmark --suite={suite.value}"
-    figures = SUITES[suite.value](repeats.value)
+    environment["command"] = " ".join(["python -m experiments.benchmark", *argv[1:]])
     today = datetime.date.today().isoformat()
-    path = Path(output.value or RESULTS / f"{today}_{suite.value}.json")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    record = {"date": today, "suite": suite.value, **environment, **figures}
-    write_atomically(path, json.dumps(record, indent=2, ensure_ascii=False) + "\n")
+    path = Path(values.output or RESULTS / f"{today}_{values.suite}.json")
+
+    def save(figures: dict[str, Any]) -> None:
+        record = {"date": today, "suite": values.suite, **environment, **figures}
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(path, json.dumps(record, indent=2, ensure_ascii=False) + "\n")
+
+    options = Options(
+        values.repeats, tuple(values.only), values.train_step, Path(values.table), save
+    )
+    save(SUITES[values.suite](options))
     print(f"\nwritten to {path}")
 
 

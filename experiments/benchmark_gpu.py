@@ -1,0 +1,368 @@
+"""The gpu suite: the kernels against their peers, the machine's ceilings and the targets.
+
+How it times, everywhere: contenders take turns; a turn is a settling call and then calls back to
+back, with one wait at the end, for about TURN seconds; the median turn counts. So what is measured
+is the device's own time, unless launching a call takes longer than running it. The peer is replayed
+as CUDA graphs. JAX must not preallocate, or PyTorch starves beside it; `experiments.benchmark` sees
+to that before the first array.
+"""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from carve_jax.errors import UserError
+from experiments.benchmark_steps import (
+    DecodePlan,
+    TrainPlan,
+    measure_decode,
+    measure_training,
+    print_decode,
+    print_training,
+)
+from experiments.contenders import Shape, rule_contender, rule_inputs
+from experiments.peers import Fla, FlaAtShape, load_fla
+from experiments.timing import (
+    Contender,
+    LeftOut,
+    attempt,
+    device_bytes,
+    device_ceilings,
+    median_seconds,
+    ratio,
+    require_gpu,
+)
+from pallas_kernels import tiling
+
+TURN = 0.03
+LAYER = Shape(8, 4096, 16, 128)  # the official layer
+SHAPES = (
+    LAYER,
+    Shape(1, 8192, 96, 128),
+    Shape(2, 16384, 16, 128),
+    Shape(4, 2048, 16, 128),
+    Shape(4, 4096, 64, 128),
+    Shape(8, 2048, 32, 256),
+    Shape(8, 1024, 8, 64),
+)
+DIRECTIONS = ("forward", "forward and backward")
+
+
+class Ours(NamedTuple):
+    """One of our contenders: `solve` overrides that field of the kernels' tiles."""
+
+    rule: str
+    implementation: str
+    solve: str | None = None
+
+
+OURS = {
+    "gdn2 pallas": Ours("gdn2", "pallas"),
+    "gdn2 pallas walk": Ours("gdn2", "pallas", "walk"),
+    "carve pallas": Ours("carve", "pallas"),
+    "gdn2 chunked": Ours("gdn2", "chunked"),
+    "carve chunked": Ours("carve", "chunked"),
+}
+FLA_RULES = ("gdn2", "kda")
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """What the suite measures; `chunked` sits out shapes of more than `chunked_elements`."""
+
+    shapes: tuple[Shape, ...] = SHAPES
+    ours: Mapping[str, Ours] = dataclasses.field(default_factory=lambda: dict(OURS))
+    dtype: str = "bfloat16"
+    chunked_elements: int = LAYER.elements
+    decode: DecodePlan | None = dataclasses.field(default_factory=DecodePlan)
+    train: TrainPlan | None = dataclasses.field(default_factory=TrainPlan)
+    turn_seconds: float = TURN
+
+    def only(self, wanted: tuple[str, ...]) -> "Plan":
+        """The parts whose names hold one of these texts; all of them if there is none.
+
+        Raises:
+          UserError: a text that no part's name holds.
+        """
+        names = [*(shape.label for shape in self.shapes), "decode", "train_step"]
+        check_parts(wanted, names)
+
+        def kept(name: str) -> bool:
+            return not wanted or any(text in name for text in wanted)
+
+        return dataclasses.replace(
+            self,
+            shapes=tuple(shape for shape in self.shapes if kept(shape.label)),
+            decode=self.decode if kept("decode") else None,
+            train=self.train if kept("train_step") else None,
+        )
+
+
+def check_parts(wanted: tuple[str, ...], names: list[str]) -> None:
+    """Raises UserError for a text of --only that is in no part's name."""
+    for text in wanted:
+        if not any(text in name for name in names):
+            raise UserError(f"--only: no part's name holds {text!r}; there are {', '.join(names)}")
+
+
+def gpu_suite(repeats: int, save: Callable[[dict[str, Any]], None], plan: Plan) -> dict[str, Any]:
+    """All parts of a plan in one run on one GPU.
+
+    Args:
+      repeats: timed rounds.
+      save: called with the figures so far after each part, so that a run cut short leaves them.
+      plan: what is measured.
+
+    Raises:
+      UserError: no NVIDIA GPU is here.
+    """
+    require_gpu("gpu")
+    fla = load_fla()
+    if isinstance(fla, str):
+        print(f"flash-linear-attention: {fla}")
+    return measure(plan, repeats, fla, save, device_ceilings(repeats, plan.turn_seconds))
+
+
+def measure(
+    plan: Plan,
+    repeats: int,
+    fla: Fla | str,
+    save: Callable[[dict[str, Any]], None],
+    ceilings: dict[str, float],
+) -> dict[str, Any]:
+    """The suite's figures, printed as they come; targets last."""
+    figures: dict[str, Any] = {
+        "targets": [],
+        "shapes": {},
+        "ceilings": ceilings,
+        "repeats": repeats,
+        "dtype": f"{plan.dtype}, log-decay float32",
+        "method": " ".join((__doc__ or "").split("\n\n", 1)[1].split()),
+        "peers": fla.versions if isinstance(fla, Fla) else {"flash-linear-attention": fla},
+    }
+    print(
+        f"copy {ceilings['bytes_per_second'] / 1e9:.0f} GB/s, "
+        f"bf16 product {ceilings['flop_per_second'] / 1e12:.0f} TFLOP/s"
+    )
+    for shape in plan.shapes:
+        part = measure_shape(shape, plan, repeats, fla, ceilings)
+        figures["shapes"][shape.label] = part
+        print_shape(shape, part)
+        save(figures)
+    if plan.decode is not None:
+        copy_rate = ceilings["bytes_per_second"]
+        part = measure_decode(plan.decode, copy_rate, repeats, plan.turn_seconds)
+        figures["decode"] = part
+        print_decode(part)
+        save(figures)
+    if plan.train is not None:
+        made = attempt(lambda train=plan.train: measure_training(train, repeats))
+        figures["train_step"] = {"left_out": made} if isinstance(made, str) else made
+        print_training(figures["train_step"])
+    figures["targets"] = [target._asdict() | {"met": target.met} for target in targets(figures)]
+    for target in targets(figures):
+        print(target)
+    return figures
+
+
+def measure_shape(
+    shape: Shape, plan: Plan, repeats: int, fla: Fla | str, ceilings: dict[str, float]
+) -> dict[str, Any]:
+    """Forward, and forward and backward, of all contenders at one shape."""
+    x = rule_inputs(shape, plan.dtype)
+    peer = FlaAtShape(fla, x) if isinstance(fla, Fla) else None
+    makers = _makers(shape, plan, x, peer)
+    left_out = {} if isinstance(fla, Fla) else {f"fla {rule}": fla for rule in FLA_RULES}
+    contenders: dict[str, Contender] = {}
+    for name, make in makers.items():
+        made = attempt(make)
+        if isinstance(made, str):
+            left_out[name] = made
+        else:
+            contenders[name] = made
+    seconds = median_seconds(contenders, repeats, turn_seconds=plan.turn_seconds)
+    rules = {name: mine.rule for name, mine in plan.ours.items()} | {"fla gdn2": "gdn2"}
+    least = {
+        f"{rule}, {direction}": floors(shape, rule, direction, plan.dtype, ceilings)
+        for rule in ("gdn2", "carve")
+        for direction in DIRECTIONS
+    }
+    shares = {}
+    for name, value in seconds.items():
+        who, direction = name.split(", ")
+        if who in rules:
+            floor = least[f"{rules[who]}, {direction}"]
+            bound = max(floor["arithmetic_seconds"], floor["bytes_seconds"])
+            shares[name] = round(bound / value, 4)
+    part = {
+        "ratios": _ratios(seconds),
+        "median_seconds": seconds,
+        "roofline_share": shares,
+        "peak_bytes": {name: c.peak_bytes for name, c in contenders.items()},
+        "floors": least,
+        "left_out": left_out,
+    }
+    if peer is not None:
+        if "gdn2 pallas, forward" in contenders:
+            output = contenders["gdn2 pallas, forward"]
+            part["difference_from_fla_gdn2"] = peer.difference(
+                "gdn2", output.compiled(*output.arguments)
+            )
+        part["notes"] = peer.notes
+        contenders.clear()
+        peer.close()
+    return part
+
+
+def _makers(
+    shape: Shape, plan: Plan, x: dict[str, jax.Array], peer: FlaAtShape | None
+) -> dict[str, Callable[[], Contender]]:
+    """How each contender is made, under its name: "gdn2 pallas, forward"."""
+    makers: dict[str, Callable[[], Contender]] = {}
+    for direction in DIRECTIONS:
+        backward = direction != "forward"
+        for name, mine in plan.ours.items():
+            makers[f"{name}, {direction}"] = lambda m=mine, b=backward: _make(shape, plan, x, m, b)
+        for rule in FLA_RULES if peer is not None else ():
+            makers[f"fla {rule}, {direction}"] = lambda r=rule, b=backward: peer.contender(r, b)
+    return makers
+
+
+def _make(
+    shape: Shape, plan: Plan, x: dict[str, jax.Array], mine: Ours, backward: bool
+) -> Contender:
+    if mine.implementation == "chunked" and shape.elements > plan.chunked_elements:
+        raise LeftOut(f"plain XLA sits out shapes above {plan.chunked_elements} numbers a tensor")
+    options = {}
+    if mine.solve is not None:
+        device = jax.devices()[0].device_kind
+        row = tiling.choose(jnp.dtype(plan.dtype), shape.channels, shape.channels, device)
+        options["tiles"] = dataclasses.replace(row, solve=mine.solve)
+    made = rule_contender(x, mine.rule, mine.implementation, backward, **options)
+    if made.peak_bytes > device_bytes() / 3:
+        raise LeftOut(f"needs {made.peak_bytes / 1e9:.0f} GB, more than a third of the device")
+    jax.block_until_ready(made.compiled(*made.arguments))
+    return made
+
+
+def floors(
+    shape: Shape, rule: str, direction: str, dtype: str, ceilings: dict[str, float]
+) -> dict[str, float]:
+    """Least work of a rule in one pass, and the time it takes at the measured rates.
+
+    Arithmetic, for a token and head with K = V = D and tiles of C = 16, the least that a tensor core
+    takes, counting triangles as halves: forward 4 products of C·D (P, T, the solve, PR) and 3 of
+    2·D² (Ē S, qS, the state); backward recomputes 3 and 2·D² once (T, P, R), then 8 of C·D and 6 of
+    2·D². Exponentials and the content gate (once a gate chunk) are not counted. Bytes: forward
+    reads the inputs and writes the output; backward reads the inputs and the output's gradient and
+    writes the inputs' gradients; saved states are not counted. The log-decay is float32.
+    """
+    tokens = shape.batch * shape.length * shape.heads
+    d, c, size = shape.channels, tiling.SMALLEST, jnp.dtype(dtype).itemsize
+    # q, k, v and the erase gate, and w a channel (GDN-2) or a head (CARVE); then g.
+    inputs = (4 * d + (d if rule == "gdn2" else 1)) * size + 4 * d
+    flop, moved = 4 * c * d + 3 * 2 * d * d, inputs + d * size
+    if direction != "forward":
+        flop += 11 * c * d + 7 * 2 * d * d
+        moved += inputs + d * size + inputs
+    return {
+        "flop": tokens * flop,
+        "bytes": tokens * moved,
+        "arithmetic_seconds": tokens * flop / ceilings["flop_per_second"],
+        "bytes_seconds": tokens * moved / ceilings["bytes_per_second"],
+    }
+
+
+def _ratios(seconds: Mapping[str, float]) -> dict[str, float | None]:
+    """Peers over ours, where more is better for us, and our contenders over each other."""
+    pairs = (
+        ("fla gdn2", "gdn2 pallas"),
+        ("fla kda", "gdn2 pallas"),
+        ("gdn2 chunked", "gdn2 pallas"),
+        ("gdn2 pallas walk", "gdn2 pallas"),
+        ("carve pallas", "gdn2 pallas"),
+        ("carve chunked", "carve pallas"),
+    )
+    return {
+        f"{one} / {other}, {direction}": ratio(
+            seconds, f"{one}, {direction}", f"{other}, {direction}"
+        )
+        for direction in DIRECTIONS
+        for one, other in pairs
+    }
+
+
+class Target(NamedTuple):
+    """A figure and what it should be; `measured` is None where something is missing."""
+
+    what: str
+    measured: float | None
+    limit: float
+    at_least: bool
+
+    @property
+    def met(self) -> bool | None:
+        """Whether the target is met; None where it was not measured."""
+        if self.measured is None:
+            return None
+        return self.measured >= self.limit if self.at_least else self.measured <= self.limit
+
+    def __str__(self) -> str:
+        """One line: what, the figure, the target, and whether it is met."""
+        verdict = {None: "not measured", True: "met", False: "not met"}[self.met]
+        figure = "-" if self.measured is None else f"{self.measured:.2f}"
+        wish = f"{'at least' if self.at_least else 'at most'} {self.limit:.2f}"
+        return f"{self.what:<58} {figure:>8}  {wish:<14} {verdict}"
+
+
+def targets(figures: Mapping[str, Any], layer: Shape = LAYER) -> list[Target]:
+    """The targets of the kernels (H100 or H200) beside what was measured."""
+    part = figures["shapes"].get(layer.label, {"ratios": {}, "peak_bytes": {}})
+    forward, both = DIRECTIONS
+    step = figures.get("train_step", {})
+    backends = figures.get("decode", {"batches": {}})["batches"].get("512", {}).values()
+    decode = max((backend["share_of_copy"] for backend in backends), default=None)
+    memory = ratio(part["peak_bytes"], f"carve pallas, {both}", f"gdn2 pallas, {both}")
+
+    def at_layer(pair: str, direction: str) -> float | None:
+        return part["ratios"].get(f"{pair}, {direction}")
+
+    return [
+        Target(f"fla gdn2 / gdn2, {forward}", at_layer("fla gdn2 / gdn2 pallas", forward), 2, True),
+        Target(f"fla gdn2 / gdn2, {both}", at_layer("fla gdn2 / gdn2 pallas", both), 1.5, True),
+        *(
+            Target(
+                f"carve / gdn2, {direction}",
+                at_layer("carve pallas / gdn2 pallas", direction),
+                1.1,
+                False,
+            )
+            for direction in DIRECTIONS
+        ),
+        Target(f"carve / gdn2, peak bytes, {both}", memory, 1.0, False),
+        Target("decode / copy, bytes a second, batch 512", decode, 0.7, True),
+        Target("carve / gdn2, 1.3B train step", step.get("ratio"), 1.0, False),
+        Target("carve / gdn2, 1.3B train step, peak", step.get("peak_bytes_ratio"), 1.0, False),
+    ]
+
+
+def print_shape(shape: Shape, part: Mapping[str, Any]) -> None:
+    """Ratios first, then what they are made of and what is missing."""
+    print(f"\n{shape.label}")
+    for name, value in part["ratios"].items():
+        if value is not None:
+            print(f"  {name:<56} {value:>8.2f}")
+    print(f"  {'':<44} {'median ms':>10} {'roofline':>9} {'peak MB':>9}")
+    for name, value in part["median_seconds"].items():
+        share = part["roofline_share"].get(name)
+        print(
+            f"  {name:<44} {1e3 * value:>10.3f} {'-' if share is None else f'{share:.0%}':>9} "
+            f"{part['peak_bytes'][name] / 1e6:>9.0f}"
+        )
+    if "difference_from_fla_gdn2" in part:
+        print(f"  outputs differ from fla's gdn2 by {part['difference_from_fla_gdn2']:.1e}")
+    for name, reason in {**part["left_out"], **part.get("notes", {})}.items():
+        print(f"  {name}: {reason}")

@@ -1,0 +1,252 @@
+"""The backward walk, last tile to first: what carries gradient from tile to tile.
+
+    dR = Pᵀ dO + K_tail dS        dW = Aᵀ dR        dS ← Diag(γ_C) dS + (γ⊙q)ᵀ dO − Ēᵀ dW
+
+with W = Z − Ē S_0, whose gradient is that of Z. Under the content gate the gradient of a chunk's
+content is found on the way (it needs dĒ and dT, summed over the chunk) and joins the gradient of
+every output of the chunk before. The rest is parallel over tiles (`gradients`). Transposed as in
+`forward`; GDN-2, arXiv 2605.22791, and CARVE, arXiv 2606.27229.
+"""
+
+import functools
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.experimental import pallas as pl
+
+from pallas_kernels import wy
+from pallas_kernels.forward import CONTENT_NORM_EPS, erase_slope, own_block, tile_at
+from pallas_kernels.plan import Gate, Plan, memory_view, rows, view
+from pallas_kernels.score import EDITS, KEYS, READS, TAILS, Scores
+from pallas_kernels.tiling import SPAN
+from pallas_kernels.wy import Array
+
+
+class GateInputs(NamedTuple):
+    """What the backward walk reads under a content gate.
+
+    Attributes:
+      logits: of the erase gate [B, T, H, K].
+      shift: of the logits [B, chunks, N, K] float32.
+      contents: of the gate chunks [B, chunks, N, V] float32.
+      residual: R [B, T, N, V].
+      states: at the start of each tile, transposed [B, T/C, N, V, K].
+      d_sums: gradient of the sums of outputs, from what comes after [B, chunks, N, V] float32.
+      mean: [B, chunks] float32: of the sum of the chunk before, what makes this chunk's content.
+      down, up: the projections [N, V, R] and [N, R, K].
+    """
+
+    logits: Any
+    shift: Any
+    contents: Any
+    residual: Any
+    states: Any
+    d_sums: Any
+    mean: Any
+    down: Any
+    up: Any
+
+
+class BackwardWalk(NamedTuple):
+    """What the backward walk leaves behind, for one part.
+
+    Attributes:
+      d_written: of W and Z [B, T, N, V].
+      d_states: of the state at the end of each tile, transposed [B, T/C, N, V, K].
+      d_memory: of the state before the part, transposed [B, N, V, K] float32.
+      d_sums: of the sums of outputs, all told [B, chunks, N, V] float32.
+      d_shift: of the logits' shift [B, chunks, N, K] float32.
+      d_content: of the content of the part's first chunk [B, N, V] float32.
+    """
+
+    d_written: Any = None
+    d_states: Any = None
+    d_memory: Any = None
+    d_sums: Any = None
+    d_shift: Any = None
+    d_content: Any = None
+
+
+class _Inputs(NamedTuple):
+    scores: Scores
+    d_output: Any
+    d_memory: Any
+    gate: GateInputs | None
+    zero: Any
+
+
+def _content_gradient(gate: Gate, d_shift: Array, content: Array, down: Array, up: Array) -> Array:
+    """Gradient of a content [V] from that of its shift [K]."""
+    if gate.stop_gradient:
+        return jnp.zeros_like(content)
+    d_low_rank = jnp.sum(up * d_shift[None, :], axis=1)
+    d_content = jnp.sum(down * d_low_rank[None, :], axis=1)
+    if not gate.norm:
+        return d_content
+    inverse = jax.lax.rsqrt(jnp.sum(content * content, axis=0) / gate.channels + CONTENT_NORM_EPS)
+    along = jnp.sum(content * d_content, axis=0) / gate.channels
+    return inverse * (d_content - inverse * inverse * along * content)
+
+
+def _kernel(inputs: _Inputs, out: BackwardWalk, *, plan: Plan) -> None:
+    scores, g, product, tile = inputs.scores, inputs.gate, plan.product, plan.tiles.chunk
+    length, channels = inputs.d_output.shape[0], out.d_memory.shape[1]
+    count = length // tile
+
+    def step(i: Array, carry: tuple) -> tuple:
+        d_memory, *d_seen = carry
+        n = count - 1 - i
+        start = n * tile
+        here = pl.ds(start, tile)
+        out.d_states[n] = d_memory.astype(out.d_states.dtype)
+        d_output = rows(inputs.d_output, start, tile).T
+        if g is not None:
+            d_output = d_output + d_seen[0][:, None]
+        d_output = product.operand(d_output)
+        d_residual = product(d_output, own_block(scores.squares, 0, start, tile))
+        tails = tile_at(scores.tiles, here, TAILS, channels)
+        d_residual = d_residual + product(d_memory, tails, tb=True)
+        d_written = product(d_residual, own_block(scores.squares, SPAN, start, tile))
+        d_written = product.operand(d_written)
+        out.d_written[here, :] = d_written.T
+        edits = tile_at(scores.tiles, here, EDITS, channels)
+        if g is not None:
+            chunk = jax.lax.div(n, plan.gate.tiles)
+            d_logits, erase = _logit_gradients(
+                plan, inputs, n, here, d_written, edits, g.shift[chunk, :]
+            )
+            edits = product.operand(erase) * edits
+        reads = tile_at(scores.tiles, here, READS, channels)
+        d_memory = d_memory * scores.ends[n, :][None, :]
+        d_memory = d_memory + product(d_output, reads) - product(d_written, edits)
+        if g is None:
+            return (d_memory,)
+        return d_memory, *_previous_content(plan.gate, n, g, out, jnp.sum(d_logits, axis=0), *d_seen)
+
+    carry: tuple = (inputs.d_memory[...],)
+    if g is not None:
+        carry += (g.d_sums[g.d_sums.shape[0] - 1, :], jnp.zeros((channels,), jnp.float32))
+    d_memory, *_ = jax.lax.fori_loop(0, count, step, carry)
+    # A row that is known only now keeps the addresses of this store from living through the loop.
+    out.d_memory[pl.ds(inputs.zero[0], d_memory.shape[0]), :] = d_memory
+
+
+def _logit_gradients(
+    plan: Plan, inputs: _Inputs, n: Array, here: Any, d_written: Array, keys: Array, shift: Array
+) -> tuple[Array, Array]:
+    """Gradient of the erase logits [C, K] of a tile, and b."""
+    product, g, tile = plan.product, inputs.gate, plan.tiles.chunk
+    d_system = product(d_written, g.residual[here, :], ta=True, tb=True)
+    d_erase = keys * product(d_written, g.states[n], ta=True)
+    for level, (above, below) in zip(plan.levels, plan.key_tiles, strict=True):
+        upper = tile_at(inputs.scores.tiles, here, KEYS + above, keys.shape[1])
+        lower = tile_at(inputs.scores.tiles, here, KEYS + below, keys.shape[1])
+        part = level.pick(d_system, wy.order(tile, inputs.zero[0]))
+        d_erase = d_erase + upper * product(part, lower)
+    erase, slope = erase_slope(plan.gate, rows(g.logits, n * tile, tile), shift)
+    return -d_erase * slope, erase
+
+
+def _previous_content(
+    gate: Gate,
+    n: Array,
+    g: GateInputs,
+    out: BackwardWalk,
+    added: Array,
+    d_sum: Array,
+    d_shift: Array,
+) -> tuple[Array, Array]:
+    """Gradients carried to tile n − 1: of its chunk's sum of outputs, and of its chunk's shift."""
+    chunk = jax.lax.div(n, gate.tiles)
+    d_shift = d_shift + added
+    out.d_sums[chunk, :] = d_sum
+    out.d_shift[chunk, :] = d_shift
+    d_content = _content_gradient(gate, d_shift, g.contents[chunk, :], g.down[...], g.up[...])
+    out.d_content[...] = d_content
+    before = jnp.maximum(chunk - 1, 0)
+    d_before = g.d_sums[before, :] + g.mean[chunk] * d_content
+    first = jax.lax.rem(n, gate.tiles) == 0
+    return jnp.where(first, d_before, d_sum), jnp.where(first, 0.0, d_shift)
+
+
+def walk_back(
+    plan: Plan,
+    scores: Scores,
+    d_output: Array,
+    d_memory: Array,
+    part: int,
+    gate: GateInputs | None = None,
+) -> BackwardWalk:
+    """Walk one part back from the gradient of its last state [B, N, V, K] (transposed).
+
+    Args:
+      plan: what is static.
+      scores: of the part, with A.
+      d_output: of the whole sequence [B, T, N, V].
+      d_memory: of the state after the part.
+      part: which one.
+      gate: the content gate's arrays of the part (logits of the whole sequence), if there is one.
+    """
+    batch, _, heads, width = d_output.shape
+    length, channels = scores.tiles.shape[1], d_memory.shape[3]
+    block = width if gate is not None else min(width, plan.tiles.block_value)
+    dtype = plan.product.dtype
+
+    def made(*shape: int, dtype: Any = jnp.float32) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct((batch, *shape), dtype)
+
+    out = BackwardWalk(
+        d_written=made(length, heads, width, dtype=dtype),
+        d_states=made(length // plan.tiles.chunk, heads, width, channels, dtype=dtype),
+        d_memory=made(heads, width, channels),
+    )
+    out_specs = BackwardWalk(
+        d_written=view(out.d_written, heads, length, block=block),
+        d_states=memory_view(out.d_states, block),
+        d_memory=memory_view(out.d_memory, block),
+    )
+    if gate is not None:
+        chunks = gate.shift.shape[1]
+        out = out._replace(
+            d_sums=made(chunks, heads, width),
+            d_shift=made(chunks, heads, channels),
+            d_content=made(heads, width),
+        )
+        out_specs = out_specs._replace(
+            d_sums=view(out.d_sums, heads, chunks),
+            d_shift=view(out.d_shift, heads, chunks),
+            d_content=pl.BlockSpec((None, None, width), lambda b, n, v: (b, n, 0)),
+        )
+    inputs = _Inputs(scores, d_output, d_memory, gate, jnp.zeros((1,), jnp.int32))
+    in_specs = _Inputs(
+        scores=jax.tree.map(lambda a: view(a, heads, a.shape[1]), scores),
+        d_output=view(d_output, heads, length, part, block),
+        d_memory=memory_view(d_memory, block),
+        gate=None if gate is None else _gate_views(gate, heads, length, part),
+        zero=pl.BlockSpec((1,), lambda b, n, v: (0,)),
+    )
+    (found,) = pl.pallas_call(
+        functools.partial(_kernel, plan=plan),
+        grid=(batch, heads, width // block),
+        in_specs=(in_specs,),
+        out_specs=(out_specs,),
+        out_shape=(out,),
+        **plan.compile_options(plan.tiles.warps, plan.tiles.backward_stages),
+    )(inputs)
+    return found
+
+
+def _gate_views(gate: GateInputs, heads: int, length: int, part: int) -> GateInputs:
+    chunks = gate.shift.shape[1]
+    return GateInputs(
+        logits=view(gate.logits, heads, length, part),
+        shift=view(gate.shift, heads, chunks),
+        contents=view(gate.contents, heads, chunks),
+        residual=view(gate.residual, heads, length),
+        states=memory_view(gate.states, gate.states.shape[3]),
+        d_sums=view(gate.d_sums, heads, chunks),
+        mean=pl.BlockSpec((None, chunks), lambda b, n, v: (b, 0)),
+        down=pl.BlockSpec((None, *gate.down.shape[1:]), lambda b, n, v: (n, 0, 0)),
+        up=pl.BlockSpec((None, *gate.up.shape[1:]), lambda b, n, v: (n, 0, 0)),
+    )

@@ -1,0 +1,268 @@
+"""The forward walk along the sequence: one program a head (and block of value channels).
+
+    b = gate(content)   T, A (under a content gate)   R = A (Z − Ē S)   O = (γ⊙q) S + P R   S
+
+The state is held transposed, Sᵀ [V, K]; R and O as [V, C]: with 8 warps each owns some value
+channels for good, and only [C, K] and [C, C] tiles move between warps. Notation of arXiv
+2605.22791 (GDN-2) and 2606.27229 (CARVE); layouts are those of the public rules, [B, T, H, X].
+"""
+
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.experimental import pallas as pl
+
+from pallas_kernels import wy
+from pallas_kernels.plan import Content, Gate, Operands, Plan, memory_view, rows, view
+from pallas_kernels.score import EDITS, KEYS, READS, TAILS, Scores
+from pallas_kernels.tiling import SPAN
+from pallas_kernels.wy import Array
+
+CONTENT_NORM_EPS = 1e-6
+
+
+def erase_shift(gate: Gate, content: Array, down: Array, up: Array) -> Array:
+    """m P_down P_up [K] of one head's content [V]."""
+    if gate.norm:
+        square = jnp.sum(content * content, axis=0) / gate.channels
+        content = content * jax.lax.rsqrt(square + CONTENT_NORM_EPS)
+    low_rank = jnp.sum(content[:, None] * down, axis=0)
+    return jnp.sum(low_rank[:, None] * up, axis=0)
+
+
+def erase_gate(gate: Gate, logits: Array, shift: Array) -> Array:
+    """b [C, K], rounded as a gate handed to the plain rule would be."""
+    erase = gate.scale * jax.nn.sigmoid(logits + shift[None, :])
+    return erase.astype(gate.dtype).astype(jnp.float32)
+
+
+def erase_slope(gate: Gate, logits: Array, shift: Array) -> tuple[Array, Array]:
+    """b, and its derivative in the logits."""
+    sigma = jax.nn.sigmoid(logits + shift[None, :])
+    return erase_gate(gate, logits, shift), gate.scale * sigma * (1.0 - sigma)
+
+
+class Walk(NamedTuple):
+    """What the forward walk leaves behind.
+
+    Attributes:
+      output: [B, T, N, V] of the whole sequence, the part's rows written.
+      memory: the last state, transposed [B, N, V, K] float32.
+      sums: of the outputs in each of the part's gate chunks [B, chunks, N, V] float32.
+      residual: R [B, T, N, V] of the part.
+      states: at the start of each tile, transposed [B, T/C, N, V, K].
+    """
+
+    output: Any = None
+    memory: Any = None
+    sums: Any = None
+    residual: Any = None
+    states: Any = None
+
+
+def tile_at(tiles: Any, here: Any, place: int, channels: int) -> Array:
+    """One of the tiles that lie side by side in `Scores.tiles`."""
+    return tiles[here, place * channels : (place + 1) * channels]
+
+
+def own_block(ref: Any, first: int, start: Array, tile: int) -> Array:
+    """The [C, C] block of a tile among rows against a whole span, from column `first` on."""
+    return ref[pl.ds(start, tile), pl.ds(first + (start & (SPAN - tile)), tile)]
+
+
+class _WalkInputs(NamedTuple):
+    """Views of one program: [T, X] but for memory [V, K] and the content gate's."""
+
+    x: Operands
+    scores: Scores
+    memory: Any
+    content: Content | None
+    zero: Any
+
+
+def solve(plan: Plan, scores: Scores, here: Any, erase: Array, ordered: Callable) -> Array:
+    """A of one tile, from b [C, K] and the keys under the factors of each level."""
+    channels, parts = erase.shape[1], []
+    for level, (above, below) in zip(plan.levels, plan.key_tiles, strict=True):
+        upper = tile_at(scores.tiles, here, KEYS + above, channels)
+        lower = tile_at(scores.tiles, here, KEYS + below, channels)
+        parts.append((level, level.pick(plan.product(erase * upper, lower, tb=True), ordered())))
+
+    def part(h: int) -> Array:
+        level, found = next(p for p in parts if p[0].low <= h < p[0].high)
+        return found if level == (h, 2 * h) else wy.Level(h, 2 * h).pick(found, ordered())
+
+    return wy.unit_inverse(plan.inverse, part, plan.tiles.chunk, ordered(), loop=False)
+
+
+def _walk_kernel(inputs: _WalkInputs, *rest: Any, plan: Plan) -> None:
+    out: Walk = rest[-1]  # an output to be continued comes before it
+    x, scores, content = inputs.x, inputs.scores, inputs.content
+    product, tile = plan.product, plan.tiles.chunk
+    length, channels = x.value.shape[0], out.memory.shape[1]
+
+    def step(n: Array, carry: tuple) -> tuple:
+        memory, *seen = carry
+        start, zero = n * tile, inputs.zero[0]
+        here = pl.ds(start, tile)
+        if out.states is not None:
+            out.states[n] = memory.astype(out.states.dtype)
+        edits = tile_at(scores.tiles, here, EDITS, channels)
+        if x.erase is not None:
+            erase = rows(x.erase, start, tile)
+            if content is not None:
+                erase = erase_gate(plan.gate, erase, seen[0])
+            edits = product.operand(erase) * edits
+        if scores.squares.shape[1] == SPAN:
+            erase = product.operand(jnp.broadcast_to(erase, edits.shape))
+            inverse = solve(plan, scores, here, erase, lambda: wy.order(tile, zero))
+        else:
+            inverse = own_block(scores.squares, SPAN, start, tile)
+        written = rows(x.value, start, tile) * rows(x.write, start, tile)
+        residual = product(written.T - product(memory, edits, tb=True), inverse, tb=True)
+        if out.residual is not None:
+            out.residual[here, :] = residual.astype(out.residual.dtype).T
+        if out.output is not None:
+            output = product(memory, tile_at(scores.tiles, here, READS, channels), tb=True)
+            output = output + product(residual, own_block(scores.squares, 0, start, tile), tb=True)
+            out.output[here, :] = output.astype(out.output.dtype).T
+        tails = tile_at(scores.tiles, here, TAILS, channels)
+        memory = memory * scores.ends[n, :][None, :] + product(residual, tails)
+        if content is None:
+            return (memory,)
+        return memory, *_next_content(plan.gate, n, content, out.sums, jnp.sum(output, 1), *seen)
+
+    carry: tuple = (inputs.memory[...],)
+    if content is not None:
+        down, up = content.down[...], content.up[...]
+        carry += (erase_shift(plan.gate, content.content[...], down, up), content.partial_sum[...])
+    memory, *_ = jax.lax.fori_loop(0, length // tile, step, carry)
+    # A row that is known only now keeps the addresses of this store from living through the loop.
+    out.memory[pl.ds(inputs.zero[0], memory.shape[0]), :] = memory
+
+
+def _next_content(
+    gate: Gate, n: Array, content: Content, sums: Any, added: Array, shift: Array, partial: Array
+) -> tuple[Array, Array]:
+    """Shift of the logits and sum of the chunk's outputs after tile n, whose outputs add `added`."""
+    chunk = jax.lax.div(n, gate.tiles)
+    partial = partial + added
+    sums[chunk, :] = partial
+    following = content.mean[chunk] * partial
+    shifted = erase_shift(gate, following, content.down[...], content.up[...])
+    last = jax.lax.rem(n, gate.tiles) == gate.tiles - 1
+    return jnp.where(last, shifted, shift), jnp.where(last, 0.0, partial)
+
+
+def walk(
+    plan: Plan,
+    x: Operands,
+    scores: Scores,
+    memory: Array,
+    part: int,
+    *,
+    content: Content | None = None,
+    output: Array | None = None,
+    replay: bool = False,
+) -> Walk:
+    """Walk one part of the sequence from `memory` [B, N, V, K] (transposed).
+
+    Args:
+      plan: what is static.
+      x: the operands; x.erase is None where `scores` has it already.
+      scores: of the part.
+      memory: the state before the part.
+      part: which one.
+      content: under a content gate, unless b is known.
+      output: of the whole sequence, whose parts before this one have been written.
+      replay: leave what the gradients need instead of the output.
+    """
+    batch, whole, heads, width = x.value.shape
+    length, channels = scores.tiles.shape[1], memory.shape[3]
+    block = width if content is not None else min(width, plan.tiles.block_value)
+
+    def made(*shape: int, dtype: Any = jnp.float32) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct((batch, *shape), dtype)
+
+    out = Walk(memory=made(heads, width, channels))
+    out_specs = Walk(memory=memory_view(memory, block))
+    if replay:
+        dtype = plan.product.dtype
+        residual = made(length, heads, width, dtype=dtype)
+        states = made(length // plan.tiles.chunk, heads, width, channels, dtype=dtype)
+        out = out._replace(residual=residual, states=states)
+        out_specs = out_specs._replace(
+            residual=view(residual, heads, length, block=block), states=memory_view(states, block)
+        )
+    else:
+        out = out._replace(output=made(whole, heads, width, dtype=x.value.dtype))
+        out_specs = out_specs._replace(output=view(out.output, heads, length, part, block))
+    if content is not None:
+        chunks = content.mean.shape[1]
+        out = out._replace(sums=made(chunks, heads, width))
+        out_specs = out_specs._replace(sums=view(out.sums, heads, chunks))
+    return _call_walk(plan, x, scores, memory, part, content, output, out, out_specs, block)
+
+
+def _call_walk(
+    plan: Plan,
+    x: Operands,
+    scores: Scores,
+    memory: Array,
+    part: int,
+    content: Content | None,
+    output: Array | None,
+    out: Walk,
+    out_specs: Walk,
+    block: int,
+) -> Walk:
+    batch, _, heads, width = x.value.shape
+    length = scores.tiles.shape[1]
+    x = x._replace(query=None, key=None, decay=None)
+    arguments: list = [_WalkInputs(x, scores, memory, content, jnp.zeros((1,), jnp.int32))]
+    in_specs: list = [
+        _WalkInputs(
+            x=Operands(
+                *(None if a is None else view(a, heads, length, part) for a in x[:2]),
+                value=view(x.value, heads, length, part, block),
+                decay=None,
+                erase=None if x.erase is None else view(x.erase, heads, length, part),
+                write=view(x.write, heads, length, part, block),
+            ),
+            scores=jax.tree.map(lambda a: view(a, heads, a.shape[1]), scores),
+            memory=memory_view(memory, block),
+            content=None if content is None else content_views(content),
+            zero=pl.BlockSpec((1,), lambda b, n, v: (0,)),
+        )
+    ]
+    options = plan.compile_options(plan.tiles.warps, plan.tiles.stages)
+    if output is not None and out.output is not None:
+        options["input_output_aliases"] = {len(jax.tree.leaves(arguments)): 0}
+        arguments.append(output)
+        in_specs.append(out_specs.output)
+    (found,) = pl.pallas_call(
+        functools.partial(_walk_kernel, plan=plan),
+        grid=(batch, heads, width // block),
+        in_specs=tuple(in_specs),
+        out_specs=(out_specs,),
+        out_shape=(out,),
+        **options,
+    )(*arguments)
+    return found
+
+
+def content_views(content: Content) -> Content:
+    """What a program (b, n, v) sees of the content gate's arrays."""
+    _, width, rank = content.down.shape
+    channels, chunks = content.up.shape[-1], content.mean.shape[1]
+    row = pl.BlockSpec((None, None, width), lambda b, n, v: (b, n, 0))
+    return Content(
+        down=pl.BlockSpec((None, width, rank), lambda b, n, v: (n, 0, 0)),
+        up=pl.BlockSpec((None, rank, channels), lambda b, n, v: (n, 0, 0)),
+        content=row,
+        partial_sum=row,
+        mean=pl.BlockSpec((None, chunks), lambda b, n, v: (b, 0)),
+    )

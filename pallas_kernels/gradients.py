@@ -1,0 +1,234 @@
+"""Gradients of a span's inputs, parallel over spans and blocks of key channels.
+
+From the gradients that the backward walk left: of the outputs (the content's share added), of
+W = Z − Ē S_0 and of the states at the ends of the tiles. Every decayed product exp(G_r − G_s)
+between two tokens gives G_r what it takes from G_s, so that, apart from the diagonal of P,
+
+    dG = q ⊙ dq + (b⊙k) ⊙ d(b⊙k) − k ⊙ dk,      dg_i = Σ_{r ≥ i} dG_r over the tile
+
+(gate-aware: b sits inside; GDN-2, arXiv 2605.22791).
+"""
+
+import functools
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.experimental import pallas as pl
+
+from pallas_kernels import wy
+from pallas_kernels.plan import Decay, Plan, rows
+from pallas_kernels.score import for_levels, tile_end
+from pallas_kernels.tiling import SPAN
+from pallas_kernels.wy import Array
+
+VALUE_BLOCK = 128
+
+
+class SpanInputs(NamedTuple):
+    """What the gradients of a part are made of.
+
+    Attributes:
+      query, key: of the whole sequence [B, T, H, K].
+      decay: G of the part.
+      erase: b [B, T, H or N, K or 1], of the part or the whole.
+      d_output: [B, T, N, V] of the whole sequence.
+      d_sums: of the sums of outputs in the part's gate chunks [B, chunks, N, V]; None without.
+      residual, d_written: R and the gradient of W, of the part [B, T, N, V].
+      states, d_states: S at the start and its gradient at the end of each tile [B, T/C, N, V, K].
+    """
+
+    query: Any
+    key: Any
+    decay: Decay
+    erase: Any
+    d_output: Any
+    d_sums: Any
+    residual: Any
+    d_written: Any
+    states: Any
+    d_states: Any
+
+
+class SpanGradients(NamedTuple):
+    """Gradients [B, T, N, X] of the whole sequence, the part's rows written; X = 1 a block of key
+    channels where the gate has one channel."""
+
+    query: Any
+    key: Any
+    log_decay: Any
+    erase: Any
+
+
+def _kernel(x: SpanInputs, *rest: Any, plan: Plan) -> None:
+    out: SpanGradients = rest[-1]  # outputs to be continued come before it
+    span, channels = x.query.shape
+    product, tile = plan.product, plan.tiles.chunk
+    token = jax.lax.broadcasted_iota(jnp.int32, (span, 1), 0)
+    zeros = jnp.zeros((span, channels), jnp.float32)
+    carry = (zeros, zeros, zeros, zeros, jnp.zeros((span, span)), jnp.zeros((span, span)))
+    for v in range(0, x.d_output.shape[1], VALUE_BLOCK):
+        block = pl.ds(v, min(VALUE_BLOCK, x.d_output.shape[1]))
+        carry = _state_products(plan, x, block, token, carry)
+    d_reads, d_edits, d_tails, through_end, d_scores, d_system = carry
+
+    start = jnp.exp(x.decay.read())
+    last = tile_end(span, tile)
+    tail, end = jnp.exp(-x.decay.since(last)), jnp.exp(x.decay.read(last))
+    ordered = wy.order(span)
+    diagonal = jnp.sum(jnp.where(ordered == 0, d_scores, 0.0), axis=1)[:, None]
+    key = rows(x.key, 0, span)
+    d_tails = tail * d_tails
+    leaving = _tile_sums(plan, key * d_tails) + through_end * end
+
+    def add_level(level: wy.Level, _: Any, upper: Array, __: Any, lower: Array, found: tuple) -> tuple:
+        d_query, d_row, d_column = found
+        key = rows(x.key, 0, span)
+        columns = product.operand(key * lower)
+        of_scores = product.operand(level.pick(d_scores, ordered))
+        of_system = product.operand(level.pick(d_system, ordered))
+        queries = product.operand(rows(x.query, 0, span) * plan.scale * upper)
+        edits = product.operand(rows(x.erase, 0, span) * key * upper)
+        d_query = d_query + upper * product(of_scores, columns)
+        d_row = d_row + upper * product(of_system, columns)
+        both = product(of_scores, queries, ta=True) + product(of_system, edits, ta=True)
+        return d_query, d_row, d_column + lower * both
+
+    found = (start * d_reads, start * d_edits, d_tails)
+    d_query, d_row, d_column = for_levels(plan, x.decay, add_level, found)
+
+    key, query, erase = rows(x.key, 0, span), rows(x.query, 0, span), rows(x.erase, 0, span)
+    query = query * plan.scale
+    d_decay = query * d_query + erase * key * d_row - key * d_column
+    d_log_decay = d_decay + leaving + _tile_sums(plan, d_decay) - _tile_cumsum(plan, d_decay)
+    out.query[...] = (plan.scale * (d_query + diagonal * key)).astype(out.query.dtype)
+    d_key = d_column + erase * d_row + diagonal * query
+    out.key[...] = d_key.astype(out.key.dtype)
+    d_erase = key * d_row
+    for ref, found in ((out.log_decay, d_log_decay), (out.erase, d_erase)):
+        if ref.shape[1] != channels:
+            found = jnp.sum(found, axis=1)[:, None]
+        ref[...] = found.astype(ref.dtype)
+
+
+def _state_products(plan: Plan, x: SpanInputs, block: Any, token: Array, carry: tuple) -> tuple:
+    """Products over one block of value channels: those with states, tile after tile, and the
+    gradients of P and T [span, span]."""
+    product, tile = plan.product, plan.tiles.chunk
+    d_output = x.d_output[:, block].astype(jnp.float32)
+    if x.d_sums is not None:
+        first = pl.program_id(0) * SPAN
+        rows_of = jax.lax.broadcasted_iota(jnp.int32, (SPAN,), 0)
+        chunk = jax.lax.div(first + rows_of, plan.gate.tiles * tile)
+        d_output = d_output + x.d_sums[chunk, block]
+    d_output, residual = product.operand(d_output), x.residual[:, block]
+    d_written = x.d_written[:, block]
+    d_reads, d_edits, d_tails, through_end, d_scores, d_system = carry
+
+    def add_tile(n: Array, found: tuple) -> tuple:
+        d_reads, d_edits, d_tails, through_end = found
+        inside = (token >= n * tile) & (token < (n + 1) * tile)
+        state, d_state = x.states[n, block, :], x.d_states[n, block, :]
+        zero = jnp.zeros((), product.dtype)
+
+        def of_tile(a: Array) -> Array:
+            return jnp.where(inside, a, zero)
+
+        d_reads = d_reads + product(of_tile(d_output), state)
+        d_edits = d_edits - product(of_tile(d_written), state)
+        d_tails = d_tails + product(of_tile(residual), d_state)
+        kept = jnp.sum(state.astype(jnp.float32) * d_state.astype(jnp.float32), axis=0)
+        return d_reads, d_edits, d_tails, through_end + jnp.where(inside, kept[None, :], 0.0)
+
+    found = jax.lax.fori_loop(
+        0, SPAN // tile, add_tile, (d_reads, d_edits, d_tails, through_end)
+    )
+    d_scores = d_scores + product(d_output, residual, tb=True)
+    d_system = d_system - product(d_written, residual, tb=True)
+    return *found, d_scores, d_system
+
+
+def _tile_cumsum(plan: Plan, x: Array) -> Array:
+    """Sum from the start of each tile, [span, K]."""
+    tile = plan.tiles.chunk
+    return jnp.cumsum(x.reshape(-1, tile, x.shape[1]), axis=1).reshape(x.shape)
+
+
+def _tile_sums(plan: Plan, x: Array) -> Array:
+    """Sum over each tile, at each of its tokens."""
+    tiles = x.reshape(-1, plan.tiles.chunk, x.shape[1])
+    return jnp.broadcast_to(jnp.sum(tiles, axis=1)[:, None, :], tiles.shape).reshape(x.shape)
+
+
+def gradients(
+    plan: Plan, x: SpanInputs, part: int, like: SpanGradients, before: SpanGradients | None
+) -> SpanGradients:
+    """Gradients of a part, written into those of the whole sequence.
+
+    Args:
+      plan: what is static.
+      x: of the part.
+      part: which one.
+      like: shapes and dtypes of the outputs [B, T, N, X].
+      before: the outputs with other parts written, if any.
+    """
+    batch, length, heads, _ = x.residual.shape
+    channels, spans = x.query.shape[3], length // SPAN
+    block = min(channels, plan.tiles.block_key)
+
+    def column(a: Any, rows_of: int, key_side: bool) -> pl.BlockSpec:
+        repeat, width = heads // a.shape[2], a.shape[3]
+        first = part * spans if a.shape[1] > length else 0
+        wide = block if width == channels else 1
+        shape = (None, rows_of, None, wide if key_side else width)
+        by_block = key_side and width > 1
+
+        def place(t: Any, b: Any, i: Any) -> tuple:
+            n, j = jax.lax.div(i, channels // block), jax.lax.rem(i, channels // block)
+            return b, first + t, jax.lax.div(n, repeat), j if by_block else 0
+
+        return pl.BlockSpec(shape, place)
+
+    def states(a: Any) -> pl.BlockSpec:
+        shape = (None, SPAN // plan.tiles.chunk, None, a.shape[3], block)
+        return pl.BlockSpec(
+            shape,
+            lambda t, b, i: (
+                b,
+                t,
+                jax.lax.div(i, channels // block),
+                0,
+                jax.lax.rem(i, channels // block),
+            ),
+        )
+
+    sums = None
+    if x.d_sums is not None:
+        shape = (None, x.d_sums.shape[1], None, x.d_sums.shape[3])
+        sums = pl.BlockSpec(shape, lambda t, b, i: (b, 0, jax.lax.div(i, channels // block), 0))
+    in_specs: list = [
+        SpanInputs(
+            *(jax.tree.map(lambda a: column(a, SPAN, True), x[:4])),
+            **{a: column(getattr(x, a), SPAN, False) for a in ("d_output", "residual", "d_written")},
+            d_sums=sums,
+            states=states(x.states),
+            d_states=states(x.d_states),
+        )
+    ]
+    out_specs = jax.tree.map(lambda a: column(a, SPAN, True), like)
+    arguments: list = [x]
+    options = plan.compile_options(plan.tiles.parallel_warps)
+    if before is not None:
+        first = len(jax.tree.leaves(arguments))
+        options["input_output_aliases"] = {first + i: i for i in range(len(like))}
+        arguments.append(before)
+        in_specs.append(out_specs)
+    (found,) = pl.pallas_call(
+        functools.partial(_kernel, plan=plan),
+        grid=(spans, batch, heads * (channels // block)),
+        in_specs=tuple(in_specs),
+        out_specs=(out_specs,),
+        out_shape=(like,),
+        **options,
+    )(*arguments)
+    return found

@@ -1,0 +1,187 @@
+"""What the sequence kernels share: the static plan of a call, its operands and their views."""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import triton as plgpu
+
+from pallas_kernels import wy
+from pallas_kernels.tiling import SPAN, Tiles
+from pallas_kernels.wy import Array, Product
+
+
+class Gate(NamedTuple):
+    """Settings of the content gate.
+
+    Attributes:
+      length: L, tokens of a gate chunk.
+      tiles: tiles that a gate chunk is cut into.
+      scale: erase_scale.
+      stop_gradient: no gradient through the content.
+      norm: content divided by its root mean square.
+      channels: V before padding, over which that mean is taken.
+      dtype: to which b is rounded.
+    """
+
+    length: int
+    tiles: int
+    scale: float
+    stop_gradient: bool
+    norm: bool
+    channels: int
+    dtype: str
+
+
+class Plan(NamedTuple):
+    """What is static about a call.
+
+    The sequence is worked off in parts, one after another, so that what a tile needs besides its
+    inputs never exists for the whole sequence.
+
+    Attributes:
+      tiles: the cut.
+      scale: factor of the query.
+      parts: number of parts, each whole spans and whole gate chunks.
+      gate: the content gate, or None for the plain rule.
+      anchored: g ≥ LOWEST_ANCHORED has been proven.
+      interpret: run without a GPU.
+    """
+
+    tiles: Tiles
+    scale: float
+    parts: int = 1
+    gate: Gate | None = None
+    anchored: bool = False
+    interpret: bool = False
+
+    @property
+    def solves(self) -> bool:
+        """The walk finds the inverses."""
+        return self.gate is not None or self.tiles.solve == "walk"
+
+    @property
+    def product(self) -> Product:
+        """Products with states, scores and gradients."""
+        return Product(self.tiles.product, self.interpret)
+
+    @property
+    def inverse(self) -> Product:
+        """Products inside the inverse."""
+        return Product(self.tiles.inverse, self.interpret)
+
+    @property
+    def exact_sums(self) -> bool:
+        """Log-decays are summed in two parts."""
+        return self.tiles.product != "bf16"
+
+    @property
+    def levels(self) -> list[wy.Level]:
+        """Of the tiles' strictly lower triangles."""
+        return wy.levels(self.tiles.chunk, self.anchored)
+
+    @property
+    def key_tiles(self) -> list[tuple[int, int]]:
+        """For each level, where its decayed rows and columns of k stand among those stored."""
+        first = int(self.anchored)
+        return [(i + first if i else 0, i + first) for i in range(len(self.levels))]
+
+    def compile_options(self, warps: int, stages: int = 1) -> dict[str, Any]:
+        """Keywords of `pallas_call`; without CompilerParams some versions choose Mosaic."""
+        params = plgpu.CompilerParams(num_warps=warps, num_stages=stages)
+        return {"compiler_params": params, "interpret": self.interpret}
+
+
+class Decay(NamedTuple):
+    """G, the log-decay summed from the start of each tile, [B, T, H, K or 1] float32.
+
+    Differences of large sums lose small decays (after a hard reset, say), so sums for products finer
+    than bfloat16 come in two: one of multiples of 2^-6, which float32 adds without error, and one of
+    what is left.
+
+    Attributes:
+      high: G, or its exact part.
+      low: the rest, or None.
+    """
+
+    high: Array
+    low: Array | None
+
+    def read(self, index: Any = ...) -> Array:
+        """G at the indexed rows of a view."""
+        high = self.high[index] if index is ... else self.high[index, :]
+        if self.low is None:
+            return high
+        return high + (self.low[index] if index is ... else self.low[index, :])
+
+    def since(self, token: Array) -> Array:
+        """Log-decay from a row for each row of a view to that row: G − G[token]."""
+        distance = self.high[...] - self.high[token, :]
+        if self.low is None:
+            return distance
+        return distance + (self.low[...] - self.low[token, :])
+
+
+class Operands(NamedTuple):
+    """Inputs of the kernels, lengths padded to whole tiles and channels to powers of two.
+
+    Attributes:
+      query, key: [B, T, H, K].
+      value: [B, T, N, V].
+      decay: G.
+      erase: b, or its logits under a content gate, [B, T, H, K or 1].
+      write: [B, T, N, V or 1].
+    """
+
+    query: Array
+    key: Array
+    value: Array
+    decay: Decay
+    erase: Array
+    write: Array
+
+
+class Content(NamedTuple):
+    """Arrays of the content gate, over one part of the sequence.
+
+    Attributes:
+      down: P_down [N, V, R] float32.
+      up: P_up [N, R, K] float32.
+      content: of the part's first gate chunk [B, N, V] float32.
+      partial_sum: of that chunk's outputs before the part [B, N, V] float32.
+      mean: [B, chunks] float32, what makes the content of the next chunk of a chunk's sum: 1/L,
+        or 0 where the next one starts a segment.
+    """
+
+    down: Array
+    up: Array
+    content: Array
+    partial_sum: Array
+    mean: Array
+
+
+def rows(ref: Any, start: Array | int, count: int) -> Array:
+    """Rows of a [T, X] view in float32."""
+    return ref[pl.ds(start, count), :].astype(jnp.float32)
+
+
+def view(a: Any, heads: int, length: int, part: int = 0, block: int | None = None) -> pl.BlockSpec:
+    """What a program (b, n, v) sees of a [B, T, H, X]: the part's `length` rows of its head, all
+    channels or the v-th block of them. An array of `length` rows is the part's own. Value head n
+    reads key head n // (N // H)."""
+    repeat, width = heads // a.shape[2], a.shape[3]
+    part = part if a.shape[1] > length else 0
+    if block is None or width == 1:
+        shape, column = (None, length, None, width), lambda v: 0
+    else:
+        shape, column = (None, length, None, block), lambda v: v
+    return pl.BlockSpec(shape, lambda b, n, v: (b, part, jax.lax.div(n, repeat), column(v)))
+
+
+def memory_view(a: Any, block: int) -> pl.BlockSpec:
+    """What a program (b, n, v) sees of [B, N, V, K] (or of one such for each tile)."""
+    if len(a.shape) == 4:
+        return pl.BlockSpec((None, None, block, a.shape[3]), lambda b, n, v: (b, n, v, 0))
+    shape = (None, a.shape[1], None, block, a.shape[4])
+    return pl.BlockSpec(shape, lambda b, n, v: (b, 0, n, v, 0))

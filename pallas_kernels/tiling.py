@@ -1,0 +1,84 @@
+"""How the kernels cut their work: one frozen config, chosen from a small table."""
+
+import dataclasses
+import functools
+import json
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+TABLE = Path(__file__).with_name("tiles.json")
+SMALLEST = 16  # a tensor-core product is at least 16 wide on every side
+LARGEST = 256
+SPAN = 64  # tokens of a program that is parallel over tiles, and between two saved states
+
+
+@dataclasses.dataclass(frozen=True)
+class Tiles:
+    """Cut of the sequence kernels.
+
+    Attributes:
+      chunk: C, tokens of a tile (16, 32 or 64). A gate chunk is cut into such tiles.
+      block_value: most value channels of a program that walks without content gate.
+      block_key: most key channels of a program of the gradients' kernel.
+      warps: of the kernels that walk the sequence.
+      stages: loads in flight in the forward walk.
+      backward_stages: the same in the backward walk.
+      parallel_warps: of the kernels that are parallel over tiles.
+      product: precision of the matrix products ("bf16", "tf32", "tf32x3", "f32").
+      inverse: precision of the products inside (I + T)⁻¹.
+      solve: where the plain rule's inverse is found: "parallel", before the walk, or "walk", as
+        CARVE must; CARVE with P_up = 0 equals GDN-2 to the bit under "walk".
+    """
+
+    chunk: int = 32
+    block_value: int = 128
+    block_key: int = 64
+    warps: int = 8
+    stages: int = 2
+    backward_stages: int = 2
+    parallel_warps: int = 4
+    product: str = "bf16"
+    inverse: str = "tf32"
+    solve: str = "parallel"
+
+    def __post_init__(self) -> None:
+        for name, allowed in (
+            ("chunk", (16, 32, 64)),
+            ("product", ("bf16", "tf32", "tf32x3", "f32")),
+            ("inverse", ("bf16", "tf32", "tf32x3", "f32")),
+            ("solve", ("parallel", "walk")),
+        ):
+            if getattr(self, name) not in allowed:
+                raise ValueError(f"Tiles.{name}={getattr(self, name)!r}; allowed are {allowed}")
+
+
+def padded(channels: int) -> int:
+    """Channels of a block: a power of two, 16 at least."""
+    return max(SMALLEST, 1 << (channels - 1).bit_length())
+
+
+@functools.cache
+def read_table(path: Path = TABLE) -> list[dict[str, Any]]:
+    """Rows of the table: device, dtype, largest padded max(K, V), and the fields of `Tiles`."""
+    return json.loads(path.read_text())
+
+
+def device_kind() -> str:
+    """Name of the device that a call without further ado runs on."""
+    return jax.devices()[0].device_kind
+
+
+def choose(dtype: jnp.dtype, key_channels: int, value_channels: int, device: str = "") -> Tiles:
+    """The first row of the table for this device (or any), dtype and size.
+
+    Rows are tried in order; "device" is a part of the device's name, empty for any.
+    """
+    width = max(padded(key_channels), padded(value_channels))
+    name = jnp.dtype(dtype).name
+    for row in read_table():
+        if row["device"] in device and row["dtype"] == name and width <= row["width"]:
+            return Tiles(**row["tiles"])
+    raise LookupError(f"no tiles for {name}, K={key_channels}, V={value_channels}")
