@@ -4,7 +4,7 @@ import dataclasses
 import difflib
 
 from carve_jax.mixers import GATES, MIXERS
-from carve_jax.ops.gated_delta import resolve_implementation
+from carve_jax.ops.gated_delta import check_implementation_name
 
 REMAT = ("none", "full", "dots")
 COMPUTE_DTYPES = ("float32", "bfloat16")
@@ -112,7 +112,7 @@ class LMConfig:
         return self.d_model // self.query_heads if given is None else given
 
     def _check_names(self) -> None:
-        resolve_implementation(self.implementation)
+        check_implementation_name(self.implementation)
         for name in self.pattern:
             if name not in MIXERS:
                 near = difflib.get_close_matches(str(name), MIXERS, n=1, cutoff=0.0)[0]

@@ -8,6 +8,7 @@ to that before the first array.
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -139,6 +140,7 @@ def measure(
         "shapes": {},
         "ceilings": ceilings,
         "repeats": repeats,
+        "turn_seconds": plan.turn_seconds,
         "dtype": f"{plan.dtype}, log-decay float32",
         "method": " ".join((__doc__ or "").split("\n\n", 1)[1].split()),
         "peers": fla.versions if isinstance(fla, Fla) else {"flash-linear-attention": fla},
@@ -159,7 +161,7 @@ def measure(
         print_decode(part)
         save(figures)
     if plan.train is not None:
-        made = attempt(lambda train=plan.train: measure_training(train, repeats))
+        made = attempt(functools.partial(measure_training, plan.train, repeats))
         figures["train_step"] = {"left_out": made} if isinstance(made, str) else made
         print_training(figures["train_step"])
     figures["targets"] = [target._asdict() | {"met": target.met} for target in targets(figures)]
@@ -225,9 +227,14 @@ def _makers(
     for direction in DIRECTIONS:
         backward = direction != "forward"
         for name, mine in plan.ours.items():
-            makers[f"{name}, {direction}"] = lambda m=mine, b=backward: _make(shape, plan, x, m, b)
-        for rule in FLA_RULES if peer is not None else ():
-            makers[f"fla {rule}, {direction}"] = lambda r=rule, b=backward: peer.contender(r, b)
+            makers[f"{name}, {direction}"] = functools.partial(
+                _make, shape, plan, x, mine, backward
+            )
+        if peer is not None:
+            for rule in FLA_RULES:
+                makers[f"fla {rule}, {direction}"] = functools.partial(
+                    peer.contender, rule, backward
+                )
     return makers
 
 
@@ -253,7 +260,7 @@ def floors(
 ) -> dict[str, float]:
     """Least work of a rule in one pass, and the time it takes at the measured rates.
 
-    Arithmetic, for a token and head with K = V = D and tiles of C = 16, the least that a tensor core
+    Arithmetic, for a token and head with K = V = D and tiles of C = 16, the least a tensor core
     takes, counting triangles as halves: forward 4 products of C·D (P, T, the solve, PR) and 3 of
     2·D² (Ē S, qS, the state); backward recomputes 3 and 2·D² once (T, P, R), then 8 of C·D and 6 of
     2·D². Exponentials and the content gate (once a gate chunk) are not counted. Bytes: forward

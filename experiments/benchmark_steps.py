@@ -1,6 +1,7 @@
 """Two parts of the gpu suite: steps of decoding against the copy, and a whole step of training."""
 
 import dataclasses
+import functools
 import math
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -132,7 +133,7 @@ def measure_decode(
         steps = max(8, min(plan.most_steps, math.ceil(turn_seconds * copy_rate / moved)))
         contenders = {}
         for backend in plan.backends:
-            made = attempt(lambda b=batch, n=backend, s=steps: decode_contender(plan, b, n, s))
+            made = attempt(functools.partial(decode_contender, plan, batch, backend, steps))
             if isinstance(made, str):
                 figures["left_out"][f"{backend}, batch {batch}"] = made
             else:
@@ -173,7 +174,7 @@ def training_program(plan: TrainPlan, mixer: str, rows: int) -> tuple[Any, Any, 
         "loss_mask": jnp.ones(tokens.shape, jnp.float32),
         "target_bytes": jnp.zeros_like(tokens),
     }
-    step = make_train_step(loss, optimizer, schedule)
+    step: Any = make_train_step(loss, optimizer, schedule)
     return step.lower(jax.eval_shape(init), batch).compile(), init, batch
 
 

@@ -55,8 +55,8 @@ def rule_inputs(shape: Shape, dtype: str = "float32", seed: int = 0) -> dict[str
         "erase": jax.nn.sigmoid(logits),
         "write": write,
         "head_write": write[..., :1],
-        "down": 0.1 * draw(heads, channels, rank),
-        "up": 0.1 * draw(heads, rank, channels),
+        "down": 0.3 * draw(heads, channels, rank),
+        "up": 0.3 * draw(heads, rank, channels),
         "cotangent": draw(*full),
     }
     inputs = {name: x.astype(dtype) for name, x in inputs.items()}

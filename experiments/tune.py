@@ -147,14 +147,15 @@ def correlated(x: Mapping[str, jax.Array], share: float = 0.7) -> dict[str, jax.
 @jax.jit
 def _differences(left: Any, right: Any) -> jax.Array:
     def relative(a: jax.Array, b: jax.Array) -> jax.Array:
-        a, b = a.astype(jnp.float32), b.astype(jnp.float32)
-        return jnp.linalg.norm((a - b).ravel()) / jnp.linalg.norm(b.ravel())
+        a, b = a.astype(jnp.float32).ravel(), b.astype(jnp.float32).ravel()
+        size = jnp.linalg.norm(b)
+        return jnp.linalg.norm(a - b) / jnp.where(size == 0, 1.0, size)
 
     return jnp.stack(jax.tree.leaves(jax.tree.map(relative, left, right)))
 
 
 def difference(left: Any, right: Any) -> float:
-    """The largest ‖a − b‖ / ‖b‖ of the arrays in two trees; NaN if there is one."""
+    """The largest ‖a − b‖ / ‖b‖ (‖a‖ if b is 0) of the arrays in two trees; NaN if there is one."""
     return float(jnp.max(_differences(left, right)))
 
 

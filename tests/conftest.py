@@ -11,6 +11,9 @@ os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.3")
 import jax
 import pytest
 
+if jax.default_backend() != "gpu":
+    os.environ.setdefault("CARVE_PALLAS", "interpret")
+
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
 

@@ -115,8 +115,10 @@ def evaluate(run: Run, state: TrainState, step: int, say: Say) -> Callable[[], d
 def describe(run: Run, state: TrainState, start: int) -> dict[str, Any]:
     """Facts for provenance.json."""
     config = run.model.config
+    sizes = {"B": run.config.batch_size, "T": run.config.sequence_length}
+    sizes |= {"N": config.num_heads, "K": config.key_dim, "V": config.value_dim}
     implementation = resolve_implementation(
-        config.implementation, dtype=config.compute_dtype, length=run.config.sequence_length
+        config.implementation, dtype=config.compute_dtype, sizes=sizes
     )
     return {
         **provenance.describe_environment(),

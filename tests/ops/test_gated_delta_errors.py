@@ -140,17 +140,26 @@ def test_sizes_must_be_positive(rule) -> None:
         carve_rule(**inputs(), gate_chunk=0) if rule is carve else plain({"chunk_size": 0})
 
 
-def test_implementations_by_name() -> None:
+def test_implementations_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(
         ValueError, match="unknown implementation 'triton'; allowed are 'recurrent'"
     ):
         plain({"implementation": "triton"})
-    with pytest.raises(NotImplementedError, match=r"'pallas'.*use 'chunked' or None"):
-        plain({"implementation": "pallas"})
+    with monkeypatch.context() as patched:
+        patched.delenv("CARVE_PALLAS", raising=False)
+        with pytest.raises(NotImplementedError, match=r"'pallas'.*on cpu here; use 'chunked'"):
+            plain({"implementation": "pallas"})
+    with pytest.raises(NotImplementedError, match=r"'pallas'.*float64 inputs; use 'recurrent'"):
+        resolve_implementation("pallas", dtype="float64")
+    with pytest.raises(NotImplementedError, match="up to 256 channels, and K is 300"):
+        resolve_implementation("pallas", sizes={"B": 1, "T": 1, "N": 1, "K": 300, "V": 16})
+    with pytest.raises(NotImplementedError, match="count elements in 32 bits"):
+        resolve_implementation("pallas", sizes={"B": 2**20, "T": 2**7, "N": 1, "K": 3, "V": 9})
     with pytest.raises(NotImplementedError, match="'chunked' computes in float32"):
         resolve_implementation("chunked", dtype="float64")
-    assert resolve_implementation(None) == "chunked"
-    assert resolve_implementation(None, length=1) == "recurrent"
+    sizes = {"B": 2, "T": 64, "N": 1, "K": 16, "V": 16}
+    assert resolve_implementation(None, sizes=sizes) == "chunked"
+    assert resolve_implementation(None, sizes={**sizes, "T": 1}) == "recurrent"
     assert resolve_implementation(None, dtype="float64") == "recurrent"
 
 

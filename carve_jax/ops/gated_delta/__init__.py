@@ -4,6 +4,7 @@ from carve_jax.ops.content_gate import CarveState
 from carve_jax.ops.gated_delta.api import (
     IMPLEMENTATIONS,
     carve_rule,
+    check_implementation_name,
     gated_delta_rule,
     resolve_implementation,
     value_axis_erase_rule,
@@ -13,6 +14,7 @@ __all__ = [
     "IMPLEMENTATIONS",
     "CarveState",
     "carve_rule",
+    "check_implementation_name",
     "gated_delta_rule",
     "resolve_implementation",
     "value_axis_erase_rule",

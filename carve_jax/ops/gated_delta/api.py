@@ -1,12 +1,17 @@
 """The two public rules: check the inputs, choose an implementation, run it."""
 
+from collections.abc import Mapping
+
 import jax.numpy as jnp
 
 from carve_jax.ops.content_gate import CarveState, ContentGate
 from carve_jax.ops.gated_delta import checks
 from carve_jax.ops.gated_delta.chunked import chunked_carve, chunked_rule
+from carve_jax.ops.gated_delta.kernels import pallas_carve, pallas_rule, why_not
 from carve_jax.ops.gated_delta.reference import RuleInputs, recurrent
 from carve_jax.shapes import Array, Float, Float32, Int
+from pallas_kernels import device
+from pallas_kernels.tiling import Tiles
 
 IMPLEMENTATIONS = ("recurrent", "chunked", "pallas")
 
@@ -37,6 +42,8 @@ def gated_delta_rule(
     segment_ids: Int[Array, "B T"] | None = None,
     chunk_size: int = 64,
     implementation: str | None = None,
+    log_decay_floor: float | None = None,
+    tiles: Tiles | None = None,
 ) -> tuple[Float[Array, "B T N V"], Float32[Array, "B N K V"]]:
     """Gated delta rule-2 (GDN-2, arXiv 2605.22791, eq. 9-10) over whole sequences.
 
@@ -61,10 +68,13 @@ def gated_delta_rule(
       scale: factor of the query; K**-0.5 by default.
       initial_state: S before the first token (zero by default); belongs to a row's first segment.
       segment_ids: non-decreasing runs; the state restarts at each new one, anywhere.
-      chunk_size: most tokens of a tile; rounded down to a power of two. No effect on the result
-        beyond rounding; `recurrent` ignores it.
+      chunk_size: most tokens of a tile of `chunked`; rounded down to a power of two. No effect on
+        the result beyond rounding.
       implementation: "recurrent", "chunked", "pallas", or None for the best that supports the
         inputs on this device.
+      log_decay_floor: promises log_decay ≥ it everywhere; −10 or more admits a cheaper path of the
+        kernels, and a broken promise gives wrong numbers. Checked outside `jit`.
+      tiles: how `pallas` cuts its work, where its table is not to say.
 
     Returns:
       Output in the shape and dtype of value, and the state after the last token.
@@ -86,12 +96,16 @@ def gated_delta_rule(
     sizes = _check_inputs(arrays)
     checks.check_segments(segment_ids, sizes)
     checks.check_positive("chunk_size", chunk_size)
+    checks.check_floor(log_decay, log_decay_floor)
     inputs = RuleInputs(query, key, value, log_decay, erase, write)
     state = _start(initial_state, sizes, query.dtype)
     scale = sizes["K"] ** -0.5 if scale is None else scale
-    if resolve_implementation(implementation, dtype=query.dtype, length=sizes["T"]) == "recurrent":
+    chosen = resolve_implementation(implementation, dtype=query.dtype, sizes=sizes)
+    if chosen == "recurrent":
         output, state = recurrent(inputs, state, segment_ids, scale)
         return output, state.memory
+    if chosen == "pallas":
+        return pallas_rule(inputs, state.memory, segment_ids, scale, tiles, log_decay_floor)
     return chunked_rule(inputs, state.memory, segment_ids, scale, chunk_size)
 
 
@@ -153,6 +167,8 @@ def carve_rule(
     stop_gradient_content: bool = False,
     content_norm: bool = False,
     implementation: str | None = None,
+    log_decay_floor: float | None = None,
+    tiles: Tiles | None = None,
 ) -> tuple[Float[Array, "B T N V"], CarveState]:
     """CARVE (arXiv 2606.27229): the gated delta rule whose erase gate sees what memory returned.
 
@@ -167,7 +183,8 @@ def carve_rule(
     that hand on `CarveState`, at any offset, gives what one call gives.
 
     Args:
-      query, key, value, log_decay, write, scale, implementation: as in `gated_delta_rule`.
+      query, key, value, log_decay, write, scale, implementation, log_decay_floor, tiles: as in
+        `gated_delta_rule`.
       erase_logits: x, the erase gate before the content and the sigmoid.
       content_down: P_down, a projection from V to R for each value head.
       content_up: P_up, from R to K; zero at initialisation.
@@ -198,6 +215,7 @@ def carve_rule(
     }
     sizes = _check_inputs(arrays)
     checks.check_positive("gate_chunk", gate_chunk)
+    checks.check_floor(log_decay, log_decay_floor)
     state = zero_state(sizes, query.dtype)
     if initial_state is not None:
         given, expected = (
@@ -219,44 +237,69 @@ def carve_rule(
         dtype=erase_logits.dtype,
     )
     scale = sizes["K"] ** -0.5 if scale is None else scale
-    if resolve_implementation(implementation, dtype=query.dtype, length=sizes["T"]) == "recurrent":
+    chosen = resolve_implementation(implementation, dtype=query.dtype, sizes=sizes)
+    if chosen == "recurrent":
         return recurrent(inputs, state, segment_ids, scale, gate)
     aligned = initial_state is None
+    if chosen == "pallas":
+        return pallas_carve(
+            inputs, state, segment_ids, scale, gate, aligned, tiles, log_decay_floor
+        )
     return chunked_carve(inputs, state, segment_ids, scale, gate, aligned)
 
 
 def resolve_implementation(
-    implementation: str | None, *, dtype: jnp.dtype | str = "float32", length: int | None = None
+    implementation: str | None,
+    *,
+    dtype: jnp.dtype | str = "float32",
+    sizes: Mapping[str, int] | None = None,
 ) -> str:
     """Name of the implementation that runs for these inputs on this device.
 
     Args:
-      implementation: a name, or None for the best supported one.
+      implementation: a name, or None for the best supported one: "pallas" where it can run, else
+        "recurrent" for one token or float64, else "chunked".
       dtype: of the inputs.
-      length: tokens in a call (one is a decoding step), if known.
+      sizes: B, T, N, K and V of a call, if known.
 
     Raises:
       ValueError: an unknown name.
       NotImplementedError: the named implementation does not support the inputs here.
     """
+    double = jnp.dtype(dtype) == jnp.float64
     if implementation is None:
-        # One token has no tile to parallelise; float64 is the oracle's alone.
-        return "recurrent" if length == 1 or jnp.dtype(dtype) == jnp.float64 else "chunked"
-    if implementation not in IMPLEMENTATIONS:
-        raise ValueError(
-            f"unknown implementation {implementation!r}; allowed are "
-            f"{', '.join(map(repr, IMPLEMENTATIONS))} and None (the best supported)"
-        )
+        # Interpreted kernels are for tests: they are run where they are named, never chosen.
+        if device.mode() != "interpret" and why_not(dtype, sizes) is None:
+            return "pallas"
+        one_token = sizes is not None and sizes["T"] == 1  # no tile to parallelise
+        return "recurrent" if one_token or double else "chunked"
+    check_implementation_name(implementation)
     if implementation == "pallas":
-        raise NotImplementedError(
-            "implementation 'pallas': no GPU kernel has landed yet; use 'chunked' or None"
-        )
-    if implementation == "chunked" and jnp.dtype(dtype) == jnp.float64:
+        reason = why_not(dtype, sizes)
+        if reason is not None:
+            other = "recurrent" if double else "chunked"
+            raise NotImplementedError(
+                f"implementation 'pallas': {reason}; use {other!r} or None"
+            )
+    if implementation == "chunked" and double:
         raise NotImplementedError(
             "implementation 'chunked' computes in float32 and was given float64 inputs; use "
             "'recurrent', or cast them to float32"
         )
     return implementation
+
+
+def check_implementation_name(implementation: str | None) -> None:
+    """Refuse a name that no implementation has, whatever this device can run.
+
+    Raises:
+      ValueError: as said.
+    """
+    if implementation is not None and implementation not in IMPLEMENTATIONS:
+        raise ValueError(
+            f"unknown implementation {implementation!r}; allowed are "
+            f"{', '.join(map(repr, IMPLEMENTATIONS))} and None (the best supported)"
+        )
 
 
 def _check_inputs(arrays: dict[str, Array]) -> dict[str, int]:

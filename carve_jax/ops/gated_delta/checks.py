@@ -100,6 +100,19 @@ def check_log_decay(log_decay: Array) -> None:
         )
 
 
+def check_floor(log_decay: Array, floor: float | None) -> None:
+    """Refuse a promise that is broken, where values can be seen.
+
+    Raises:
+      ValueError: an entry lies below the floor.
+    """
+    if floor is not None and is_concrete(log_decay) and bool(jnp.any(log_decay < floor)):
+        raise ValueError(
+            f"log_decay has an entry of {float(jnp.min(log_decay)):g}, below "
+            f"log_decay_floor={floor:g}; give a floor that holds, or None"
+        )
+
+
 def check_segments(
     segment_ids: Array | None,
     sizes: Mapping[str, int],

@@ -1,0 +1,395 @@
+"""The gpu suite's bookkeeping, at tiny sizes and without a GPU; its timings are its command's."""
+
+import dataclasses
+import json
+import math
+import sys
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from carve_jax.errors import UserError
+from carve_jax.ops.gated_delta import gated_delta_rule
+from experiments import benchmark, benchmark_gpu, benchmark_steps, cli, peers
+from experiments.benchmark_gpu import LAYER, OURS, Ours, Plan, Target
+from experiments.benchmark_steps import (
+    DecodePlan,
+    TrainPlan,
+    decode_bytes,
+    decode_contender,
+    decode_inputs,
+    measure_decode,
+    measure_training,
+    print_training,
+    training_program,
+)
+from experiments.contenders import Shape, rule_arguments, rule_contender, rule_inputs
+from experiments.timing import (
+    Carried,
+    Contender,
+    LeftOut,
+    attempt,
+    device_ceilings,
+    median_seconds,
+)
+from pallas_kernels.step import plain_step
+from tests.experiments.fake_torch import FakeTorch, Tensor
+
+TINY = Shape(1, 64, 1, 16)
+RATES = {"flop_per_second": 1e9, "bytes_per_second": 1e9}
+MODEL = {
+    "vocab_size": 32, "d_model": 16, "layers": 1, "mlp_dim": 16, "num_heads": 1, "key_dim": 16,
+    "value_dim": 16,
+}  # fmt: skip
+WITHOUT_GPU = pytest.mark.skipif(jax.default_backend() == "gpu", reason="there is a GPU here")
+
+
+def plain(name: str) -> Ours:
+    return OURS[name]._replace(implementation="recurrent", solve=None)
+
+
+def fake_fla(torch: FakeTorch) -> peers.Fla:
+    def kernel(query: Tensor, *rest: Tensor) -> tuple[Tensor, None]:
+        torch.calls.append(f"kernel {len(rest) + 1}")
+        return Tensor(np.ones_like(query.array)), None
+
+    return peers.Fla(torch, {"gdn2": kernel, "kda": kernel}, {"torch": "fake"})
+
+
+@WITHOUT_GPU
+@pytest.mark.parametrize("suite", ["gpu", "tune"], ids=["of peers", "of tiles"])
+def test_without_a_gpu_it_is_one_sentence(suite: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.call(benchmark.main, ["benchmark", f"--suite={suite}"]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith(f"error: --suite={suite} needs an NVIDIA GPU")
+    assert error.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--suite=gpu", "--only=9x9"], "--only: no part's name holds '9x9'"),
+        (["--suite=tune", "--only=int8"], "there are bfloat16/64"),
+        (["--suite=cpu", "--only=decode"], "cpu has no parts"),
+    ],
+)
+def test_parts_that_do_not_exist(
+    arguments: list[str], said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.call(benchmark.main, ["benchmark", *arguments]) == 2
+    assert said in capsys.readouterr().err
+
+
+def test_only_keeps_the_parts_named() -> None:
+    plan = Plan().only(("8x4096", "train"))
+    assert plan.shapes == (LAYER,)
+    assert plan.decode is None
+    assert plan.train is not None
+    assert Plan().only(()) == Plan()
+
+
+def test_a_turn_is_as_many_calls_as_fill_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = [0.0]
+    calls = []
+
+    def run() -> jax.Array:
+        calls.append(clock[0])
+        clock[0] += 3.0
+        return jnp.zeros(())
+
+    monkeypatch.setattr("time.perf_counter", lambda: clock[0])
+    medians = median_seconds({"a": Contender(run, (), 0)}, repeats=2, turn_seconds=10.0)
+    assert medians == {"a": 3.0}
+    assert len(calls) == 2 + 2 * (1 + 4)  # warm-up and estimate; then a settling call and four
+
+
+def test_a_carried_state_is_donated_and_handed_on() -> None:
+    step = jax.jit(lambda state, x: (state + x, state * 2), donate_argnums=0)
+    carried = Carried(step.lower(jnp.ones(3), jnp.ones(3)).compile(), jnp.ones(3), jnp.ones(3))
+    carried()
+    state, rest = carried()
+    np.testing.assert_array_equal(state, 3.0)
+    np.testing.assert_array_equal(rest, 4.0)
+
+
+def test_an_attempt_gives_the_reason_in_a_line() -> None:
+    def fail(error: Exception) -> None:
+        raise error
+
+    assert attempt(lambda: 3) == 3
+    assert attempt(lambda: fail(ValueError("first\nsecond"))) == "ValueError: first"
+    assert attempt(lambda: fail(LeftOut("too large"))) == "too large"
+
+
+def test_ceilings_count_what_is_moved_and_multiplied(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(
+        "experiments.timing.median_seconds",
+        lambda *_, **__: {"product": 2.0, "copy": 4.0, "pass": 2.0},
+    )
+    rates = device_ceilings(1, 0.0, side=16, length=64)
+    assert rates == {
+        "flop_per_second": 16**3, "bytes_per_second": 8 * 32, "copy_bytes_per_second": 8 * 16,
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("rule", ["gdn2", "carve"])
+def test_floors(rule: str) -> None:
+    forward, both = (
+        benchmark_gpu.floors(Shape(2, 64, 3, 128), rule, d, "bfloat16", RATES)
+        for d in benchmark_gpu.DIRECTIONS
+    )
+    tokens, d = 2 * 64 * 3, 128
+    write = 2 * d if rule == "gdn2" else 2
+    inputs = 4 * 2 * d + write + 4 * d  # q, k, v, erase; w; g
+    assert forward["bytes"] == tokens * (inputs + 2 * d)
+    assert both["bytes"] == tokens * (3 * inputs + 2 * 2 * d)
+    assert forward["flop"] == tokens * (4 * 16 * d + 6 * d * d)
+    assert both["flop"] == tokens * (15 * 16 * d + 20 * d * d)
+    assert both["bytes_seconds"] == pytest.approx(both["bytes"] / 1e9)
+
+
+def test_inputs_have_the_dtype_but_for_the_decay() -> None:
+    x = rule_inputs(TINY, "bfloat16")
+    assert {name for name, a in x.items() if a.dtype != jnp.bfloat16} == {"log_decay"}
+    assert float(x["log_decay"].max()) < 0
+    full = rule_inputs(TINY)
+    expected, _ = gated_delta_rule(*rule_arguments(full, "gdn2"), implementation="recurrent")
+    compiled, arguments, _ = rule_contender(full, "gdn2", "chunked", backward=True)
+    output, gradients = compiled(*arguments)
+    np.testing.assert_allclose(output, expected, atol=1e-5)
+    assert [g.shape for g in gradients] == [a.shape for a in rule_arguments(full, "gdn2")]
+
+
+def test_the_whole_suite_in_small(capsys: pytest.CaptureFixture[str]) -> None:
+    saved: list[str] = []
+    torch = FakeTorch()
+    plan = Plan(
+        shapes=(TINY,),
+        ours={name: plain(name) for name in ("gdn2 pallas", "carve pallas")},
+        dtype="float32",
+        chunked_elements=TINY.elements,
+        decode=DecodePlan((1,), 1, 16, backends=("pallas",), interpret=True, most_steps=8),
+        train=TrainPlan(MODEL, implementation="no such thing"),
+        turn_seconds=0.0,
+    )
+    figures = benchmark_gpu.measure(
+        plan, 1, fake_fla(torch), lambda f: saved.append(json.dumps(f)), RATES
+    )
+    assert [sorted(json.loads(text).keys() & {"shapes", "decode"}) for text in saved] == [
+        ["shapes"],
+        ["decode", "shapes"],
+    ]
+    part = figures["shapes"]["1x64x1x16"]
+    names = {f"{who} {rule}" for who, rule in (("fla", "gdn2"), ("fla", "kda"))} | set(plan.ours)
+    assert part["left_out"] == {}
+    assert part["median_seconds"].keys() == part["peak_bytes"].keys()
+    assert {name.split(", ")[0] for name in part["median_seconds"]} == names
+    assert {name.split(", ")[0] for name in part["roofline_share"]} == names - {"fla kda"}
+    assert part["ratios"]["carve pallas / gdn2 pallas, forward"] > 0
+    assert part["ratios"]["gdn2 pallas walk / gdn2 pallas, forward"] is None
+    assert part["difference_from_fla_gdn2"] > 0
+    assert torch.calls[-1] == "empty"
+    assert figures["decode"]["batches"]["1"]["pallas"]["seconds_a_step"] > 0
+    assert "unknown implementation" in figures["train_step"]["left_out"]
+    printed = capsys.readouterr().out
+    assert "not measured" in printed  # the official layer was not among the shapes
+    assert "train step: left out" in printed
+
+
+def test_what_is_left_out_is_said() -> None:
+    plan = Plan(
+        ours={"gdn2 chunked": OURS["gdn2 chunked"], "none": Ours("gdn2", "no such thing")},
+        chunked_elements=0,
+        turn_seconds=0.0,
+    )
+    part = benchmark_gpu.measure_shape(TINY, plan, 1, "not installed (fla)", RATES)
+    assert part["median_seconds"] == {}
+    assert part["left_out"]["fla gdn2"] == "not installed (fla)"
+    assert "sits out" in part["left_out"]["gdn2 chunked, forward"]
+    assert "unknown implementation" in part["left_out"]["none, forward"]
+
+
+def test_a_contender_that_fills_the_device_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(benchmark_gpu, "device_bytes", lambda: 1.0)
+    plan = Plan(ours={"gdn2 chunked": OURS["gdn2 chunked"]}, turn_seconds=0.0)
+    part = benchmark_gpu.measure_shape(TINY, plan, 1, "absent", RATES)
+    assert "more than a third" in part["left_out"]["gdn2 chunked, forward"]
+
+
+def test_the_walk_changes_that_field_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    row = benchmark_gpu.tiling.Tiles(chunk=16, warps=4)
+    monkeypatch.setattr(benchmark_gpu.tiling, "choose", lambda *_: row)
+    seen = {}
+
+    def made(*_: object, **options: object) -> Contender:
+        seen.update(options)
+        return Contender(lambda: jnp.zeros(()), (), 0)
+
+    monkeypatch.setattr(benchmark_gpu, "rule_contender", made)
+    plan = Plan(ours={"gdn2 pallas walk": OURS["gdn2 pallas walk"]}, turn_seconds=0.0)
+    benchmark_gpu.measure_shape(TINY, plan, 1, "absent", RATES)
+    assert seen == {"tiles": dataclasses.replace(row, solve="walk")}
+
+
+def test_targets_are_met_not_met_or_not_measured() -> None:
+    ratios = {
+        "fla gdn2 / gdn2 pallas, forward": 2.1,
+        "fla gdn2 / gdn2 pallas, forward and backward": 1.4,
+        "carve pallas / gdn2 pallas, forward": 1.2,
+        "carve pallas / gdn2 pallas, forward and backward": 1.1,
+    }
+    both = "forward and backward"
+    peak = {f"carve pallas, {both}": 9, f"gdn2 pallas, {both}": 10}
+    shares = {"pallas": {"share_of_copy": 0.6}, "triton": {"share_of_copy": 0.8}}
+    figures = {
+        "shapes": {LAYER.label: {"ratios": ratios, "peak_bytes": peak}},
+        "decode": {"batches": {"512": shares}},
+        "train_step": {"left_out": "no memory"},
+    }
+    met = [target.met for target in benchmark_gpu.targets(figures)]
+    assert met == [True, False, False, True, True, True, None, None]
+    assert [t.met for t in benchmark_gpu.targets({"shapes": {}})] == [None] * 8
+    assert str(Target("what", None, 2.0, True)).endswith("not measured")
+    assert str(Target("what", 1.0, 2.0, True)).endswith("not met")
+
+
+def test_decode_carries_the_state_from_step_to_step() -> None:
+    plan = DecodePlan((2,), 2, 16, "float32", ("pallas",), interpret=True)
+    inputs, memory = decode_inputs(plan, 2)
+    for _ in range(3):
+        output, memory = plain_step(inputs, memory, 16**-0.5)
+    entry = decode_contender(plan, 2, "pallas", 3)
+    (carried_output, carried_memory), _ = entry.compiled()
+    np.testing.assert_allclose(carried_output, output, atol=1e-6)
+    np.testing.assert_allclose(carried_memory, memory, atol=1e-6)
+    assert decode_bytes(inputs, memory) == 4 * 2 * 2 * (2 * 16 * 16 + 7 * 16)
+
+
+def test_a_backend_that_cannot_run_is_left_out() -> None:
+    plan = DecodePlan((1,), 1, 16, backends=("triton",), interpret=True, most_steps=8)
+    figures = measure_decode(plan, 1e9, 1, 0.0)
+    assert figures["batches"] == {"1": {}}
+    assert "no interpret mode" in figures["left_out"]["triton, batch 1"]
+
+
+class State(NamedTuple):
+    weights: jax.Array
+    healthy: jax.Array
+
+
+def fake_program(plan: TrainPlan, mixer: str, rows: int) -> tuple:
+    def init() -> State:
+        return State(jnp.zeros(100), jnp.array(mixer == "gdn2"))
+
+    def step(state: State, batch: jax.Array) -> tuple[State, jax.Array]:
+        return State(state.weights + batch.sum(), state.healthy), state.weights.sum()
+
+    batch = jnp.ones((rows, plan.length))
+    lowered = jax.jit(step, donate_argnums=0).lower(jax.eval_shape(init), batch)
+    return lowered.compile(), init, batch
+
+
+def test_training_takes_the_most_rows_that_fit(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(benchmark_steps, "training_program", fake_program)
+    monkeypatch.setattr(benchmark_steps, "device_bytes", lambda: 12_000.0)
+    plan = TrainPlan(rows=(4, 2, 1), length=1000)
+    figures = measure_training(plan, 1)
+    assert list(figures["left_out"]) == ["4 rows"]  # 16 kB of tokens, and two states
+    assert figures["rows"] == 2
+    assert figures["ratio"] > 0
+    assert figures["finite"] == {"gdn2": True, "carve": False}
+    print_training(figures)
+    printed = capsys.readouterr().out
+    assert printed.count("not finite") == 1
+    assert "train step, carve / gdn2" in printed
+    monkeypatch.setattr(benchmark_steps, "device_bytes", lambda: 1.0)
+    assert list(measure_training(plan, 1)) == ["left_out"]
+
+
+def test_a_training_program_trains_the_mixer_asked_for() -> None:
+    plan = TrainPlan(MODEL, length=8, implementation="recurrent")
+    compiled, init, batch = training_program(plan, "gdn2", 2)
+    state, metrics = compiled(init(), batch)
+    assert list(state.params["blocks"]) == ["layer_0_gdn2"]
+    assert bool(state.healthy)
+    assert int(state.step) == 1
+    assert float(metrics.sums.tokens) == 16
+
+
+@pytest.mark.parametrize("captures", [True, False])
+def test_a_peer_is_a_graph_or_says_why_not(captures: bool) -> None:
+    torch = FakeTorch(captures)
+    peer = peers.FlaAtShape(fake_fla(torch), rule_inputs(TINY))
+    entry = peer.contender("gdn2", backward=True)
+    assert entry.peak_bytes == 4000 + 6 * 4 * TINY.elements
+    assert "kernel 6" in torch.calls
+    assert "grad 6" in torch.calls
+    torch.calls.clear()
+    jax.block_until_ready(entry.compiled())
+    expected = ["replay"] if captures else ["kernel 6", "grad 6"]
+    assert torch.calls == [*expected, "synchronize"]
+    assert ("no CUDA graph: operation not permitted" in peer.notes.get("fla gdn2", "")) != captures
+
+
+def test_kda_takes_one_gate_a_head_and_no_gradient_forward() -> None:
+    torch = FakeTorch()
+    shapes = []
+
+    def kernel(*arguments: Tensor) -> tuple[Tensor]:
+        assert torch.recording
+        shapes.append([a.shape for a in arguments])
+        return (arguments[0],)
+
+    fla = peers.Fla(torch, {"kda": kernel}, {})
+    x = rule_inputs(TINY)
+    peer = peers.FlaAtShape(fla, x)
+    peer.contender("kda", backward=False)
+    full = (1, 64, 1, 16)
+    assert shapes[0] == [full, full, full, full, (1, 64, 1)]
+    assert peer.difference("kda", 2 * x["query"]) == pytest.approx(1.0)
+
+
+def test_a_missing_peer_says_how_to_install_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "torch", None)
+    monkeypatch.setitem(sys.modules, "fla", None)
+    reason = peers.load_fla()
+    assert isinstance(reason, str)
+    assert "not installed" in reason
+    assert "flash-linear-attention[cuda]==0.6.0" in reason
+
+
+def test_the_record_is_written_as_the_suite_goes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "new" / "record.json"
+
+    def suite(options: benchmark.Options) -> dict:
+        options.save({"part": 1})
+        assert json.loads(path.read_text())["part"] == 1
+        assert options.repeats == 2
+        assert options.only == ("decode", "8x")
+        assert not options.train_step
+        return {"part": 2}
+
+    monkeypatch.setitem(benchmark.SUITES, "gpu", suite)
+    arguments = ["--suite=gpu", "--repeats=2", "--only=decode,8x", "--train_step=false"]
+    assert cli.call(benchmark.main, ["benchmark", *arguments, f"--output={path}"]) == 0
+    record = json.loads(path.read_text())
+    assert record["part"] == 2
+    assert {"date", "commit", "versions", "devices", "command"} <= record.keys()
+
+
+def test_no_device_memory_is_no_bound() -> None:
+    assert benchmark_gpu.device_bytes() > 0
+    assert not math.isnan(benchmark_gpu.device_bytes())
+
+
+def test_a_wrong_part_is_a_user_error() -> None:
+    with pytest.raises(UserError, match="train_step"):
+        Plan().only(("trane",))
