@@ -89,7 +89,7 @@ def _content_gradient(gate: Gate, d_shift: Array, content: Array, down: Array, u
     return inverse * (d_content - inverse * inverse * along * content)
 
 
-def _kernel(inputs: _Inputs, out: BackwardWalk, *, plan: Plan) -> None:
+def _walk_back_kernel(inputs: _Inputs, out: BackwardWalk, *, plan: Plan) -> None:
     scores, g, product, tile = inputs.scores, inputs.gate, plan.product, plan.tiles.chunk
     length, channels = inputs.d_output.shape[0], out.d_memory.shape[1]
     count = length // tile
@@ -227,7 +227,7 @@ def walk_back(
         zero=pl.BlockSpec((1,), lambda b, n, v: (0,)),
     )
     (found,) = pl.pallas_call(
-        functools.partial(_kernel, plan=plan),
+        functools.partial(_walk_back_kernel, plan=plan),
         grid=(batch, heads, width // block),
         in_specs=(in_specs,),
         out_specs=(out_specs,),

@@ -1,8 +1,20 @@
 """Every kernel program this package ships, with the shapes and tiles it is compiled for."""
 
+import dataclasses
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from pallas_kernels.op import GateArrays, Inputs, make_plan, run
+from pallas_kernels.plan import Gate
+from pallas_kernels.step import decode_step
+from pallas_kernels.step_sizes import StepSizes, aot_signature, default_tiles
+from pallas_kernels.tiling import Tiles, choose
+from pallas_kernels.wy import LOWEST_ANCHORED
 
 
 @dataclass(frozen=True)
@@ -47,6 +59,85 @@ class TritonProgram:
     num_stages: int = 3
 
 
+HEADS, LENGTH, RANK, GATE_CHUNK = 16, 1024, 16, 64
+WIDTHS = (64, 128, 256)
+DTYPES = ("bfloat16", "float16", "float32")
+
+
+def sequence_program(name: str, dtype: str, width: int, tiles: Tiles) -> Program:
+    """Forward and every gradient of one rule, B·T = 1·1024, 16 heads, K = V = width.
+
+    `name` is "gdn2", "gdn2_walk" (the inverse found on the way, as CARVE must) or "carve"; an ending
+    "_bounded" promises g ≥ −10. The shape is small, since kernels do not depend on B and T but by
+    constants.
+    """
+    gated = name.startswith("carve")
+    shape = (1, LENGTH, HEADS, width)
+
+    def of(*sizes: int, dtype: Any = jnp.float32) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct(sizes, dtype)
+
+    full, gates = of(*shape, dtype=dtype), of(*shape)
+    write = of(*shape[:3], 1, dtype=dtype) if gated else full
+    inputs = Inputs(full, full, full, gates, full, write)
+    content = of(1, HEADS, width)
+    arrays = gate = None
+    if gated:
+        arrays = GateArrays(
+            of(HEADS, width, RANK),
+            of(HEADS, RANK, width),
+            content,
+            content,
+            of(1, LENGTH // GATE_CHUNK),
+        )
+        gate = Gate(GATE_CHUNK, GATE_CHUNK // tiles.chunk, 1.0, False, False, width, dtype)
+    if name.startswith("gdn2_walk"):
+        tiles = dataclasses.replace(tiles, solve="walk")
+    floor = LOWEST_ANCHORED if name.endswith("_bounded") else None
+    plan, _ = make_plan(tiles, width**-0.5, inputs, gate, floor, interpret=False)
+    plan = plan._replace(parts=1)
+    memory = of(1, HEADS, width, width)
+    sums = of(1, LENGTH // GATE_CHUNK, HEADS, width) if gated else None
+
+    def train(inputs: Inputs, memory: Any, arrays: Any, cotangents: Any) -> Any:
+        outputs, pull = jax.vjp(lambda *a: run(plan, *a), inputs, memory, arrays)
+        return outputs, pull(cotangents)
+
+    label = f"w{width}c{tiles.chunk}"
+    return Program(name, label, dtype, train, (inputs, memory, arrays, (full, memory, sums)))
+
+
+def step_programs(dtype: str, width: int) -> list[Program | TritonProgram]:
+    """The decode step of 512 sequences, behind both backends."""
+    sizes = StepSizes(512, HEADS, HEADS, width, width, width, width, width)
+    tiles = default_tiles(sizes)
+
+    def of(*shape: int, dtype: Any = dtype) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct(shape, dtype)
+
+    row = of(512, HEADS, width)
+    decay, memory = of(512, HEADS, width, dtype=jnp.float32), of(
+        512, HEADS, width, width, dtype=jnp.float32
+    )
+    label = f"w{width}v{tiles.block_value}"
+    function = functools.partial(decode_step, scale=width**-0.5)
+    arguments = (row, row, row, decay, row, row, memory)
+    signature = aot_signature(sizes, tiles, dtype=dtype, gate_dtype=dtype)
+    return [
+        Program("step", label, dtype, function, arguments),
+        TritonProgram("step_triton", label, dtype, *signature),
+    ]
+
+
 def programs() -> list[Program | TritonProgram]:
-    """All programs that are shipped, at every shipped tile and dtype."""
-    return []
+    """All programs that are shipped, at every tile of the table that no device claims, and dtype."""
+    found: list[Program | TritonProgram] = []
+    for dtype in DTYPES:
+        for width in WIDTHS:
+            tiles = choose(dtype, width, width)
+            names = ["gdn2", "gdn2_walk", "carve"]
+            if dtype == "bfloat16":
+                names += ["gdn2_bounded", "carve_bounded"]
+            found += [sequence_program(name, dtype, width, tiles) for name in names]
+            found += step_programs(dtype, width)
+    return found

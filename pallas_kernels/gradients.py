@@ -18,7 +18,7 @@ from jax.experimental import pallas as pl
 
 from pallas_kernels import wy
 from pallas_kernels.plan import Decay, Plan, rows
-from pallas_kernels.score import for_levels, tile_end
+from pallas_kernels.score import for_levels, level_factors, tile_end
 from pallas_kernels.tiling import SPAN
 from pallas_kernels.wy import Array
 
@@ -60,7 +60,7 @@ class SpanGradients(NamedTuple):
     erase: Any
 
 
-def _kernel(x: SpanInputs, *rest: Any, plan: Plan) -> None:
+def _gradients_kernel(x: SpanInputs, *rest: Any, plan: Plan) -> None:
     out: SpanGradients = rest[-1]  # outputs to be continued come before it
     span, channels = x.query.shape
     product, tile = plan.product, plan.tiles.chunk
@@ -81,7 +81,8 @@ def _kernel(x: SpanInputs, *rest: Any, plan: Plan) -> None:
     d_tails = tail * d_tails
     leaving = _tile_sums(plan, key * d_tails) + through_end * end
 
-    def add_level(level: wy.Level, _: Any, upper: Array, __: Any, lower: Array, found: tuple) -> tuple:
+    def add_level(level: wy.Level, places: tuple, found: tuple) -> tuple:
+        upper, lower = level_factors(x.decay, level, places)
         d_query, d_row, d_column = found
         key = rows(x.key, 0, span)
         columns = product.operand(key * lower)
@@ -95,7 +96,7 @@ def _kernel(x: SpanInputs, *rest: Any, plan: Plan) -> None:
         return d_query, d_row, d_column + lower * both
 
     found = (start * d_reads, start * d_edits, d_tails)
-    d_query, d_row, d_column = for_levels(plan, x.decay, add_level, found)
+    d_query, d_row, d_column = for_levels(plan, add_level, found)
 
     key, query, erase = rows(x.key, 0, span), rows(x.query, 0, span), rows(x.erase, 0, span)
     query = query * plan.scale
@@ -224,7 +225,7 @@ def gradients(
         arguments.append(before)
         in_specs.append(out_specs)
     (found,) = pl.pallas_call(
-        functools.partial(_kernel, plan=plan),
+        functools.partial(_gradients_kernel, plan=plan),
         grid=(spans, batch, heads * (channels // block)),
         in_specs=tuple(in_specs),
         out_specs=(out_specs,),

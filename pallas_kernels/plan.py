@@ -108,19 +108,19 @@ class Decay(NamedTuple):
     high: Array
     low: Array | None
 
-    def read(self, index: Any = ...) -> Array:
-        """G at the indexed rows of a view."""
-        high = self.high[index] if index is ... else self.high[index, :]
-        if self.low is None:
-            return high
-        return high + (self.low[index] if index is ... else self.low[index, :])
+    def read(self, row: Any = ..., block: Any = ...) -> Array:
+        """G at some rows and channels of a view."""
+        row, block = (slice(None) if i is ... else i for i in (row, block))
+        high = self.high[row, block]
+        return high if self.low is None else high + self.low[row, block]
 
-    def since(self, token: Array) -> Array:
-        """Log-decay from a row for each row of a view to that row: G − G[token]."""
-        distance = self.high[...] - self.high[token, :]
+    def since(self, token: Array, block: Any = ...) -> Array:
+        """Log-decay from a row to each row of a view: G − G[token], for some of its channels."""
+        block = slice(None) if block is ... else block
+        distance = self.high[:, block] - self.high[token, block]
         if self.low is None:
             return distance
-        return distance + (self.low[...] - self.low[token, :])
+        return distance + (self.low[:, block] - self.low[token, block])
 
 
 class Operands(NamedTuple):

@@ -12,10 +12,11 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 
 from pallas_kernels import wy
-from pallas_kernels.plan import Decay, Operands, Plan, rows
+from pallas_kernels.plan import Decay, Operands, Plan
 from pallas_kernels.tiling import SPAN
 from pallas_kernels.wy import Array
 
+KEY_BLOCK = 64  # key channels in registers at once
 READS, EDITS, TAILS, KEYS = range(4)  # places in `Scores.tiles`
 
 
@@ -65,22 +66,27 @@ def tile_end(span: int, tile: int) -> Array:
     return tokens(span) | (tile - 1)
 
 
-def for_levels(plan: Plan, decay: Decay, visit: Any, carry: Any) -> Any:
-    """Fold visit(level, place of its rows, rows' factor, place of its columns, columns' factor,
-    carry) over the levels, the dyadic ones in a loop of the program."""
-    levels, span = plan.levels, decay.high.shape[0]
+def for_levels(plan: Plan, visit: Any, carry: Any) -> Any:
+    """Fold visit(level, places, carry) over the levels, the dyadic ones in a loop of the program;
+    places are those of the level's decayed rows and columns of k among the ones kept."""
+    levels = plan.levels
     if plan.anchored:
-        upper, lower = wy.anchored_factors(decay.since(middle(span, wy.ANCHOR // 2)))
-        carry = visit(levels[0], 0, upper, 1, lower, carry)
-        levels = levels[1:]
+        carry, levels = visit(levels[0], (0, 1), carry), levels[1:]
 
     def dyadic(i: Array, carry: Any) -> Any:
         h = levels[0].low << i
-        factor = wy.factor(decay.since(middle(span, h)))
-        place = i + 2 * plan.anchored
-        return visit(wy.Level(h, 2 * h), place, factor, place, factor, carry)
+        return visit(wy.Level(h, 2 * h), (i + 2 * plan.anchored,), carry)
 
     return jax.lax.fori_loop(0, len(levels), dyadic, carry) if levels else carry
+
+
+def level_factors(decay: Decay, level: wy.Level, places: tuple, block: Any = ...) -> tuple:
+    """Decay factors of a level's rows and columns in a span; two places mean it is anchored."""
+    span = decay.high.shape[0]
+    if len(places) == 2:
+        return wy.anchored_factors(decay.since(middle(span, wy.ANCHOR // 2), block))
+    factor = wy.factor(decay.since(middle(span, level.low), block))
+    return factor, factor
 
 
 def _cumulate_kernel(log_decay_ref: Any, out: Decay, *, tile: int) -> None:
@@ -115,35 +121,61 @@ def cumulate(plan: Plan, log_decay: Array, part: int) -> Decay:
 def _score_kernel(x: Operands, out: Scores, *, plan: Plan, with_keys: bool) -> None:
     span, channels = x.query.shape
     product, ordered = plan.product, wy.order(span)
+    width = min(channels, KEY_BLOCK)
+    square = jnp.zeros((span, span), jnp.float32)
 
-    def keep(place: Array | int, found: Array) -> None:
-        out.tiles[:, pl.ds(place * channels, channels)] = product.operand(found)
+    def for_blocks(visit: Any, carry: Any) -> Any:
+        """Fold visit(first channel, its block of channels, the block of a gate, carry)."""
 
-    query, key = rows(x.query, 0, span) * plan.scale, rows(x.key, 0, span)
-    start = jnp.exp(x.decay.read())
-    keep(READS, query * start)
-    keep(EDITS, (key if with_keys else rows(x.erase, 0, span) * key) * start)
-    keep(TAILS, key * jnp.exp(-x.decay.since(tile_end(span, plan.tiles.chunk))))
+        def step(j: Array, carry: Any) -> Any:
+            return visit(j * width, carry)
+
+        return jax.lax.fori_loop(0, channels // width, step, carry)
+
+    def read(ref: Any, first: Array) -> Array:
+        return ref[:, _gate_block(ref, first, width)].astype(jnp.float32)
+
+    def keep(place: Array | int, first: Array, found: Array) -> None:
+        out.tiles[:, pl.ds(place * channels + first, width)] = product.operand(found)
+
+    def add_ends(first: Array, diagonal: Array) -> Array:
+        block = _gate_block(x.decay.high, first, width)
+        query, key = read(x.query, first) * plan.scale, read(x.key, first)
+        start = jnp.exp(x.decay.read(..., block))
+        keep(READS, first, query * start)
+        keep(EDITS, first, (key if with_keys else read(x.erase, first) * key) * start)
+        last = tile_end(span, plan.tiles.chunk)
+        keep(TAILS, first, key * jnp.exp(-x.decay.since(last, block)))
+        return diagonal + jnp.sum(query * key, axis=1)
+
+    diagonal = for_blocks(add_ends, jnp.zeros((span,), jnp.float32))
     for i in range(span // plan.tiles.chunk):
         out.ends[i, :] = jnp.exp(x.decay.read((i + 1) * plan.tiles.chunk - 1))
 
-    def add_level(level: wy.Level, above: Any, upper: Array, below: Any, lower: Array, found: tuple):
-        scores, system = found
-        columns = product.operand(rows(x.key, 0, span) * lower)
-        queries = product.operand(rows(x.query, 0, span) * plan.scale * upper)
-        scores = scores + level.pick(product(queries, columns, tb=True), ordered)
-        if x.erase is not None:
-            edits = product.operand(rows(x.erase, 0, span) * rows(x.key, 0, span) * upper)
-            system = system + level.pick(product(edits, columns, tb=True), ordered)
-        if with_keys:
-            out.tiles[:, pl.ds((below + KEYS) * channels, channels)] = columns
-            if plan.anchored:
-                keep(above + KEYS, rows(x.key, 0, span) * upper)
-        return scores, system
+    def add_level(level: wy.Level, places: tuple, found: tuple) -> tuple:
+        def add_block(first: Array, found: tuple) -> tuple:
+            queries, edits = found
+            block = _gate_block(x.decay.high, first, width)
+            upper, lower = level_factors(x.decay, level, places, block)
+            key = read(x.key, first)
+            columns = product.operand(key * lower)
+            rows = product.operand(read(x.query, first) * plan.scale * upper)
+            queries = queries + product(rows, columns, tb=True)
+            if x.erase is not None:
+                rows = product.operand(read(x.erase, first) * key * upper)
+                edits = edits + product(rows, columns, tb=True)
+            if with_keys:
+                keep(places[-1] + KEYS, first, columns)
+                if len(places) == 2:
+                    keep(places[0] + KEYS, first, key * upper)
+            return queries, edits
 
-    diagonal = jnp.sum(query * key, axis=1)[:, None]
-    found = (jnp.where(ordered == 0, diagonal, 0.0), jnp.zeros((span, span), jnp.float32))
-    scores, system = for_levels(plan, x.decay, add_level, found)
+        queries, edits = for_blocks(add_block, (square, square))
+        scores, system = found
+        return scores + level.pick(queries, ordered), system + level.pick(edits, ordered)
+
+    found = (jnp.where(ordered == 0, diagonal[:, None], 0.0), square)
+    scores, system = for_levels(plan, add_level, found)
     out.squares[:, :span] = product.operand(scores)
     if x.erase is not None:
 
@@ -152,6 +184,11 @@ def _score_kernel(x: Operands, out: Scores, *, plan: Plan, with_keys: bool) -> N
 
         inverse = wy.unit_inverse(plan.inverse, level, plan.tiles.chunk, ordered, loop=True)
         out.squares[:, span:] = product.operand(inverse)
+
+
+def _gate_block(ref: Any, first: Array, width: int) -> Any:
+    """A block of channels of a view, or the one channel it has."""
+    return pl.ds(0, 1) if ref.shape[1] == 1 else pl.ds(first, width)
 
 
 def score(plan: Plan, x: Operands, part: int, with_keys: bool) -> Scores:

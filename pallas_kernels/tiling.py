@@ -35,11 +35,11 @@ class Tiles:
 
     chunk: int = 32
     block_value: int = 128
-    block_key: int = 64
+    block_key: int = 32
     warps: int = 8
     stages: int = 2
     backward_stages: int = 2
-    parallel_warps: int = 4
+    parallel_warps: int = 8
     product: str = "bf16"
     inverse: str = "tf32"
     solve: str = "parallel"

@@ -5,7 +5,6 @@ import json
 import math
 import sys
 from pathlib import Path
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -14,20 +13,16 @@ import pytest
 
 from carve_jax.errors import UserError
 from carve_jax.ops.gated_delta import gated_delta_rule
-from experiments import benchmark, benchmark_gpu, benchmark_steps, cli, peers
+from experiments import benchmark, benchmark_gpu, cli, peers
 from experiments.benchmark_gpu import LAYER, OURS, Ours, Plan, Target
-from experiments.benchmark_steps import (
-    DecodePlan,
-    TrainPlan,
-    decode_bytes,
-    decode_contender,
-    decode_inputs,
-    measure_decode,
-    measure_training,
-    print_training,
-    training_program,
+from experiments.benchmark_steps import DecodePlan, TrainPlan
+from experiments.contenders import (
+    Shape,
+    rule_arguments,
+    rule_contender,
+    rule_function,
+    rule_inputs,
 )
-from experiments.contenders import Shape, rule_arguments, rule_contender, rule_inputs
 from experiments.timing import (
     Carried,
     Contender,
@@ -36,15 +31,11 @@ from experiments.timing import (
     device_ceilings,
     median_seconds,
 )
-from pallas_kernels.step import plain_step
+from pallas_kernels.tiling import Tiles
 from tests.experiments.fake_torch import FakeTorch, Tensor
 
 TINY = Shape(1, 64, 1, 16)
 RATES = {"flop_per_second": 1e9, "bytes_per_second": 1e9}
-MODEL = {
-    "vocab_size": 32, "d_model": 16, "layers": 1, "mlp_dim": 16, "num_heads": 1, "key_dim": 16,
-    "value_dim": 16,
-}  # fmt: skip
 WITHOUT_GPU = pytest.mark.skipif(jax.default_backend() == "gpu", reason="there is a GPU here")
 
 
@@ -158,10 +149,21 @@ def test_inputs_have_the_dtype_but_for_the_decay() -> None:
     assert float(x["log_decay"].max()) < 0
     full = rule_inputs(TINY)
     expected, _ = gated_delta_rule(*rule_arguments(full, "gdn2"), implementation="recurrent")
-    compiled, arguments, _ = rule_contender(full, "gdn2", "chunked", backward=True)
+    compiled, arguments, _ = rule_contender(full, "gdn2", "recurrent", backward=True)
     output, gradients = compiled(*arguments)
     np.testing.assert_allclose(output, expected, atol=1e-5)
     assert [g.shape for g in gradients] == [a.shape for a in rule_arguments(full, "gdn2")]
+
+
+def test_tiles_reach_the_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CARVE_PALLAS", "interpret")
+    arguments = rule_arguments(rule_inputs(TINY), "gdn2")
+    programs = [
+        str(jax.make_jaxpr(rule_function("gdn2", "pallas", tiles=Tiles(16, solve=s)))(*arguments))
+        for s in ("parallel", "walk")
+    ]
+    assert all("pallas_call" in program for program in programs)
+    assert programs[0] != programs[1]
 
 
 def test_the_whole_suite_in_small(capsys: pytest.CaptureFixture[str]) -> None:
@@ -173,7 +175,7 @@ def test_the_whole_suite_in_small(capsys: pytest.CaptureFixture[str]) -> None:
         dtype="float32",
         chunked_elements=TINY.elements,
         decode=DecodePlan((1,), 1, 16, backends=("pallas",), interpret=True, most_steps=8),
-        train=TrainPlan(MODEL, implementation="no such thing"),
+        train=TrainPlan(implementation="no such thing"),
         turn_seconds=0.0,
     )
     figures = benchmark_gpu.measure(
@@ -215,9 +217,9 @@ def test_what_is_left_out_is_said() -> None:
 
 def test_a_contender_that_fills_the_device_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(benchmark_gpu, "device_bytes", lambda: 1.0)
-    plan = Plan(ours={"gdn2 chunked": OURS["gdn2 chunked"]}, turn_seconds=0.0)
+    plan = Plan(ours={"gdn2 pallas": plain("gdn2 pallas")}, turn_seconds=0.0)
     part = benchmark_gpu.measure_shape(TINY, plan, 1, "absent", RATES)
-    assert "more than a third" in part["left_out"]["gdn2 chunked, forward"]
+    assert "more than a third" in part["left_out"]["gdn2 pallas, forward"]
 
 
 def test_the_walk_changes_that_field_alone(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -255,71 +257,6 @@ def test_targets_are_met_not_met_or_not_measured() -> None:
     assert [t.met for t in benchmark_gpu.targets({"shapes": {}})] == [None] * 8
     assert str(Target("what", None, 2.0, True)).endswith("not measured")
     assert str(Target("what", 1.0, 2.0, True)).endswith("not met")
-
-
-def test_decode_carries_the_state_from_step_to_step() -> None:
-    plan = DecodePlan((2,), 2, 16, "float32", ("pallas",), interpret=True)
-    inputs, memory = decode_inputs(plan, 2)
-    for _ in range(3):
-        output, memory = plain_step(inputs, memory, 16**-0.5)
-    entry = decode_contender(plan, 2, "pallas", 3)
-    (carried_output, carried_memory), _ = entry.compiled()
-    np.testing.assert_allclose(carried_output, output, atol=1e-6)
-    np.testing.assert_allclose(carried_memory, memory, atol=1e-6)
-    assert decode_bytes(inputs, memory) == 4 * 2 * 2 * (2 * 16 * 16 + 7 * 16)
-
-
-def test_a_backend_that_cannot_run_is_left_out() -> None:
-    plan = DecodePlan((1,), 1, 16, backends=("triton",), interpret=True, most_steps=8)
-    figures = measure_decode(plan, 1e9, 1, 0.0)
-    assert figures["batches"] == {"1": {}}
-    assert "no interpret mode" in figures["left_out"]["triton, batch 1"]
-
-
-class State(NamedTuple):
-    weights: jax.Array
-    healthy: jax.Array
-
-
-def fake_program(plan: TrainPlan, mixer: str, rows: int) -> tuple:
-    def init() -> State:
-        return State(jnp.zeros(100), jnp.array(mixer == "gdn2"))
-
-    def step(state: State, batch: jax.Array) -> tuple[State, jax.Array]:
-        return State(state.weights + batch.sum(), state.healthy), state.weights.sum()
-
-    batch = jnp.ones((rows, plan.length))
-    lowered = jax.jit(step, donate_argnums=0).lower(jax.eval_shape(init), batch)
-    return lowered.compile(), init, batch
-
-
-def test_training_takes_the_most_rows_that_fit(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setattr(benchmark_steps, "training_program", fake_program)
-    monkeypatch.setattr(benchmark_steps, "device_bytes", lambda: 12_000.0)
-    plan = TrainPlan(rows=(4, 2, 1), length=1000)
-    figures = measure_training(plan, 1)
-    assert list(figures["left_out"]) == ["4 rows"]  # 16 kB of tokens, and two states
-    assert figures["rows"] == 2
-    assert figures["ratio"] > 0
-    assert figures["finite"] == {"gdn2": True, "carve": False}
-    print_training(figures)
-    printed = capsys.readouterr().out
-    assert printed.count("not finite") == 1
-    assert "train step, carve / gdn2" in printed
-    monkeypatch.setattr(benchmark_steps, "device_bytes", lambda: 1.0)
-    assert list(measure_training(plan, 1)) == ["left_out"]
-
-
-def test_a_training_program_trains_the_mixer_asked_for() -> None:
-    plan = TrainPlan(MODEL, length=8, implementation="recurrent")
-    compiled, init, batch = training_program(plan, "gdn2", 2)
-    state, metrics = compiled(init(), batch)
-    assert list(state.params["blocks"]) == ["layer_0_gdn2"]
-    assert bool(state.healthy)
-    assert int(state.step) == 1
-    assert float(metrics.sums.tokens) == 16
 
 
 @pytest.mark.parametrize("captures", [True, False])
