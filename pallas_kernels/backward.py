@@ -53,11 +53,11 @@ class BackwardWalk(NamedTuple):
 
     Attributes:
       d_written: of W and Z [B, T, N, V].
-      d_states: of the state at the end of each tile, transposed [B, T/C, N, V, K].
+      d_states: of the state at the end of each tile, transposed [B, T/C + 1, N, V, K]; the last
+        entry is the one before the first tile.
       d_memory: of the state before the part, transposed [B, N, V, K] float32.
       d_sums: of the sums of outputs, all told [B, chunks, N, V] float32.
       d_shift: of the logits' shift [B, chunks, N, K] float32.
-      d_content: of the content of the part's first chunk [B, N, V] float32.
     """
 
     d_written: Any = None
@@ -65,7 +65,6 @@ class BackwardWalk(NamedTuple):
     d_memory: Any = None
     d_sums: Any = None
     d_shift: Any = None
-    d_content: Any = None
 
 
 class _Inputs(NamedTuple):
@@ -99,7 +98,6 @@ def _walk_back_kernel(inputs: _Inputs, out: BackwardWalk, *, plan: Plan) -> None
         n = count - 1 - i
         start = n * tile
         here = pl.ds(start, tile)
-        out.d_states[n] = d_memory.astype(out.d_states.dtype)
         d_output = rows(inputs.d_output, start, tile).T
         if g is not None:
             d_output = d_output + d_seen[0][:, None]
@@ -120,11 +118,15 @@ def _walk_back_kernel(inputs: _Inputs, out: BackwardWalk, *, plan: Plan) -> None
         reads = tile_at(scores.tiles, here, READS, channels)
         d_memory = d_memory * scores.ends[n, :][None, :]
         d_memory = d_memory + product(d_output, reads) - product(d_written, edits)
+        # Stored where few values live: in the iteration before, for the tile that comes next.
+        before = jax.lax.rem(n + count, count + 1)
+        out.d_states[before] = d_memory.astype(out.d_states.dtype)
         if g is None:
             return (d_memory,)
         return d_memory, *_previous_content(plan.gate, n, g, out, jnp.sum(d_logits, axis=0), *d_seen)
 
     carry: tuple = (inputs.d_memory[...],)
+    out.d_states[count - 1] = carry[0].astype(out.d_states.dtype)
     if g is not None:
         carry += (g.d_sums[g.d_sums.shape[0] - 1, :], jnp.zeros((channels,), jnp.float32))
     d_memory, *_ = jax.lax.fori_loop(0, count, step, carry)
@@ -163,7 +165,6 @@ def _previous_content(
     out.d_sums[chunk, :] = d_sum
     out.d_shift[chunk, :] = d_shift
     d_content = _content_gradient(gate, d_shift, g.contents[chunk, :], g.down[...], g.up[...])
-    out.d_content[...] = d_content
     before = jnp.maximum(chunk - 1, 0)
     d_before = g.d_sums[before, :] + g.mean[chunk] * d_content
     first = jax.lax.rem(n, gate.tiles) == 0
@@ -198,7 +199,7 @@ def walk_back(
 
     out = BackwardWalk(
         d_written=made(length, heads, width, dtype=dtype),
-        d_states=made(length // plan.tiles.chunk, heads, width, channels, dtype=dtype),
+        d_states=made(length // plan.tiles.chunk + 1, heads, width, channels, dtype=dtype),
         d_memory=made(heads, width, channels),
     )
     out_specs = BackwardWalk(
@@ -211,12 +212,10 @@ def walk_back(
         out = out._replace(
             d_sums=made(chunks, heads, width),
             d_shift=made(chunks, heads, channels),
-            d_content=made(heads, width),
         )
         out_specs = out_specs._replace(
             d_sums=view(out.d_sums, heads, chunks),
             d_shift=view(out.d_shift, heads, chunks),
-            d_content=pl.BlockSpec((None, None, width), lambda b, n, v: (b, n, 0)),
         )
     inputs = _Inputs(scores, d_output, d_memory, gate, jnp.zeros((1,), jnp.int32))
     in_specs = _Inputs(

@@ -35,7 +35,8 @@ class SpanInputs(NamedTuple):
       d_output: [B, T, N, V] of the whole sequence.
       d_sums: of the sums of outputs in the part's gate chunks [B, chunks, N, V]; None without.
       residual, d_written: R and the gradient of W, of the part [B, T, N, V].
-      states, d_states: S at the start and its gradient at the end of each tile [B, T/C, N, V, K].
+      states, d_states: S at the start and its gradient at the end of each tile [B, T/C, N, V, K]
+        (more entries may follow).
     """
 
     query: Any

@@ -132,6 +132,17 @@ def _erase_shift(plan: Plan, contents: Array, down: Array, up: Array) -> Array:
     return jnp.einsum("bcnr,nrk->bcnk", low_rank, up, precision="highest")
 
 
+def _first_content_gradient(
+    plan: Plan, contents: Array, gate: GateArrays, d_shift: Array
+) -> Array:
+    """Gradient of the content of a part's first gate chunk [B, N, V], from that of its shift."""
+    assert plan.gate is not None
+    if plan.gate.stop_gradient:
+        return jnp.zeros_like(contents[:, 0])
+    _, pull = jax.vjp(lambda c: _erase_shift(plan, c, gate.down, gate.up), contents[:, :1])
+    return pull(d_shift[:, :1])[0][:, 0]
+
+
 def _logits(plan: Plan, inputs: Inputs, shift: Array, part: int) -> Array:
     """Erase logits of a part under its contents [B, T, N, K], float32."""
     assert plan.gate is not None
@@ -199,16 +210,16 @@ def _backward(plan: Plan, residuals: tuple, cotangents: tuple) -> tuple:
             d_erase_logits.insert(0, _part(found.erase, plan, part) * slope)
             d_shift.insert(0, back.d_shift)
             d_sum_total.insert(0, back.d_sums)
+            d_content = _first_content_gradient(plan, own[1], gate, back.d_shift)
             if part > 0:
                 first = part * (chunks // plan.parts)
-                carried = before[:, first, None, None] * back.d_content
-                d_sums = d_sums.at[:, first - 1].add(carried)
+                d_sums = d_sums.at[:, first - 1].add(before[:, first, None, None] * d_content)
     return _collect(plan, inputs, found, d_written, d_erase_logits), d_memory, (
         None
         if gate is None
         else GateArrays(
             *pull(jnp.concatenate(d_shift, axis=1)),
-            content=back.d_content,
+            content=d_content,
             partial_sum=d_sum_total[0][:, 0],
             mean=jnp.zeros_like(gate.mean),
         )
