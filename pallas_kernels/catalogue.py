@@ -13,7 +13,7 @@ from pallas_kernels.op import GateArrays, Inputs, make_plan, run
 from pallas_kernels.plan import Gate
 from pallas_kernels.step import decode_step
 from pallas_kernels.step_sizes import StepSizes, aot_signature, default_tiles
-from pallas_kernels.tiling import Tiles, choose
+from pallas_kernels.tiling import Tiles, choose, holds_state
 from pallas_kernels.wy import LOWEST_ANCHORED
 
 
@@ -64,28 +64,28 @@ WIDTHS = (64, 128, 256)
 DTYPES = ("bfloat16", "float16", "float32")
 
 
-def sequence_program(name: str, dtype: str, width: int, tiles: Tiles) -> Program:
-    """Forward and every gradient of one rule, B·T = 1·1024, 16 heads, K = V = width.
+def sequence_program(name: str, dtype: str, channels: int, width: int, tiles: Tiles) -> Program:
+    """Forward and every gradient of one rule, B·T = 1·1024, 16 heads, K = channels, V = width.
 
     `name` is "gdn2", "gdn2_walk" (the inverse found on the way, as CARVE must) or "carve"; an ending
     "_bounded" promises g ≥ −10. The shape is small, since kernels do not depend on B and T but by
     constants.
     """
     gated = name.startswith("carve")
-    shape = (1, LENGTH, HEADS, width)
+    rows = (1, LENGTH, HEADS)
 
     def of(*sizes: int, dtype: Any = jnp.float32) -> jax.ShapeDtypeStruct:
         return jax.ShapeDtypeStruct(sizes, dtype)
 
-    full, gates = of(*shape, dtype=dtype), of(*shape)
-    write = of(*shape[:3], 1, dtype=dtype) if gated else full
-    inputs = Inputs(full, full, full, gates, full, write)
+    key, value = of(*rows, channels, dtype=dtype), of(*rows, width, dtype=dtype)
+    write = of(*rows, 1, dtype=dtype) if gated else value
+    inputs = Inputs(key, key, value, of(*rows, channels), key, write)
     content = of(1, HEADS, width)
     arrays = gate = None
     if gated:
         arrays = GateArrays(
             of(HEADS, width, RANK),
-            of(HEADS, RANK, width),
+            of(HEADS, RANK, channels),
             content,
             content,
             of(1, LENGTH // GATE_CHUNK),
@@ -94,17 +94,17 @@ def sequence_program(name: str, dtype: str, width: int, tiles: Tiles) -> Program
     if name.startswith("gdn2_walk"):
         tiles = dataclasses.replace(tiles, solve="walk")
     floor = LOWEST_ANCHORED if name.endswith("_bounded") else None
-    plan, _ = make_plan(tiles, width**-0.5, inputs, gate, floor, interpret=False)
+    plan, _ = make_plan(tiles, channels**-0.5, inputs, gate, floor, interpret=False)
     plan = plan._replace(parts=1)
-    memory = of(1, HEADS, width, width)
+    memory = of(1, HEADS, width, channels)
     sums = of(1, LENGTH // GATE_CHUNK, HEADS, width) if gated else None
 
     def train(inputs: Inputs, memory: Any, arrays: Any, cotangents: Any) -> Any:
         outputs, pull = jax.vjp(lambda *a: run(plan, *a), inputs, memory, arrays)
         return outputs, pull(cotangents)
 
-    label = f"w{width}c{tiles.chunk}"
-    return Program(name, label, dtype, train, (inputs, memory, arrays, (full, memory, sums)))
+    label = f"{channels}x{width}c{tiles.chunk}"
+    return Program(name, label, dtype, train, (inputs, memory, arrays, (value, memory, sums)))
 
 
 def step_programs(dtype: str, width: int) -> list[Program | TritonProgram]:
@@ -134,10 +134,12 @@ def programs() -> list[Program | TritonProgram]:
     found: list[Program | TritonProgram] = []
     for dtype in DTYPES:
         for width in WIDTHS:
-            tiles = choose(dtype, width, width)
-            names = ["gdn2", "gdn2_walk", "carve"]
-            if dtype == "bfloat16":
-                names += ["gdn2_bounded", "carve_bounded"]
-            found += [sequence_program(name, dtype, width, tiles) for name in names]
+            for name in ("gdn2", "gdn2_walk", "carve"):
+                content = name != "gdn2"
+                fits = name != "carve" or holds_state(dtype, width, width)
+                channels, values = width, width if fits else width // 2
+                tiles = choose(dtype, channels, values, content=content)
+                names = [name, name + "_bounded"] if dtype == "bfloat16" else [name]
+                found += [sequence_program(n, dtype, channels, values, tiles) for n in names]
             found += step_programs(dtype, width)
     return found

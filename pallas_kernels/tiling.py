@@ -60,25 +60,43 @@ def padded(channels: int) -> int:
     return max(SMALLEST, 1 << (channels - 1).bit_length())
 
 
+def holds_state(dtype: jnp.dtype | str, key_channels: int, value_channels: int) -> bool:
+    """Whether a program holds a whole state of K × V, as it must under a content gate; with operands
+    wider than bfloat16 the products of the largest outgrow shared memory."""
+    size = padded(key_channels) * padded(value_channels)
+    return jnp.dtype(dtype) == jnp.bfloat16 or size <= 1 << 15
+
+
 @functools.cache
 def read_table(path: Path = TABLE) -> list[dict[str, Any]]:
-    """Rows of the table: device, dtype, largest padded max(K, V), and the fields of `Tiles`."""
+    """Rows of the table, in the order in which they are tried. A row holds "device" (a part of the
+    device's name, empty for any), "dtype", "width" (the largest padded max(K, V)), "content" (true
+    or false where it is for one kind of rule alone) and the fields of `Tiles`."""
     return json.loads(path.read_text())
 
 
-def device_kind() -> str:
-    """Name of the device that a call without further ado runs on."""
-    return jax.devices()[0].device_kind
+def choose(
+    dtype: jnp.dtype | str,
+    key_channels: int,
+    value_channels: int,
+    device: str = "",
+    content: bool = False,
+) -> Tiles:
+    """Tiles of the first row of the table for this dtype, size and kind of device.
 
+    Args:
+      dtype: of the query.
+      key_channels, value_channels: K and V.
+      device: the device's name; the rows for any device if empty.
+      content: under a content gate.
 
-def choose(dtype: jnp.dtype, key_channels: int, value_channels: int, device: str = "") -> Tiles:
-    """The first row of the table for this device (or any), dtype and size.
-
-    Rows are tried in order; "device" is a part of the device's name, empty for any.
+    Raises:
+      LookupError: no row.
     """
     width = max(padded(key_channels), padded(value_channels))
     name = jnp.dtype(dtype).name
     for row in read_table():
         if row["device"] in device and row["dtype"] == name and width <= row["width"]:
-            return Tiles(**row["tiles"])
+            if row.get("content", content) == content:
+                return Tiles(**row["tiles"])
     raise LookupError(f"no tiles for {name}, K={key_channels}, V={value_channels}")

@@ -237,7 +237,9 @@ def carve_rule(
         dtype=erase_logits.dtype,
     )
     scale = sizes["K"] ** -0.5 if scale is None else scale
-    chosen = resolve_implementation(implementation, dtype=query.dtype, sizes=sizes)
+    chosen = resolve_implementation(
+        implementation, dtype=query.dtype, sizes=sizes, content=True
+    )
     if chosen == "recurrent":
         return recurrent(inputs, state, segment_ids, scale, gate)
     aligned = initial_state is None
@@ -253,6 +255,7 @@ def resolve_implementation(
     *,
     dtype: jnp.dtype | str = "float32",
     sizes: Mapping[str, int] | None = None,
+    content: bool = False,
 ) -> str:
     """Name of the implementation that runs for these inputs on this device.
 
@@ -261,6 +264,7 @@ def resolve_implementation(
         "recurrent" for one token or float64, else "chunked".
       dtype: of the inputs.
       sizes: B, T, N, K and V of a call, if known.
+      content: under a content gate.
 
     Raises:
       ValueError: an unknown name.
@@ -269,13 +273,13 @@ def resolve_implementation(
     double = jnp.dtype(dtype) == jnp.float64
     if implementation is None:
         # Interpreted kernels are for tests: they are run where they are named, never chosen.
-        if device.mode() != "interpret" and why_not(dtype, sizes) is None:
+        if device.mode() != "interpret" and why_not(dtype, sizes, content) is None:
             return "pallas"
         one_token = sizes is not None and sizes["T"] == 1  # no tile to parallelise
         return "recurrent" if one_token or double else "chunked"
     check_implementation_name(implementation)
     if implementation == "pallas":
-        reason = why_not(dtype, sizes)
+        reason = why_not(dtype, sizes, content)
         if reason is not None:
             other = "recurrent" if double else "chunked"
             raise NotImplementedError(

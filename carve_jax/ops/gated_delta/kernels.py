@@ -19,13 +19,15 @@ from pallas_kernels import device
 from pallas_kernels.op import GateArrays, Inputs, make_plan, run
 from pallas_kernels.plan import Gate
 from pallas_kernels.step import decode_step
-from pallas_kernels.tiling import LARGEST, SPAN, Tiles, choose, padded
+from pallas_kernels.tiling import LARGEST, SPAN, Tiles, choose, holds_state, padded
 
 RESTART = -1e5  # exp gives exactly 0 in float32: a new segment is a decay that keeps nothing
 MOST_ELEMENTS = 1 << 31  # the kernels count in 32 bits
 
 
-def why_not(dtype: jnp.dtype | str, sizes: Mapping[str, int] | None = None) -> str | None:
+def why_not(
+    dtype: jnp.dtype | str, sizes: Mapping[str, int] | None = None, content: bool = False
+) -> str | None:
     """Why the kernels do not take inputs of this dtype and these sizes here, or None."""
     if jnp.dtype(dtype) == jnp.float64:
         return "the kernels compute in float32 and were given float64 inputs"
@@ -33,6 +35,11 @@ def why_not(dtype: jnp.dtype | str, sizes: Mapping[str, int] | None = None) -> s
         for name in ("K", "V"):
             if sizes[name] > LARGEST:
                 return f"the kernels hold heads of up to {LARGEST} channels, and {name} is {sizes[name]}"
+        if content and sizes["T"] > 1 and not holds_state(dtype, sizes["K"], sizes["V"]):
+            return (
+                f"under a content gate a program holds a whole state, and one of K={sizes['K']}, "
+                f"V={sizes['V']} is too large with {jnp.dtype(dtype).name} operands (bfloat16 fits)"
+            )
         width = padded(max(sizes["K"], sizes["V"]))
         if sizes["B"] * sizes["T"] * sizes["N"] * width >= MOST_ELEMENTS:
             return (
@@ -84,11 +91,12 @@ def _interpret() -> bool:
     return device.mode() == "interpret"
 
 
-def _tiles(inputs: RuleInputs, tiles: Tiles | None) -> Tiles:
+def _tiles(inputs: RuleInputs, tiles: Tiles | None, content: bool) -> Tiles:
     if tiles is not None:
         return tiles
     kind = jax.devices()[0].device_kind
-    return choose(inputs.query.dtype, inputs.query.shape[3], inputs.value.shape[3], kind)
+    query, value = inputs.query, inputs.value
+    return choose(query.dtype, query.shape[3], value.shape[3], kind, content)
 
 
 def pallas_rule(
@@ -106,7 +114,7 @@ def pallas_rule(
     starts = _starts(segment_ids, inputs)
     floor = log_decay_floor if starts is None else None
     inputs = _restart(inputs, starts)
-    tiles = _tiles(inputs, tiles)
+    tiles = _tiles(inputs, tiles, content=False)
     plan, length = make_plan(tiles, scale, Inputs(*inputs), None, floor, _interpret())
     output, last, _ = run(plan, _pad_inputs(inputs, length, False), _transposed(memory), None)
     output = output[:, : inputs.value.shape[1], :, :width]
@@ -137,7 +145,7 @@ def pallas_carve(
     if inputs.value.shape[1] == 1:
         return _decode_carve(inputs, state, scale, gate)
     channels, width = state.memory.shape[2:]
-    tiles = _tiles(inputs, tiles)
+    tiles = _tiles(inputs, tiles, content=True)
     layout = Layout.make(gate.chunk, inputs.value.shape[1], None if aligned else state.position)
     tiles = dataclasses.replace(tiles, chunk=min(tiles.chunk, layout.span))
     settings = Gate(
