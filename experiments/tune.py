@@ -226,7 +226,7 @@ def tune_suite(
     check_parts(only, list(parts))
     require_gpu("tune")
     read_rows(table)
-    device = tiling.device_kind()
+    device = jax.devices()[0].device_kind
     figures: dict[str, Any] = {"device": device, "table": str(table), "searches": {}}
     for name, (dtype, width) in parts.items():
         if only and not any(text in name for text in only):

@@ -71,7 +71,7 @@ class _Inputs(NamedTuple):
     scores: Scores
     d_output: Any
     d_memory: Any
-    gate: GateInputs | None
+    gate: Any
     zero: Any
 
 
@@ -123,7 +123,9 @@ def _walk_back_kernel(inputs: _Inputs, out: BackwardWalk, *, plan: Plan) -> None
         out.d_states[before] = d_memory.astype(out.d_states.dtype)
         if g is None:
             return (d_memory,)
-        return d_memory, *_previous_content(plan.gate, n, g, out, jnp.sum(d_logits, axis=0), *d_seen)
+        return d_memory, *_previous_content(
+            plan.gate, n, g, out, jnp.sum(d_logits, axis=0), *d_seen
+        )
 
     carry: tuple = (inputs.d_memory[...],)
     out.d_states[count - 1] = carry[0].astype(out.d_states.dtype)

@@ -67,9 +67,9 @@ DTYPES = ("bfloat16", "float16", "float32")
 def sequence_program(name: str, dtype: str, channels: int, width: int, tiles: Tiles) -> Program:
     """Forward and every gradient of one rule, B·T = 1·1024, 16 heads, K = channels, V = width.
 
-    `name` is "gdn2", "gdn2_walk" (the inverse found on the way, as CARVE must) or "carve"; an ending
-    "_bounded" promises g ≥ −10. The shape is small, since kernels do not depend on B and T but by
-    constants.
+    `name` is "gdn2", "gdn2_walk" (the inverse found on the way, as CARVE must) or "carve"; the
+    ending "_bounded" promises g ≥ −10. The shape is small, since kernels depend on B and T by
+    constants alone.
     """
     gated = name.startswith("carve")
     rows = (1, LENGTH, HEADS)
@@ -116,8 +116,9 @@ def step_programs(dtype: str, width: int) -> list[Program | TritonProgram]:
         return jax.ShapeDtypeStruct(shape, dtype)
 
     row = of(512, HEADS, width)
-    decay, memory = of(512, HEADS, width, dtype=jnp.float32), of(
-        512, HEADS, width, width, dtype=jnp.float32
+    decay, memory = (
+        of(512, HEADS, width, dtype=jnp.float32),
+        of(512, HEADS, width, width, dtype=jnp.float32),
     )
     label = f"w{width}v{tiles.block_value}"
     function = functools.partial(decode_step, scale=width**-0.5)
@@ -130,7 +131,7 @@ def step_programs(dtype: str, width: int) -> list[Program | TritonProgram]:
 
 
 def programs() -> list[Program | TritonProgram]:
-    """All programs that are shipped, at every tile of the table that no device claims, and dtype."""
+    """All programs that are shipped, at every dtype and every tile of the table for any device."""
     found: list[Program | TritonProgram] = []
     for dtype in DTYPES:
         for width in WIDTHS:

@@ -36,14 +36,10 @@ def why_not() -> str | None:
     if jax.default_backend() != "gpu":
         return f"the kernels need an NVIDIA GPU, and JAX runs on {jax.default_backend()} here"
     device = jax.devices()[0]
-    capability = getattr(device, "compute_capability", None)
-    try:
-        recent = float(capability) >= OLDEST_GPU
-    except (TypeError, ValueError):
-        recent = False
-    if recent:
+    capability = str(getattr(device, "compute_capability", ""))  # "9.0"; ROCm has "gfx90a"
+    if capability.replace(".", "").isdigit() and float(capability) >= OLDEST_GPU:
         return None
     return (
         f"the kernels need an NVIDIA GPU of compute capability {OLDEST_GPU:g} or more, and this "
-        f"{device.device_kind} has {capability}"
+        f"{device.device_kind} has {capability or 'none'}"
     )

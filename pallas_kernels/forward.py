@@ -91,7 +91,7 @@ def solve(plan: Plan, scores: Scores, here: Any, erase: Array, ordered: Callable
         lower = tile_at(scores.tiles, here, KEYS + below, channels)
         parts.append((level, level.pick(plan.product(erase * upper, lower, tb=True), ordered())))
 
-    def part(h: int) -> Array:
+    def part(h: Array | int) -> Array:
         level, found = next(p for p in parts if p[0].low <= h < p[0].high)
         return found if level == (h, 2 * h) else wy.Level(h, 2 * h).pick(found, ordered())
 
@@ -147,7 +147,7 @@ def _walk_kernel(inputs: _WalkInputs, *rest: Any, plan: Plan) -> None:
 def _next_content(
     gate: Gate, n: Array, content: Content, sums: Any, added: Array, shift: Array, partial: Array
 ) -> tuple[Array, Array]:
-    """Shift of the logits and sum of the chunk's outputs after tile n, whose outputs add `added`."""
+    """Shift of the logits and sum of the chunk's outputs after tile n, which adds `added`."""
     chunk = jax.lax.div(n, gate.tiles)
     partial = partial + added
     sums[chunk, :] = partial
@@ -226,7 +226,8 @@ def _call_walk(
     in_specs: list = [
         _WalkInputs(
             x=Operands(
-                *(None if a is None else view(a, heads, length, part) for a in x[:2]),
+                query=None,
+                key=None,
                 value=view(x.value, heads, length, part, block),
                 decay=None,
                 erase=None if x.erase is None else view(x.erase, heads, length, part),

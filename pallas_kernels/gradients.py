@@ -17,7 +17,7 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 
 from pallas_kernels import wy
-from pallas_kernels.plan import Decay, Plan, rows
+from pallas_kernels.plan import Plan, rows
 from pallas_kernels.score import for_levels, level_factors, tile_end
 from pallas_kernels.tiling import SPAN
 from pallas_kernels.wy import Array
@@ -41,7 +41,7 @@ class SpanInputs(NamedTuple):
 
     query: Any
     key: Any
-    decay: Decay
+    decay: Any
     erase: Any
     d_output: Any
     d_sums: Any
@@ -107,10 +107,10 @@ def _gradients_kernel(x: SpanInputs, *rest: Any, plan: Plan) -> None:
     d_key = d_column + erase * d_row + diagonal * query
     out.key[...] = d_key.astype(out.key.dtype)
     d_erase = key * d_row
-    for ref, found in ((out.log_decay, d_log_decay), (out.erase, d_erase)):
+    for ref, gate in ((out.log_decay, d_log_decay), (out.erase, d_erase)):
         if ref.shape[1] != channels:
-            found = jnp.sum(found, axis=1)[:, None]
-        ref[...] = found.astype(ref.dtype)
+            gate = jnp.sum(gate, axis=1)[:, None]
+        ref[...] = gate.astype(ref.dtype)
 
 
 def _state_products(plan: Plan, x: SpanInputs, block: Any, token: Array, carry: tuple) -> tuple:
@@ -142,9 +142,7 @@ def _state_products(plan: Plan, x: SpanInputs, block: Any, token: Array, carry: 
         kept = jnp.sum(state.astype(jnp.float32) * d_state.astype(jnp.float32), axis=0)
         return d_reads, d_edits, d_tails, through_end + jnp.where(inside, kept[None, :], 0.0)
 
-    found = jax.lax.fori_loop(
-        0, SPAN // tile, add_tile, (d_reads, d_edits, d_tails, through_end)
-    )
+    found = jax.lax.fori_loop(0, SPAN // tile, add_tile, (d_reads, d_edits, d_tails, through_end))
     d_scores = d_scores + product(d_output, residual, tb=True)
     d_system = d_system - product(d_written, residual, tb=True)
     return *found, d_scores, d_system
@@ -210,9 +208,14 @@ def gradients(
         sums = pl.BlockSpec(shape, lambda t, b, i: (b, 0, jax.lax.div(i, channels // block), 0))
     in_specs: list = [
         SpanInputs(
-            *(jax.tree.map(lambda a: column(a, SPAN, True), x[:4])),
-            **{a: column(getattr(x, a), SPAN, False) for a in ("d_output", "residual", "d_written")},
+            query=column(x.query, SPAN, True),
+            key=column(x.key, SPAN, True),
+            decay=jax.tree.map(lambda a: column(a, SPAN, True), x.decay),
+            erase=column(x.erase, SPAN, True),
+            d_output=column(x.d_output, SPAN, False),
             d_sums=sums,
+            residual=column(x.residual, SPAN, False),
+            d_written=column(x.d_written, SPAN, False),
             states=states(x.states),
             d_states=states(x.d_states),
         )

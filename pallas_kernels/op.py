@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from pallas_kernels.backward import GateInputs, walk_back
+from pallas_kernels.backward import BackwardWalk, GateInputs, walk_back
 from pallas_kernels.forward import CONTENT_NORM_EPS, walk
 from pallas_kernels.gradients import SpanGradients, SpanInputs, gradients
 from pallas_kernels.plan import Content, Gate, Operands, Plan
@@ -36,22 +36,22 @@ class Inputs(NamedTuple):
       write: [B, T, N, V or 1].
     """
 
-    query: Array
-    key: Array
-    value: Array
-    log_decay: Array
-    erase: Array
-    write: Array
+    query: Any
+    key: Any
+    value: Any
+    log_decay: Any
+    erase: Any
+    write: Any
 
 
 class GateArrays(NamedTuple):
     """The content gate's arrays, as `Content` but over the whole sequence."""
 
-    down: Array
-    up: Array
-    content: Array
-    partial_sum: Array
-    mean: Array
+    down: Any
+    up: Any
+    content: Any
+    partial_sum: Any
+    mean: Any
 
 
 def make_plan(
@@ -75,12 +75,6 @@ def make_plan(
     return plan._replace(parts=parts), -(-units // parts) * parts * unit
 
 
-def _operands(inputs: Inputs, decay: Array) -> Operands:
-    return Operands(
-        inputs.query, inputs.key, inputs.value, decay, inputs.erase, inputs.write
-    )
-
-
 def _part(x: Array, plan: Plan, part: int) -> Array:
     """A part's rows of a [B, rows, …]."""
     rows = x.shape[1] // plan.parts
@@ -99,18 +93,17 @@ def run(
 
 
 def _forward(plan: Plan, inputs: Inputs, memory: Array, gate: GateArrays | None) -> tuple:
-    output, content, memories, sums = None, None, [], []
-    known = not plan.solves
-    if gate is not None:
-        content = gate.content
+    output, memories, sums = None, [], []
+    known = not plan.solves  # b, and so the inverse, before the walk
+    content = None if gate is None else gate.content
     for part in range(plan.parts):
-        x = _operands(inputs, cumulate(plan, inputs.log_decay, part))
+        x = _operands(plan, inputs, part)
         scores = score(plan, x if known else x._replace(erase=None), part, with_keys=not known)
         here = None
         if gate is not None:
-            partial_sum = gate.partial_sum if part == 0 else jnp.zeros_like(gate.partial_sum)
             mean = _part(gate.mean, plan, part)
-            here = Content(gate.down, gate.up, content, partial_sum, mean)
+            before = gate.partial_sum if part == 0 else jnp.zeros_like(gate.partial_sum)
+            here = Content(gate.down, gate.up, content, before, mean)
         memories.append(memory)
         x = x._replace(erase=None) if known else x
         found = walk(plan, x, scores, memory, part, content=here, output=output)
@@ -118,112 +111,142 @@ def _forward(plan: Plan, inputs: Inputs, memory: Array, gate: GateArrays | None)
         if gate is not None:
             sums.append(found.sums)
             content = mean[:, -1, None, None] * found.sums[:, -1]
-    sums = jnp.concatenate(sums, axis=1) if gate is not None else None
-    return (output, memory, sums), (inputs, gate, memories, sums)
+    all_sums = jnp.concatenate(sums, axis=1) if sums else None
+    return (output, memory, all_sums), (inputs, gate, memories, all_sums)
 
 
-def _erase_shift(plan: Plan, contents: Array, down: Array, up: Array) -> Array:
-    """Shifts of the logits [B, chunks, N, K] of the contents of all gate chunks."""
-    assert plan.gate is not None
-    if plan.gate.norm:
-        square = jnp.sum(contents * contents, axis=-1, keepdims=True) / plan.gate.channels
+def _operands(plan: Plan, inputs: Inputs, part: int) -> Operands:
+    return Operands(
+        query=inputs.query,
+        key=inputs.key,
+        value=inputs.value,
+        decay=cumulate(plan, inputs.log_decay, part),
+        erase=inputs.erase,
+        write=inputs.write,
+    )
+
+
+class Seen(NamedTuple):
+    """What the content gate saw, known once the forward pass is over.
+
+    Attributes:
+      contents: m of every gate chunk [B, chunks, N, V].
+      shift: of the logits [B, chunks, N, K].
+      mean: [B, chunks], what made a chunk's content of the sum of the chunk before.
+    """
+
+    contents: Array
+    shift: Array
+    mean: Array
+
+
+def _seen(gate: Gate, arrays: GateArrays, sums: Array) -> Seen:
+    later = arrays.mean[:, :-1, None, None] * sums[:, :-1]
+    contents = jnp.concatenate([arrays.content[:, None], later], axis=1)
+    mean = jnp.concatenate([jnp.zeros_like(arrays.mean[:, :1]), arrays.mean[:, :-1]], axis=1)
+    return Seen(contents, _erase_shift(gate, contents, arrays.down, arrays.up), mean)
+
+
+def _erase_shift(gate: Gate, contents: Array, down: Array, up: Array) -> Array:
+    """Shifts of the logits [B, chunks, N, K] of the contents of many gate chunks."""
+    if gate.stop_gradient:
+        contents = jax.lax.stop_gradient(contents)
+    if gate.norm:
+        square = jnp.sum(contents * contents, axis=-1, keepdims=True) / gate.channels
         contents = contents * jax.lax.rsqrt(square + CONTENT_NORM_EPS)
     low_rank = jnp.einsum("bcnv,nvr->bcnr", contents, down, precision="highest")
     return jnp.einsum("bcnr,nrk->bcnk", low_rank, up, precision="highest")
 
 
-def _first_content_gradient(
-    plan: Plan, contents: Array, gate: GateArrays, d_shift: Array
-) -> Array:
-    """Gradient of the content of a part's first gate chunk [B, N, V], from that of its shift."""
-    assert plan.gate is not None
-    if plan.gate.stop_gradient:
-        return jnp.zeros_like(contents[:, 0])
-    _, pull = jax.vjp(lambda c: _erase_shift(plan, c, gate.down, gate.up), contents[:, :1])
-    return pull(d_shift[:, :1])[0][:, 0]
-
-
-def _logits(plan: Plan, inputs: Inputs, shift: Array, part: int) -> Array:
-    """Erase logits of a part under its contents [B, T, N, K], float32."""
-    assert plan.gate is not None
-    logits = _part(inputs.erase, plan, part).astype(jnp.float32)
-    logits = jnp.repeat(logits, shift.shape[2] // logits.shape[2], axis=2)
-    chunk = plan.gate.tiles * plan.tiles.chunk
-    return logits + jnp.repeat(shift, chunk, axis=1)[:, : logits.shape[1]]
+def _sigma(plan: Plan, gate: Gate, logits: Array, shift: Array) -> Array:
+    """σ of the erase logits [B, T, H, K] under the shifts of their gate chunks, [B, T, N, K]."""
+    logits = jnp.repeat(logits.astype(jnp.float32), shift.shape[2] // logits.shape[2], axis=2)
+    shift = jnp.repeat(shift, gate.tiles * plan.tiles.chunk, axis=1)
+    return jax.nn.sigmoid(logits + shift)
 
 
 def _backward(plan: Plan, residuals: tuple, cotangents: tuple) -> tuple:
-    inputs, gate, memories, sums = residuals
+    inputs, arrays, memories, sums = residuals
     d_output, d_memory, d_sums = cotangents
-    d_inputs = _like(plan, inputs)
-    found: Any = None
-    d_written, d_erase_logits, d_shift, d_sum_total = [], [], [], []
-    if gate is not None:
-        chunks = gate.mean.shape[1]
-        contents = jnp.concatenate(
-            [gate.content[:, None], gate.mean[:, :-1, None, None] * sums[:, :-1]], axis=1
-        )
-        shift, pull = jax.vjp(
-            lambda down, up: _erase_shift(plan, contents, down, up), gate.down, gate.up
-        )
-        before = jnp.concatenate([jnp.zeros_like(gate.mean[:, :1]), gate.mean[:, :-1]], axis=1)
+    seen = None if plan.gate is None else _seen(plan.gate, arrays, sums)
+    found: SpanGradients | None = None
+    parts: list[BackwardWalk] = []
+    d_content = None
     for part in reversed(range(plan.parts)):
-        x = _operands(inputs, cumulate(plan, inputs.log_decay, part))
-        if gate is not None:
-            own = [_part(a, plan, part) for a in (shift, contents, before, d_sums)]
-            sigma = jax.nn.sigmoid(_logits(plan, inputs, own[0], part))
-            x = x._replace(erase=(plan.gate.scale * sigma).astype(inputs.erase.dtype))
-        scores = score(plan, x, part, with_keys=gate is not None)
-        ready = x if gate is not None else x._replace(erase=None)
-        again = walk(plan, ready, scores, memories[part], part, replay=True)
-        gate_inputs = None
-        if gate is not None:
-            gate_inputs = GateInputs(
-                logits=inputs.erase,
-                shift=own[0],
-                contents=own[1],
-                residual=again.residual,
-                states=again.states,
-                d_sums=own[3],
-                mean=own[2],
-                down=gate.down,
-                up=gate.up,
-            )
-        back = walk_back(plan, scores, d_output, d_memory, part, gate_inputs)
-        spans = SpanInputs(
-            query=inputs.query,
-            key=inputs.key,
-            decay=x.decay,
-            erase=x.erase,
-            d_output=d_output,
-            d_sums=back.d_sums,
-            residual=again.residual,
-            d_written=back.d_written,
-            states=again.states,
-            d_states=back.d_states,
+        back, found = _backward_part(
+            plan, inputs, arrays, seen, memories[part], (d_output, d_memory, d_sums), part, found
         )
-        found = gradients(plan, spans, part, d_inputs, found)
         d_memory = back.d_memory
-        d_written.insert(0, back.d_written)
-        if gate is not None:
-            slope = plan.gate.scale * sigma * (1.0 - sigma)
-            d_erase_logits.insert(0, _part(found.erase, plan, part) * slope)
-            d_shift.insert(0, back.d_shift)
-            d_sum_total.insert(0, back.d_sums)
-            d_content = _first_content_gradient(plan, own[1], gate, back.d_shift)
+        parts.insert(0, back)
+        if seen is not None:
+            contents = _part(seen.contents, plan, part)[:, :1]
+            _, pull = jax.vjp(
+                lambda c: _erase_shift(plan.gate, c, arrays.down, arrays.up), contents
+            )
+            d_content = pull(back.d_shift[:, :1])[0][:, 0]
             if part > 0:
-                first = part * (chunks // plan.parts)
-                d_sums = d_sums.at[:, first - 1].add(before[:, first, None, None] * d_content)
-    return _collect(plan, inputs, found, d_written, d_erase_logits), d_memory, (
-        None
-        if gate is None
-        else GateArrays(
-            *pull(jnp.concatenate(d_shift, axis=1)),
-            content=d_content,
-            partial_sum=d_sum_total[0][:, 0],
-            mean=jnp.zeros_like(gate.mean),
+                first = part * (seen.mean.shape[1] // plan.parts)
+                passed = seen.mean[:, first, None, None] * d_content
+                d_sums = d_sums.at[:, first - 1].add(passed)
+    d_arrays = None
+    if seen is not None:
+        _, pull = jax.vjp(
+            lambda *p: _erase_shift(plan.gate, seen.contents, *p), arrays.down, arrays.up
         )
+        d_down, d_up = pull(jnp.concatenate([back.d_shift for back in parts], axis=1))
+        d_mean = jnp.zeros_like(arrays.mean)  # made of sizes and of where segments start
+        d_arrays = GateArrays(d_down, d_up, d_content, parts[0].d_sums[:, 0], d_mean)
+    return _collect(plan, inputs, seen, found, parts), d_memory, d_arrays
+
+
+def _backward_part(
+    plan: Plan,
+    inputs: Inputs,
+    arrays: Any,
+    seen: Seen | None,
+    memory: Array,
+    cotangents: tuple,
+    part: int,
+    found: SpanGradients | None,
+) -> tuple[BackwardWalk, SpanGradients]:
+    """One part: its scores and walk again, the walk back, and its rows of the gradients."""
+    d_output, d_memory, d_sums = cotangents
+    x = _operands(plan, inputs, part)
+    own = None
+    if seen is not None:
+        own = Seen(*(_part(a, plan, part) for a in seen))
+        sigma = _sigma(plan, plan.gate, _part(inputs.erase, plan, part), own.shift)
+        x = x._replace(erase=(plan.gate.scale * sigma).astype(inputs.erase.dtype))
+    scores = score(plan, x, part, with_keys=seen is not None)
+    ready = x if seen is not None else x._replace(erase=None)
+    again = walk(plan, ready, scores, memory, part, replay=True)
+    gate = None
+    if own is not None:
+        gate = GateInputs(
+            logits=inputs.erase,
+            shift=own.shift,
+            contents=own.contents,
+            residual=again.residual,
+            states=again.states,
+            d_sums=_part(d_sums, plan, part),
+            mean=own.mean,
+            down=arrays.down,
+            up=arrays.up,
+        )
+    back = walk_back(plan, scores, d_output, d_memory, part, gate)
+    spans = SpanInputs(
+        query=inputs.query,
+        key=inputs.key,
+        decay=x.decay,
+        erase=x.erase,
+        d_output=d_output,
+        d_sums=back.d_sums,
+        residual=again.residual,
+        d_written=back.d_written,
+        states=again.states,
+        d_states=back.d_states,
     )
+    return back, gradients(plan, spans, part, _like(plan, inputs), found)
 
 
 def _like(plan: Plan, inputs: Inputs) -> SpanGradients:
@@ -233,9 +256,9 @@ def _like(plan: Plan, inputs: Inputs) -> SpanGradients:
     grouped = heads != inputs.query.shape[2]
 
     def like(a: Array, exact: bool = False) -> jax.ShapeDtypeStruct:
-        blocks = -(-channels // plan.tiles.block_key)
-        width = a.shape[3] if a.shape[3] == channels else blocks
-        dtype = jnp.float32 if exact or grouped or a.shape[3] != channels else a.dtype
+        scalar = a.shape[3] != channels
+        width = channels // min(channels, plan.tiles.block_key) if scalar else channels
+        dtype = jnp.float32 if exact or grouped or scalar else a.dtype
         return jax.ShapeDtypeStruct((batch, length, heads, width), dtype)
 
     return SpanGradients(
@@ -247,14 +270,14 @@ def _like(plan: Plan, inputs: Inputs) -> SpanGradients:
 
 
 def _collect(
-    plan: Plan, inputs: Inputs, found: SpanGradients, d_written: list, d_erase_logits: list
+    plan: Plan, inputs: Inputs, seen: Seen | None, found: Any, parts: list[BackwardWalk]
 ) -> Inputs:
     """Gradients in the shapes and dtypes of the inputs."""
-    d_z = jnp.concatenate(d_written, axis=1).astype(jnp.float32)
-    d_write = inputs.value * d_z
-    if inputs.write.shape[3] == 1:
-        d_write = d_write.sum(axis=-1, keepdims=True)
-    d_erase = jnp.concatenate(d_erase_logits, axis=1) if d_erase_logits else found.erase
+    d_z = jnp.concatenate([back.d_written for back in parts], axis=1).astype(jnp.float32)
+    d_erase = found.erase
+    if seen is not None:
+        sigma = _sigma(plan, plan.gate, inputs.erase, seen.shift)
+        d_erase = d_erase * (plan.gate.scale * sigma * (1.0 - sigma))
 
     def onto(d: Array, like: Array) -> Array:
         batch, length, heads, channels = like.shape
@@ -265,12 +288,12 @@ def _collect(
         return d.astype(like.dtype)
 
     return Inputs(
-        onto(found.query, inputs.query),
-        onto(found.key, inputs.key),
-        (inputs.write * d_z).astype(inputs.value.dtype),
-        onto(found.log_decay, inputs.log_decay),
-        onto(d_erase, inputs.erase),
-        d_write.astype(inputs.write.dtype),
+        query=onto(found.query, inputs.query),
+        key=onto(found.key, inputs.key),
+        value=onto(inputs.write * d_z, inputs.value),
+        log_decay=onto(found.log_decay, inputs.log_decay),
+        erase=onto(d_erase, inputs.erase),
+        write=onto(inputs.value * d_z, inputs.write),
     )
 
 

@@ -8,7 +8,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton as plgpu
 
 from pallas_kernels import wy
-from pallas_kernels.tiling import SPAN, Tiles
+from pallas_kernels.tiling import Tiles
 from pallas_kernels.wy import Array, Product
 
 
@@ -44,7 +44,7 @@ class Plan(NamedTuple):
       tiles: the cut.
       scale: factor of the query.
       parts: number of parts, each whole spans and whole gate chunks.
-      gate: the content gate, or None for the plain rule.
+      gate: a `Gate`, or None for the plain rule.
       anchored: g ≥ LOWEST_ANCHORED has been proven.
       interpret: run without a GPU.
     """
@@ -52,7 +52,7 @@ class Plan(NamedTuple):
     tiles: Tiles
     scale: float
     parts: int = 1
-    gate: Gate | None = None
+    gate: Any = None
     anchored: bool = False
     interpret: bool = False
 
@@ -96,17 +96,17 @@ class Plan(NamedTuple):
 class Decay(NamedTuple):
     """G, the log-decay summed from the start of each tile, [B, T, H, K or 1] float32.
 
-    Differences of large sums lose small decays (after a hard reset, say), so sums for products finer
-    than bfloat16 come in two: one of multiples of 2^-6, which float32 adds without error, and one of
-    what is left.
+    Differences of large sums lose small decays (after a hard reset, say), so sums for products
+    finer than bfloat16 come in two: one of multiples of 2^-6, which float32 adds without error, and
+    one of what is left.
 
     Attributes:
       high: G, or its exact part.
       low: the rest, or None.
     """
 
-    high: Array
-    low: Array | None
+    high: Any
+    low: Any
 
     def read(self, row: Any = ..., block: Any = ...) -> Array:
         """G at some rows and channels of a view."""
@@ -134,12 +134,12 @@ class Operands(NamedTuple):
       write: [B, T, N, V or 1].
     """
 
-    query: Array
-    key: Array
-    value: Array
-    decay: Decay
-    erase: Array
-    write: Array
+    query: Any
+    key: Any
+    value: Any
+    decay: Any
+    erase: Any
+    write: Any
 
 
 class Content(NamedTuple):
@@ -154,11 +154,11 @@ class Content(NamedTuple):
         or 0 where the next one starts a segment.
     """
 
-    down: Array
-    up: Array
-    content: Array
-    partial_sum: Array
-    mean: Array
+    down: Any
+    up: Any
+    content: Any
+    partial_sum: Any
+    mean: Any
 
 
 def rows(ref: Any, start: Array | int, count: int) -> Array:

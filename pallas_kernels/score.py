@@ -35,9 +35,9 @@ class Scores(NamedTuple):
       ends: γ_C [B, T/C, H, K or 1] float32.
     """
 
-    tiles: Array
-    squares: Array
-    ends: Array
+    tiles: Any
+    squares: Any
+    ends: Any
 
 
 def span_view(a: Any, heads: int, spans: int, part: int = 0) -> pl.BlockSpec:
@@ -51,8 +51,8 @@ def span_view(a: Any, heads: int, spans: int, part: int = 0) -> pl.BlockSpec:
 
 
 def tokens(span: int) -> Array:
-    """[span]: the rows of a span. Rows of G are found by reading them again (they lie in the nearest
-    cache), since blocks cannot be sliced."""
+    """[span]: the rows of a span. Rows of G are found by reading them again (they lie in the
+    nearest cache), since blocks cannot be sliced."""
     return jax.lax.broadcasted_iota(jnp.int32, (span,), 0)
 
 
@@ -104,8 +104,8 @@ def cumulate(plan: Plan, log_decay: Array, part: int) -> Decay:
     """Log-decays [B, T, H, K or 1] of a part summed from the start of each tile."""
     batch, length, heads, channels = log_decay.shape
     length = length // plan.parts
-    out = jax.ShapeDtypeStruct((batch, length, heads, channels), jnp.float32)
-    out = Decay(out, out if plan.exact_sums else None)
+    sums = jax.ShapeDtypeStruct((batch, length, heads, channels), jnp.float32)
+    out = Decay(sums, sums if plan.exact_sums else None)
     spans = length // SPAN
     (found,) = pl.pallas_call(
         functools.partial(_cumulate_kernel, tile=plan.tiles.chunk),

@@ -6,7 +6,6 @@ import json
 from pathlib import Path
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 
 TABLE = Path(__file__).with_name("tiles.json")
@@ -61,8 +60,8 @@ def padded(channels: int) -> int:
 
 
 def holds_state(dtype: jnp.dtype | str, key_channels: int, value_channels: int) -> bool:
-    """Whether a program holds a whole state of K × V, as it must under a content gate; with operands
-    wider than bfloat16 the products of the largest outgrow shared memory."""
+    """Whether a program can hold a whole state of K × V, as it must under a content gate: products
+    with operands wider than bfloat16 outgrow shared memory where K·V > 2^15."""
     size = padded(key_channels) * padded(value_channels)
     return jnp.dtype(dtype) == jnp.bfloat16 or size <= 1 << 15
 
@@ -96,7 +95,7 @@ def choose(
     width = max(padded(key_channels), padded(value_channels))
     name = jnp.dtype(dtype).name
     for row in read_table():
-        if row["device"] in device and row["dtype"] == name and width <= row["width"]:
-            if row.get("content", content) == content:
-                return Tiles(**row["tiles"])
+        fits = row["dtype"] == name and width <= row["width"]
+        if fits and row["device"] in device and row.get("content", content) == content:
+            return Tiles(**row["tiles"])
     raise LookupError(f"no tiles for {name}, K={key_channels}, V={value_channels}")

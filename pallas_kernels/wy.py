@@ -11,7 +11,7 @@ that can multiply, mask and exponentiate blocks can call these.
 """
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -40,7 +40,7 @@ class Product(NamedTuple):
         if self.precision == "bf16":
             a, b = a.astype(jnp.bfloat16), b.astype(jnp.bfloat16)
             return jax.lax.dot_general(a, b, dims, preferred_element_type=jnp.float32)
-        precision = {
+        precision: Any = {
             "tf32": jax.lax.DotAlgorithmPreset.TF32_TF32_F32,
             "tf32x3": jax.lax.DotAlgorithmPreset.TF32_TF32_F32_X3,
             "f32": jax.lax.Precision.HIGHEST,
@@ -75,8 +75,8 @@ def order(tile: int, zero: Array | int = 0) -> Array:
 class Level(NamedTuple):
     """One part of the strictly lower triangle: entries with low ≤ `order` < high."""
 
-    low: int
-    high: int
+    low: Array | int
+    high: Array | int
 
     def pick(self, scores: Array, ordered: Array) -> Array:
         """The level's entries of a square tile, zero elsewhere."""

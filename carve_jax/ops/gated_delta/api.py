@@ -237,9 +237,7 @@ def carve_rule(
         dtype=erase_logits.dtype,
     )
     scale = sizes["K"] ** -0.5 if scale is None else scale
-    chosen = resolve_implementation(
-        implementation, dtype=query.dtype, sizes=sizes, content=True
-    )
+    chosen = resolve_implementation(implementation, dtype=query.dtype, sizes=sizes, content=True)
     if chosen == "recurrent":
         return recurrent(inputs, state, segment_ids, scale, gate)
     aligned = initial_state is None
@@ -282,9 +280,7 @@ def resolve_implementation(
         reason = why_not(dtype, sizes, content)
         if reason is not None:
             other = "recurrent" if double else "chunked"
-            raise NotImplementedError(
-                f"implementation 'pallas': {reason}; use {other!r} or None"
-            )
+            raise NotImplementedError(f"implementation 'pallas': {reason}; use {other!r} or None")
     if implementation == "chunked" and double:
         raise NotImplementedError(
             "implementation 'chunked' computes in float32 and was given float64 inputs; use "

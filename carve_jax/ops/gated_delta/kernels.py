@@ -34,7 +34,7 @@ def why_not(
     if sizes is not None:
         for name in ("K", "V"):
             if sizes[name] > LARGEST:
-                return f"the kernels hold heads of up to {LARGEST} channels, and {name} is {sizes[name]}"
+                return f"heads have up to {LARGEST} channels, and {name} is {sizes[name]}"
         if content and sizes["T"] > 1 and not holds_state(dtype, sizes["K"], sizes["V"]):
             return (
                 f"under a content gate a program holds a whole state, and one of K={sizes['K']}, "
@@ -171,6 +171,7 @@ def pallas_carve(
     )
     padded_inputs = _pad_inputs(laid, length, gated=True)
     output, last, sums = run(plan, padded_inputs, _transposed(state.memory), arrays)
+    assert sums is not None  # there is a gate
     memory = last[:, :, :width, :channels].swapaxes(-1, -2)
     ending = layout.ending(state, sums[..., :width], mean)
     return layout.unlay(output)[..., :width], CarveState(memory, *ending)
