@@ -11,7 +11,7 @@ JSON goes to experiments/results/ unless --output says where. Suites:
   tune  searches the kernels' tiles and writes the best for this device to --table.
 
 --only=PART[,PART…] keeps the parts of gpu (such as 8x4096x16x128, decode, train_step) or of tune
-(bfloat16/128) whose names hold one of these texts.
+(bfloat16/128/carve) whose names hold one of these texts.
 """
 
 import dataclasses

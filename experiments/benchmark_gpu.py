@@ -37,6 +37,7 @@ from experiments.timing import (
     require_gpu,
 )
 from pallas_kernels import tiling
+from pallas_kernels.wy import LOWEST_ANCHORED
 
 TURN = 0.03
 LAYER = Shape(8, 4096, 16, 128)  # the official layer
@@ -53,17 +54,27 @@ DIRECTIONS = ("forward", "forward and backward")
 
 
 class Ours(NamedTuple):
-    """One of our contenders: `solve` overrides that field of the kernels' tiles."""
+    """One of our contenders.
+
+    Attributes:
+      rule, implementation: what runs.
+      solve: that field of the tiles, which are then those that a content gate has; None for the
+        kernels' own choice of tiles.
+      floor: promised of the log-decays; None for no promise.
+    """
 
     rule: str
     implementation: str
     solve: str | None = None
+    floor: float | None = None
 
 
 OURS = {
     "gdn2 pallas": Ours("gdn2", "pallas"),
     "gdn2 pallas walk": Ours("gdn2", "pallas", "walk"),
+    "gdn2 pallas, bounded": Ours("gdn2", "pallas", floor=LOWEST_ANCHORED),
     "carve pallas": Ours("carve", "pallas"),
+    "carve pallas, bounded": Ours("carve", "pallas", floor=LOWEST_ANCHORED),
     "gdn2 chunked": Ours("gdn2", "chunked"),
     "carve chunked": Ours("carve", "chunked"),
 }
@@ -194,7 +205,7 @@ def measure_shape(
     }
     shares = {}
     for name, value in seconds.items():
-        who, direction = name.split(", ")
+        who, direction = name.rsplit(", ", 1)
         if who in rules:
             floor = least[f"{rules[who]}, {direction}"]
             bound = max(floor["arithmetic_seconds"], floor["bytes_seconds"])
@@ -243,11 +254,17 @@ def _make(
 ) -> Contender:
     if mine.implementation == "chunked" and shape.elements > plan.chunked_elements:
         raise LeftOut(f"plain XLA sits out shapes above {plan.chunked_elements} numbers a tensor")
-    options = {}
+    options: dict[str, Any] = {}
     if mine.solve is not None:
-        device = jax.devices()[0].device_kind
-        row = tiling.choose(jnp.dtype(plan.dtype), shape.channels, shape.channels, device)
+        # CARVE's tiles: with them the arithmetic is CARVE's own, to the bit.
+        device, size = jax.devices()[0].device_kind, shape.channels
+        row = tiling.choose(plan.dtype, size, size, device, content=True)
         options["tiles"] = dataclasses.replace(row, solve=mine.solve)
+    if mine.floor is not None:
+        lowest = float(x["log_decay"].min())  # the rules cannot check it under jit
+        if lowest < mine.floor:
+            raise LeftOut(f"a log-decay is {lowest:.1f}, below {mine.floor:g}")
+        options["log_decay_floor"] = mine.floor
     made = rule_contender(x, mine.rule, mine.implementation, backward, **options)
     if made.peak_bytes > device_bytes() / 3:
         raise LeftOut(f"needs {made.peak_bytes / 1e9:.0f} GB, more than a third of the device")
@@ -290,7 +307,9 @@ def _ratios(seconds: Mapping[str, float]) -> dict[str, float | None]:
         ("fla kda", "gdn2 pallas"),
         ("gdn2 chunked", "gdn2 pallas"),
         ("gdn2 pallas walk", "gdn2 pallas"),
+        ("gdn2 pallas, bounded", "gdn2 pallas"),
         ("carve pallas", "gdn2 pallas"),
+        ("carve pallas, bounded", "carve pallas"),
         ("carve chunked", "carve pallas"),
     )
     return {
@@ -361,7 +380,7 @@ def print_shape(shape: Shape, part: Mapping[str, Any]) -> None:
     print(f"\n{shape.label}")
     for name, value in part["ratios"].items():
         if value is not None:
-            print(f"  {name:<56} {value:>8.2f}")
+            print(f"  {name:<58} {value:>8.2f}")
     print(f"  {'':<44} {'median ms':>10} {'roofline':>9} {'peak MB':>9}")
     for name, value in part["median_seconds"].items():
         share = part["roofline_share"].get(name)

@@ -1,12 +1,14 @@
 """The tune suite: searches the kernels' tiles on this device and writes the best to their table.
 
-For each dtype and width, starting from the row the table has now, one field after the other is
-tried at each of its values while the rest stay, and the fastest is kept; two rounds, or one that
-changes nothing. A candidate counts only if outputs and every gradient of both rules agree with
-`chunked` on keys that resemble each other, which is where a coarse inverse shows.
+For each dtype, width and kind of rule (GDN-2 for the plain one, CARVE for a content gate), starting
+from the row the table has now, one field after the other is tried at each of its values while the
+rest stay, and the fastest is kept; two rounds, or one that changes nothing. A candidate counts only
+if output and every gradient of the rule agree with `chunked` on keys that resemble each other,
+which is where a coarse inverse shows.
 """
 
 import dataclasses
+import itertools
 import json
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
@@ -37,7 +39,8 @@ GRID: dict[str, tuple[Any, ...]] = {
     "warps": (4, 8),
     "stages": (1, 2, 3),
     "backward_stages": (1, 2),
-    "parallel_warps": (2, 4, 8),
+    "parallel_warps": (4, 8),
+    "block_key": (16, 32, 64),
     "block_value": (32, 64, 128, 256),
 }
 INVERSE = {
@@ -62,10 +65,48 @@ class Found(NamedTuple):
     tried: dict[Tiles, "float | str"]
 
 
-def grid(dtype: str, width: int) -> dict[str, tuple[Any, ...]]:
-    """Values of each field that are tried; a block of values is no wider than the values."""
-    blocks = tuple(block for block in GRID["block_value"] if block <= width)
-    return {**GRID, "block_value": blocks, "inverse": INVERSE[dtype]}
+class Part(NamedTuple):
+    """One search: a rule, which stands for its kind, with K = V = width."""
+
+    dtype: str
+    width: int
+    rule: str
+
+    @property
+    def content(self) -> bool:
+        """The rule has a content gate."""
+        return self.rule == "carve"
+
+    @property
+    def label(self) -> str:
+        """As in bfloat16/128/carve."""
+        return "/".join(map(str, self))
+
+    @property
+    def why_not(self) -> str | None:
+        """Why the kernels do not take it, or None."""
+        if not self.content or tiling.holds_state(self.dtype, self.width, self.width):
+            return None
+        return (
+            "under a content gate a program holds a whole state, and one of "
+            f"{self.width} x {self.width} is too large with {self.dtype} operands"
+        )
+
+
+PARTS = tuple(Part(*sizes) for sizes in itertools.product(DTYPES, WIDTHS, RULES))
+
+
+def grid(part: Part) -> dict[str, tuple[Any, ...]]:
+    """Values of each field that are tried.
+
+    A block is no wider than the channels; under a content gate a program holds all values.
+    """
+    fields = {**GRID, "inverse": INVERSE[part.dtype]}
+    for name in ("block_key", "block_value"):
+        fields[name] = tuple(block for block in GRID[name] if block <= part.width)
+    if part.content:
+        del fields["block_value"]
+    return fields
 
 
 def search(start: Tiles, fields: Mapping[str, Iterable[Any]], measure: Measure) -> Found:
@@ -96,10 +137,11 @@ def search(start: Tiles, fields: Mapping[str, Iterable[Any]], measure: Measure) 
 
 
 class Trial:
-    """Measures candidates for one dtype and width; both rules, forward and backward.
+    """Measures candidates for one rule at one dtype and shape, forward and backward.
 
     Args:
       shape, dtype: of the inputs.
+      rule: "gdn2" or "carve".
       repeats, turn_seconds: as `median_seconds` takes them.
       implementation: what is measured; it takes `tiles`.
     """
@@ -108,31 +150,32 @@ class Trial:
         self,
         shape: Shape,
         dtype: str,
+        rule: str,
         repeats: int,
         turn_seconds: float = TURN,
         implementation: str = "pallas",
     ) -> None:
         self._inputs = correlated(rule_inputs(shape, dtype))
-        self._implementation, self._tolerance = implementation, TOLERANCE[dtype]
+        self._rule, self._implementation = rule, implementation
+        self._tolerance = TOLERANCE[dtype]
         self._repeats, self._turn_seconds = repeats, turn_seconds
-        self._expected = {rule: _run(self._contender(rule, "chunked")) for rule in RULES}
+        self._expected = _run(self._contender("chunked"))
 
     def measure(self, tiles: Tiles) -> float | str:
-        """Seconds of GDN-2 plus those of CARVE, or why these tiles are dropped."""
+        """Seconds of a call, or why these tiles are dropped."""
         return attempt(lambda: self._seconds(tiles))
 
     def _seconds(self, tiles: Tiles) -> float:
-        contenders = {}
-        for rule in RULES:
-            made = contenders[rule] = self._contender(rule, self._implementation, tiles=tiles)
-            error = difference(_run(made), self._expected[rule])
-            if not error <= self._tolerance:  # NaN too
-                raise LeftOut(f"{rule} is off by {error:.1e}, {self._tolerance:.0e} at most")
-        times = median_seconds(contenders, self._repeats, turn_seconds=self._turn_seconds)
-        return sum(times.values())
+        made = self._contender(self._implementation, tiles=tiles)
+        error = difference(_run(made), self._expected)
+        if not error <= self._tolerance:  # NaN too
+            raise LeftOut(f"{self._rule} is off by {error:.1e}, {self._tolerance:.0e} at most")
+        rounds = {self._rule: made}
+        times = median_seconds(rounds, self._repeats, turn_seconds=self._turn_seconds)
+        return times[self._rule]
 
-    def _contender(self, rule: str, implementation: str, **options: Any) -> Contender:
-        return rule_contender(self._inputs, rule, implementation, backward=True, **options)
+    def _contender(self, implementation: str, **options: Any) -> Contender:
+        return rule_contender(self._inputs, self._rule, implementation, backward=True, **options)
 
 
 def correlated(x: Mapping[str, jax.Array], share: float = 0.7) -> dict[str, jax.Array]:
@@ -166,14 +209,16 @@ def _run(entry: Contender) -> Any:
 def merge_rows(
     rows: Iterable[Mapping[str, Any]], found: Iterable[Mapping[str, Any]]
 ) -> list[dict[str, Any]]:
-    """The table with new rows in place of those of the same device, dtype and width.
+    """The table with new rows in place of those of the same device, dtype, width and kind.
 
     The first row that fits is the one that is used, so rows with longer device names come first,
-    then narrower ones; rows for any device stay last and in their order.
+    then narrower ones, then those for one kind of rule alone; rows for any device stay last and in
+    their order.
     """
 
-    def key(row: Mapping[str, Any]) -> tuple[str, str, int]:
-        return row["device"], row["dtype"], row["width"]
+    def key(row: Mapping[str, Any]) -> tuple[str, str, int, bool, bool]:
+        either = "content" not in row
+        return row["device"], row["dtype"], row["width"], either, row.get("content", False)
 
     new = {key(row): dict(row) for row in found}
     kept = [dict(row) for row in rows if key(row) not in new]
@@ -211,41 +256,60 @@ def tune_suite(
     table: Path = tiling.TABLE,
     only: tuple[str, ...] = (),
 ) -> dict[str, Any]:
-    """Searches every dtype and width, writing each row as it is found.
+    """Searches every dtype, width and kind of rule, writing each row as it is found.
 
     Args:
       repeats: timed rounds of a candidate.
       save: called with the figures so far after each search.
       table: where the rows go.
-      only: parts such as "bfloat16/128" whose names hold one of these texts; all if empty.
+      only: parts such as "bfloat16/128/carve" whose names hold one of these texts; all if empty.
 
     Raises:
       UserError: no NVIDIA GPU is here, `only` names no part, or the table is no table.
     """
-    parts = {f"{dtype}/{width}": (dtype, width) for dtype in DTYPES for width in WIDTHS}
-    check_parts(only, list(parts))
+    check_parts(only, [part.label for part in PARTS])
     require_gpu("tune")
     read_rows(table)
     device = jax.devices()[0].device_kind
     figures: dict[str, Any] = {"device": device, "table": str(table), "searches": {}}
-    for name, (dtype, width) in parts.items():
-        if only and not any(text in name for text in only):
+    figures["left_out"] = {}
+    for part in PARTS:
+        if only and not any(text in part.label for text in only):
             continue
-        shape = Shape(BATCH, LENGTH, HEADS, width)
-        start = tiling.choose(jnp.dtype(dtype), width, width, device)
-        print(f"\n{name}, {shape.label}: ms of gdn2 + carve, forward and backward")
-        trial = Trial(shape, dtype, repeats)
-        found = search(start, grid(dtype, width), told(trial.measure))
-        figures["searches"][name] = record(found)
-        if found.tiles is None:
-            print(f"{name}: not one candidate is right, the table stays as it is")
+        if part.why_not is not None:
+            figures["left_out"][part.label] = part.why_not
+            print(f"\n{part.label}: left out, {part.why_not}")
         else:
-            tiles = dataclasses.asdict(found.tiles)
-            row = {"device": device, "dtype": dtype, "width": width, "tiles": tiles}
-            write_table(table, [row])
-            print(f"{name}: {1e3 * found.seconds:.3f} ms, written to {table}: {tiles}")
+            found = tune_part(part, device, repeats)
+            figures["searches"][part.label] = record(found)
+            keep(part, found, device, table)
         save(figures)
     return figures
+
+
+def tune_part(part: Part, device: str, repeats: int) -> Found:
+    """One search, from the row that `choose` gives for this kind of rule on this device."""
+    dtype, width, rule = part
+    shape = Shape(BATCH, LENGTH, HEADS, width)
+    start = tiling.choose(dtype, width, width, device, part.content)
+    print(f"\n{part.label}, {shape.label}: ms of forward and backward")
+    return search(start, grid(part), told(Trial(shape, dtype, rule, repeats).measure))
+
+
+def keep(part: Part, found: Found, device: str, table: Path) -> None:
+    """Writes the row of a search to the table, if it found one."""
+    if found.tiles is None:
+        print(f"{part.label}: not one candidate is right, the table stays as it is")
+        return
+    row = {
+        "device": device,
+        "dtype": part.dtype,
+        "width": part.width,
+        "content": part.content,
+        "tiles": dataclasses.asdict(found.tiles),
+    }
+    write_table(table, [row])
+    print(f"{part.label}: {1e3 * found.seconds:.3f} ms, written to {table}: {row['tiles']}")
 
 
 def told(measure: Measure) -> Measure:

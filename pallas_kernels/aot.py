@@ -95,7 +95,19 @@ def lower(program: Program, arch: str) -> jax.stages.Lowered:
 def extract_kernels(lowered: jax.stages.Lowered) -> list[Kernel]:
     """The Pallas-Triton kernels of a lowered program, in order; equal ones once.
 
-    Different kernels of one name become `name`, `name#2`, ….
+    Different kernels of one name become `name`, `name#2`, …. Raises as `extract_calls` does.
+    """
+    seen: Counter[str] = Counter()
+    named = []
+    for kernel in dict.fromkeys(extract_calls(lowered)):
+        seen[kernel.name] += 1
+        count = seen[kernel.name]
+        named.append(kernel._replace(name=f"{kernel.name}#{count}") if count > 1 else kernel)
+    return named
+
+
+def extract_calls(lowered: jax.stages.Lowered) -> list[Kernel]:
+    """The kernel of every Pallas-Triton call of a lowered program, in order.
 
     Raises:
       ValueError: a Triton custom call that carries no Triton IR (one of `jax_triton`, or of a JAX
@@ -120,13 +132,7 @@ def extract_kernels(lowered: jax.stages.Lowered) -> list[Kernel]:
                 ir.IntegerAttr(config["num_stages"]).value,
             )
         )
-    seen: Counter[str] = Counter()
-    named = []
-    for kernel in dict.fromkeys(kernels):
-        seen[kernel.name] += 1
-        count = seen[kernel.name]
-        named.append(kernel._replace(name=f"{kernel.name}#{count}") if count > 1 else kernel)
-    return named
+    return kernels
 
 
 def _triton_calls(operation: Any) -> Iterator[Any]:

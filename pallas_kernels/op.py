@@ -72,6 +72,9 @@ def make_plan(
     row = (KEYS + len(plan.levels)) * channels * plan.product.dtype.itemsize
     parts = -(-batch * length * heads * row // PART_BYTES)
     parts = max(1, min(parts, MOST_PARTS, units))
+    # A few more parts are cheaper than the copy of every input that padding takes.
+    even = [p for p in range(parts, min(2 * parts, units) + 1) if units % p == 0]
+    parts = even[0] if even else parts
     return plan._replace(parts=parts), -(-units // parts) * parts * unit
 
 

@@ -32,6 +32,7 @@ from experiments.timing import (
     median_seconds,
 )
 from pallas_kernels.tiling import Tiles
+from pallas_kernels.wy import LOWEST_ANCHORED
 from tests.experiments.fake_torch import FakeTorch, Tensor
 
 TINY = Shape(1, 64, 1, 16)
@@ -40,7 +41,7 @@ WITHOUT_GPU = pytest.mark.skipif(jax.default_backend() == "gpu", reason="there i
 
 
 def plain(name: str) -> Ours:
-    return OURS[name]._replace(implementation="recurrent", solve=None)
+    return OURS[name]._replace(implementation="recurrent", solve=None, floor=None)
 
 
 def fake_fla(torch: FakeTorch) -> peers.Fla:
@@ -64,7 +65,7 @@ def test_without_a_gpu_it_is_one_sentence(suite: str, capsys: pytest.CaptureFixt
     ("arguments", "said"),
     [
         (["--suite=gpu", "--only=9x9"], "--only: no part's name holds '9x9'"),
-        (["--suite=tune", "--only=int8"], "there are bfloat16/64"),
+        (["--suite=tune", "--only=int8"], "there are bfloat16/64/gdn2"),
         (["--suite=cpu", "--only=decode"], "cpu has no parts"),
     ],
 )
@@ -147,6 +148,7 @@ def test_inputs_have_the_dtype_but_for_the_decay() -> None:
     x = rule_inputs(TINY, "bfloat16")
     assert {name for name, a in x.items() if a.dtype != jnp.bfloat16} == {"log_decay"}
     assert float(x["log_decay"].max()) < 0
+    assert float(rule_inputs(Shape(1, 1024, 16, 128))["log_decay"].min()) > LOWEST_ANCHORED
     full = rule_inputs(TINY)
     expected, _ = gated_delta_rule(*rule_arguments(full, "gdn2"), implementation="recurrent")
     compiled, arguments, _ = rule_contender(full, "gdn2", "recurrent", backward=True)
@@ -164,6 +166,39 @@ def test_tiles_reach_the_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
     ]
     assert all("pallas_call" in program for program in programs)
     assert programs[0] != programs[1]
+
+
+@pytest.mark.parametrize("rule", ["gdn2", "carve"])
+def test_the_floor_reaches_the_kernels(rule: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CARVE_PALLAS", "interpret")
+    entry, arguments = OURS[f"{rule} pallas, bounded"], rule_arguments(rule_inputs(TINY), rule)
+    assert (entry.rule, entry.implementation) == (rule, "pallas")
+    programs = [
+        str(jax.make_jaxpr(rule_function(rule, "pallas", log_decay_floor=f))(*arguments))
+        for f in (None, entry.floor)
+    ]
+    assert all("pallas_call" in program for program in programs)
+    assert programs[0] != programs[1]
+
+
+def test_a_floor_is_promised_only_where_it_holds(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = []
+
+    def made(*_: object, **options: object) -> Contender:
+        seen.append(options)
+        return Contender(lambda: jnp.zeros(()), (), 0)
+
+    monkeypatch.setattr(benchmark_gpu, "rule_contender", made)
+    name = "carve pallas, bounded"
+    plan = Plan(ours={name: OURS[name]}, turn_seconds=0.0)
+    part = benchmark_gpu.measure_shape(TINY, plan, 1, "absent", RATES)
+    assert seen == [{"log_decay_floor": -10.0}] * 2
+    assert part["roofline_share"].keys() == {f"{name}, {d}" for d in benchmark_gpu.DIRECTIONS}
+    steep = {**rule_inputs(TINY), "log_decay": jnp.full((1, 64, 1, 16), -11.0)}
+    monkeypatch.setattr(benchmark_gpu, "rule_inputs", lambda *_: steep)
+    part = benchmark_gpu.measure_shape(TINY, plan, 1, "absent", RATES)
+    assert part["left_out"][f"{name}, forward"] == "a log-decay is -11.0, below -10"
+    assert len(seen) == 2
 
 
 def test_the_whole_suite_in_small(capsys: pytest.CaptureFixture[str]) -> None:
@@ -222,9 +257,11 @@ def test_a_contender_that_fills_the_device_is_left_out(monkeypatch: pytest.Monke
     assert "more than a third" in part["left_out"]["gdn2 pallas, forward"]
 
 
-def test_the_walk_changes_that_field_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    row = benchmark_gpu.tiling.Tiles(chunk=16, warps=4)
-    monkeypatch.setattr(benchmark_gpu.tiling, "choose", lambda *_: row)
+def test_the_walk_has_the_tiles_of_a_content_gate_but_for_that_field(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    rows = {True: Tiles(chunk=16, warps=4), False: Tiles(chunk=64)}
+    monkeypatch.setattr(benchmark_gpu.tiling, "choose", lambda *_, content=False: rows[content])
     seen = {}
 
     def made(*_: object, **options: object) -> Contender:
@@ -234,7 +271,7 @@ def test_the_walk_changes_that_field_alone(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr(benchmark_gpu, "rule_contender", made)
     plan = Plan(ours={"gdn2 pallas walk": OURS["gdn2 pallas walk"]}, turn_seconds=0.0)
     benchmark_gpu.measure_shape(TINY, plan, 1, "absent", RATES)
-    assert seen == {"tiles": dataclasses.replace(row, solve="walk")}
+    assert seen == {"tiles": dataclasses.replace(rows[True], solve="walk")}
 
 
 def test_targets_are_met_not_met_or_not_measured() -> None:

@@ -5,20 +5,26 @@ import json
 import math
 from pathlib import Path
 
+import jax
 import jax.numpy as jnp
 import pytest
 
 from carve_jax.errors import UserError
+from carve_jax.ops.gated_delta.kernels import why_not
 from experiments import tune
 from experiments.contenders import Shape, rule_contender, rule_inputs
+from experiments.tune import Part
 from pallas_kernels import tiling
 from pallas_kernels.tiling import Tiles
 
 START = Tiles(chunk=32, warps=8, stages=2)
 
 
-def row(device: str, dtype: str, width: int, chunk: int = 32) -> dict:
-    return {"device": device, "dtype": dtype, "width": width, "tiles": {"chunk": chunk}}
+def row(device: str, dtype: str, width: int, chunk: int = 32, content: bool | None = None) -> dict:
+    """A row of the table; for either kind of rule if `content` is None."""
+    kind = {} if content is None else {"content": content}
+    sizes = {"device": device, "dtype": dtype, "width": width}
+    return {**sizes, **kind, "tiles": {"chunk": chunk}}
 
 
 GENERIC = [row("", "bfloat16", 64), row("", "bfloat16", 256), row("", "float32", 256)]
@@ -75,12 +81,23 @@ def test_a_second_round_sees_what_the_first_changed() -> None:
 
 
 def test_every_candidate_of_the_grid_is_valid() -> None:
-    for dtype in tune.DTYPES:
-        for width in tune.WIDTHS:
-            for field, values in tune.grid(dtype, width).items():
-                for value in values:
-                    dataclasses.replace(Tiles(), **{field: value})
-    assert max(tune.grid("bfloat16", 64)["block_value"]) == 64
+    for part in tune.PARTS:
+        for field, values in tune.grid(part).items():
+            for value in values:
+                dataclasses.replace(Tiles(), **{field: value})
+    assert max(tune.grid(Part("bfloat16", 64, "gdn2"))["block_value"]) == 64
+    carve = tune.grid(Part("bfloat16", 64, "carve"))
+    assert "block_value" not in carve  # a program holds all values
+    assert carve["block_key"] == (16, 32, 64)
+
+
+def test_every_kind_of_rule_has_its_own_search_where_a_state_fits() -> None:
+    assert len(set(tune.PARTS)) == 3 * 3 * 2
+    refused = {part.label for part in tune.PARTS if part.why_not is not None}
+    assert refused == {"float16/256/carve", "float32/256/carve"}
+    for part in tune.PARTS:
+        sizes = {"B": 1, "T": 64, "N": 1, "K": part.width, "V": part.width}
+        assert (why_not(part.dtype, sizes, part.content) is None) == (part.why_not is None)
 
 
 def test_new_rows_come_before_generic_ones_and_narrow_before_wide() -> None:
@@ -92,6 +109,15 @@ def test_new_rows_come_before_generic_ones_and_narrow_before_wide() -> None:
         (128, {}),
         (256, {"chunk": 32}),
     ]
+
+
+def test_rows_of_one_kind_come_before_rows_of_either() -> None:
+    kinds = [row("NVIDIA H200", "bfloat16", 64, content=content) for content in (None, True, False)]
+    wide = row("NVIDIA H200", "bfloat16", 128, content=True)
+    rows = tune.merge_rows([*kinds, *GENERIC], [wide, kinds[1] | {"tiles": {"chunk": 16}}])
+    assert [r.get("content") for r in rows[:4]] == [False, True, None, True]
+    assert [r["tiles"]["chunk"] for r in rows[:4]] == [32, 16, 32, 32]
+    assert rows[4:] == GENERIC
 
 
 def test_a_longer_name_is_tried_before_one_that_it_contains() -> None:
@@ -117,12 +143,15 @@ def test_the_table_is_written_beside_what_it_held(
 def test_kernels_read_what_was_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "tiles.json"
     path.write_text(json.dumps(GENERIC))
-    tune.write_table(path, [row("NVIDIA H200", "bfloat16", 64, 16)])
+    h200 = "NVIDIA H200"
+    found = [row(h200, "bfloat16", 64, 16, False), row(h200, "bfloat16", 64, 64, True)]
+    tune.write_table(path, found)
     table = json.loads(path.read_text())
     monkeypatch.setattr(tiling, "read_table", lambda: table)
-    assert tiling.choose(jnp.dtype("bfloat16"), 64, 64, "NVIDIA H200").chunk == 16
-    assert tiling.choose(jnp.dtype("bfloat16"), 128, 64, "NVIDIA H200").chunk == 32
-    assert tiling.choose(jnp.dtype("bfloat16"), 64, 64, "NVIDIA A100").chunk == 32
+    assert tiling.choose("bfloat16", 64, 64, h200).chunk == 16
+    assert tiling.choose("bfloat16", 64, 64, h200, content=True).chunk == 64
+    assert tiling.choose("bfloat16", 128, 64, h200, content=True).chunk == 32
+    assert tiling.choose("bfloat16", 64, 64, "NVIDIA A100").chunk == 32
 
 
 def test_a_broken_table_is_one_sentence(tmp_path: Path) -> None:
@@ -148,28 +177,29 @@ def test_the_largest_difference_counts_and_nan_with_it() -> None:
     assert math.isnan(tune.difference((jnp.full(4, jnp.nan), jnp.ones(4)), left))
 
 
+@pytest.mark.parametrize("rule", ["gdn2", "carve"])
 @pytest.mark.parametrize(
     ("factor", "dropped"), [(1.0, None), (1.5, "off by"), (math.nan, "off by nan")]
 )
 def test_a_trial_times_only_what_is_right(
-    factor: float, dropped: str | None, monkeypatch: pytest.MonkeyPatch
+    factor: float, dropped: str | None, rule: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     calls = []
 
     def made(x, rule, implementation, backward, tiles=None):
-        calls.append(tiles)
+        calls.append((rule, tiles))
         x = x if tiles is None else x | {"cotangent": x["cotangent"] * factor}
         return rule_contender(x, rule, "recurrent", backward)
 
     monkeypatch.setattr(tune, "rule_contender", made)
-    monkeypatch.setattr(tune, "median_seconds", lambda *_, **__: {"gdn2": 2.0, "carve": 3.0})
-    outcome = tune.Trial(Shape(1, 8, 1, 16), "float32", 1).measure(START)
-    assert calls[:3] == [None, None, START]
+    monkeypatch.setattr(tune, "median_seconds", lambda timed, *_, **__: dict.fromkeys(timed, 2.0))
+    outcome = tune.Trial(Shape(1, 8, 1, 16), "float32", rule, 1).measure(START)
+    assert calls == [(rule, None), (rule, START)]
     if dropped is None:
-        assert outcome == 5.0
+        assert outcome == 2.0
     else:
         assert isinstance(outcome, str)
-        assert dropped in outcome
+        assert f"{rule} is {dropped}" in outcome
 
 
 def test_the_suite_writes_each_row_and_its_figures(
@@ -179,30 +209,35 @@ def test_the_suite_writes_each_row_and_its_figures(
     path.write_text(json.dumps(GENERIC))
 
     class Trial:
-        def __init__(self, shape: Shape, dtype: str, repeats: int) -> None:
-            self.width = shape.channels
+        def __init__(self, shape: Shape, dtype: str, rule: str, repeats: int) -> None:
+            self.width, self.best = shape.channels, {"gdn2": 16, "carve": 32}[rule]
 
         def measure(self, tiles: Tiles) -> float | str:
             if self.width == 256 or tiles.chunk == 64:
                 return "no room"
-            return float(tiles.chunk)
+            return 1.0 + abs(tiles.chunk - self.best)
 
     monkeypatch.setattr(tune, "require_gpu", lambda _: None)
     monkeypatch.setattr(tune, "Trial", Trial)
-    monkeypatch.setattr(tiling, "device_kind", lambda: "NVIDIA H200")
-    monkeypatch.setattr(tiling, "choose", lambda *_: START)
+    starts = {False: START, True: dataclasses.replace(START, backward_stages=1)}
+    monkeypatch.setattr(tiling, "choose", lambda *sizes: starts[sizes[-1]])
     saved: list[dict] = []
     figures = tune.tune_suite(1, saved.append, path, ("bfloat16/128", "float32/256"))
-    assert list(figures["searches"]) == ["bfloat16/128", "float32/256"]
-    assert len(saved) == 2
+    names = ["bfloat16/128/gdn2", "bfloat16/128/carve", "float32/256/gdn2"]
+    assert list(figures["searches"]) == names
+    assert list(figures["left_out"]) == ["float32/256/carve"]
+    assert len(saved) == 4
     rows = json.loads(path.read_text())
-    assert rows[1:] == GENERIC
-    assert rows[0]["device"] == "NVIDIA H200"
-    assert Tiles(**rows[0]["tiles"]) == dataclasses.replace(START, chunk=16)
-    best = figures["searches"]["bfloat16/128"]["tried"][0]
-    assert best["outcome"] == 16.0
-    assert figures["searches"]["float32/256"]["tiles"] is None
+    assert rows[2:] == GENERIC
+    assert [row["content"] for row in rows[:2]] == [False, True]
+    assert {row["device"] for row in rows[:2]} == {jax.devices()[0].device_kind}
+    assert Tiles(**rows[0]["tiles"]) == dataclasses.replace(starts[False], chunk=16)
+    assert Tiles(**rows[1]["tiles"]) == starts[True]  # the best there is
+    tried = [figures["searches"][name]["tried"] for name in names]
+    assert tried[0][0]["outcome"] == 1.0
+    assert figures["searches"]["float32/256/gdn2"]["tiles"] is None
     printed = capsys.readouterr().out
     assert "dropped: no room" in printed
+    assert "left out, under a content gate" in printed
     assert "the table stays as it is" in printed
     json.dumps(figures)

@@ -77,11 +77,9 @@ def outputs_and_gradients(rule: str, case: Case, dtype: str, implementation: str
 
 
 @functools.cache
-def oracle(rule: str, name: str):
+def oracle(rule: str, case: Case):
     with jax.enable_x64(True):
-        return jax.tree.map(
-            np.asarray, outputs_and_gradients(rule, CASES[name], "float64", "recurrent")
-        )
+        return jax.tree.map(np.asarray, outputs_and_gradients(rule, case, "float64", "recurrent"))
 
 
 def applies(rule: str, name: str) -> bool:
@@ -98,7 +96,7 @@ SUITE = [(rule, name) for rule in RULES for name in CASES if applies(rule, name)
 @pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
 def test_outputs_and_every_gradient(rule: str, name: str, implementation: str) -> None:
     outputs, gradients = outputs_and_gradients(rule, CASES[name], "float32", implementation)
-    expected_outputs, expected_gradients = oracle(rule, name)
+    expected_outputs, expected_gradients = oracle(rule, CASES[name])
     for got, expected in zip(outputs, expected_outputs, strict=True):
         assert relative_error(got, expected) < TOLERANCE["float32"]
     scale = 20 if CASES[name].keys == "correlated" else 1  # 130 nearly equal keys: ill-conditioned
@@ -121,7 +119,7 @@ def test_half_precision(rule: str, dtype: str, implementation: str) -> None:
     outputs, gradients = outputs_and_gradients(rule, CASES["plain"], dtype, implementation)
     assert outputs[0].dtype == dtype
     assert outputs[1].dtype == jnp.float32
-    expected_outputs, expected_gradients = oracle(rule, "plain")
+    expected_outputs, expected_gradients = oracle(rule, CASES["plain"])
     for got, expected in zip(outputs, expected_outputs, strict=True):
         assert relative_error(got, expected) < TOLERANCE[dtype]
     for got, expected in zip(gradients, expected_gradients, strict=True):

@@ -1,0 +1,179 @@
+"""The sequence kernels, interpreted: what the shared suite of the rules does not reach."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from carve_jax.ops.gated_delta import carve_rule, gated_delta_rule
+from pallas_kernels import aot, op, tiling, wy
+from pallas_kernels.catalogue import Program
+from pallas_kernels.tiling import Tiles
+from tests.ops.cases import Arrays, Case, make_arrays
+from tests.ops.test_gated_delta import TOLERANCE, oracle, outputs_and_gradients, relative_error
+
+WIDE = Case(1, 200, 2, 4, 32, 32, gate_chunk=64, decay="resets", segments=True)
+
+
+def check(rule: str, case: Case, dtype: str = "float32", **options) -> None:
+    """Outputs and every gradient of the kernels against the float64 oracle."""
+    outputs, gradients = outputs_and_gradients(rule, case, dtype, "pallas", **options)
+    expected_outputs, expected_gradients = oracle(rule, case)
+    tolerance = TOLERANCE[dtype]
+    for got, expected in zip(outputs, expected_outputs, strict=True):
+        assert relative_error(got, expected) < tolerance
+    for name, got, expected in zip(Arrays._fields, gradients, expected_gradients, strict=True):
+        assert relative_error(got, expected) < 2 * tolerance, name
+
+
+@pytest.mark.parametrize(
+    ("rule", "tiles"),
+    [
+        ("gated_delta", Tiles(chunk=64, product="tf32", block_value=16, block_key=16)),
+        ("gated_delta", Tiles(chunk=32, product="tf32", solve="walk", block_value=16)),
+        ("carve", Tiles(chunk=32, product="tf32", block_key=16)),
+        ("carve", Tiles(chunk=64, product="tf32")),
+    ],
+)
+def test_every_cut_gives_the_same(rule: str, tiles: Tiles) -> None:
+    check(rule, WIDE, tiles=tiles)
+
+
+@pytest.mark.parametrize("rule", ["gated_delta", "carve"])
+def test_parts_one_after_another(rule: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(op, "PART_BYTES", 1)
+    monkeypatch.setattr(op, "MOST_PARTS", 3)
+    check(rule, WIDE._replace(norm=True, offset=0 if rule == "gated_delta" else 5))
+
+
+def test_parts_are_as_many_as_they_must_be() -> None:
+    shape = (8, 4096, 16, 128)
+    of = jax.ShapeDtypeStruct(shape, jnp.bfloat16)
+    inputs = op.Inputs(of, of, of, of, of, of)
+    for chunk in (16, 32, 64):  # 64 needs five parts at least, and takes eight: 64 spans divide so
+        plan, length = op.make_plan(Tiles(chunk=chunk), 1.0, inputs, None, None, interpret=True)
+        assert length == shape[1]
+        tile_bytes = 8 * 16 * (3 + len(plan.levels)) * 128 * 2 * (length // plan.parts)
+        assert plan.parts > 1
+        assert tile_bytes <= op.PART_BYTES
+    short = op.Inputs(*(jax.ShapeDtypeStruct((1, 70, 1, 16), jnp.float32) for _ in range(6)))
+    assert op.make_plan(Tiles(), 1.0, short, None, None, interpret=True)[0].parts == 1
+
+
+@pytest.mark.parametrize(("rule", "chunk"), [("gated_delta", 64), ("carve", 16), ("carve", 32)])
+def test_a_promised_floor_takes_another_path_to_the_same(rule: str, chunk: int) -> None:
+    case = Case(1, 150, 1, 2, 16, 16, gate_chunk=64)
+    tiles = Tiles(chunk=chunk, product="tf32", inverse="tf32")
+    check(rule, case, tiles=tiles, log_decay_floor=-10.0)
+    plain = outputs_and_gradients(rule, case, "float32", "pallas", tiles=tiles)[0][0]
+    bounded = outputs_and_gradients(
+        rule, case, "float32", "pallas", tiles=tiles, log_decay_floor=-10.0
+    )[0][0]
+    assert (plain != bounded).any()
+
+
+def test_a_floor_too_low_or_segments_keep_the_exact_path() -> None:
+    arrays = Arrays(*map(jnp.float32, make_arrays(Case(1, 70))))
+    arrays = arrays._replace(log_decay=arrays.log_decay.at[:, 10].set(-40.0))
+    inputs = (*arrays[:4], jax.nn.sigmoid(arrays.erase_logits), arrays.write)
+    exact, _ = gated_delta_rule(*inputs, implementation="pallas")
+    low, _ = gated_delta_rule(*inputs, implementation="pallas", log_decay_floor=-40.0)
+    np.testing.assert_array_equal(low, exact)
+    arrays = Arrays(*map(jnp.float32, make_arrays(Case(1, 70))))
+    inputs = (*arrays[:4], jax.nn.sigmoid(arrays.erase_logits), arrays.write)
+    segments = jnp.asarray(np.repeat([[0, 1]], [23, 47], axis=1))
+    options = {"segment_ids": segments, "implementation": "pallas"}
+    exact, _ = gated_delta_rule(*inputs, **options)
+    promised, _ = gated_delta_rule(*inputs, log_decay_floor=-10.0, **options)
+    np.testing.assert_array_equal(promised, exact)
+
+
+def test_a_broken_promise_is_refused() -> None:
+    arrays = Arrays(*map(jnp.float32, make_arrays(Case(1, 20))))
+    with pytest.raises(
+        ValueError, match=r"log_decay has an entry of -.*, below log_decay_floor=-0.001"
+    ):
+        carve_rule(*arrays[:8], log_decay_floor=-0.001)
+
+
+def test_products_in_bfloat16_with_the_shipped_tiles() -> None:
+    case = Case(1, 130, 1, 2, 32, 32, gate_chunk=64)
+    assert tiling.choose("bfloat16", 32, 32, content=True).product == "bf16"
+    check("carve", case, "bfloat16")
+
+
+KERNELS = {
+    "forward": ["_cumulate_kernel", "_score_kernel", "_walk_kernel"],
+    "backward": [
+        *["_cumulate_kernel", "_score_kernel", "_walk_kernel"] * 2,
+        "_walk_back_kernel",
+        "_gradients_kernel",
+    ],
+}
+
+
+@pytest.mark.parametrize("rule", ["gated_delta", "carve"])
+@pytest.mark.parametrize("name", ["forward", "backward", "one token", "chunked"])
+def test_kernels_in_the_lowered_program(
+    rule: str, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CARVE_PALLAS", "compile")
+    case = Case(1, 1 if name == "one token" else 192, 2, 2, 32, 32, gate_chunk=64)
+    arrays = Arrays(
+        *(jax.ShapeDtypeStruct(a.shape, jnp.bfloat16) for a in make_arrays(case)[:8]), *[None] * 3
+    )
+
+    def forward(*arrays):
+        if rule == "carve":
+            implementation = "chunked" if name == "chunked" else "pallas"
+            return carve_rule(*arrays, implementation=implementation)[0]
+        inputs = (*arrays[:4], jax.nn.sigmoid(arrays[4]), arrays[5])
+        return gated_delta_rule(*inputs, implementation=None if name != "chunked" else "chunked")[0]
+
+    def backward(*arrays):
+        return jax.grad(lambda *a: forward(*a).astype(jnp.float32).sum(), tuple(range(6)))(*arrays)
+
+    function = backward if name == "backward" else forward
+    lowered = aot.lower(Program(name, "", "", function, arrays[:8]), "sm_90")
+    calls = [call.name for call in aot.extract_calls(lowered)]
+    assert calls == KERNELS.get(name, [] if name == "chunked" else ["gated_delta_step"])
+
+
+def test_an_unknown_mode_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CARVE_PALLAS", "lower")
+    arrays = Arrays(*map(jnp.float32, make_arrays(Case(1, 20))))
+    with pytest.raises(ValueError, match="CARVE_PALLAS='lower'; allowed are gpu, interpret"):
+        carve_rule(*arrays[:8], implementation="pallas")
+
+
+@pytest.mark.parametrize("tile", [16, 32, 64])
+def test_the_inverse_of_tiles_on_a_diagonal(tile: int) -> None:
+    rng = np.random.default_rng(0)
+    inside = np.kron(np.eye(64 // tile), np.ones((tile, tile)))
+    system = np.tril(rng.standard_normal((64, 64)), -1) * inside * 0.3
+    ordered = wy.order(64)
+
+    def level(h):
+        return wy.Level(h, 2 * h).pick(jnp.float32(system), ordered)
+
+    product = wy.Product("f32", emulated=True)
+    for loop in (False, True):
+        got = wy.unit_inverse(product, level, tile, ordered, loop)
+        np.testing.assert_allclose(got, np.linalg.inv(np.eye(64) + system), atol=1e-5)
+
+
+def test_tiles_refuse_what_they_cannot_be() -> None:
+    with pytest.raises(ValueError, match=r"Tiles.chunk=48; allowed are \(16, 32, 64\)"):
+        Tiles(chunk=48)
+    with pytest.raises(ValueError, match=r"Tiles.solve='later'; allowed"):
+        Tiles(solve="later")
+
+
+def test_the_table_covers_the_domain() -> None:
+    for dtype in ("bfloat16", "float16", "float32"):
+        for width in (1, 16, 48, 64, 128, 200, 256):
+            for content in (False, True):
+                tiles = tiling.choose(dtype, width, 16, "no such device", content)
+                assert (tiles.product == "bf16") == (dtype == "bfloat16")
+    with pytest.raises(LookupError, match="no tiles for bfloat16, K=257"):
+        tiling.choose("bfloat16", 257, 16)
