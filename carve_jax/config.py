@@ -93,7 +93,12 @@ class LMConfig:
     @property
     def segment_alignment(self) -> int:
         """Documents packed in a row start at multiples of this many tokens."""
-        return self.gate_chunk if any(n in GATES and GATES[n].content for n in self.pattern) else 1
+        return self.gate_chunk if self.has_content_gate else 1
+
+    @property
+    def has_content_gate(self) -> bool:
+        """Some layer's erase gate sees content, as CARVE's does."""
+        return any(name in GATES and GATES[name].content for name in self.pattern)
 
     @property
     def query_heads(self) -> int:

@@ -23,6 +23,7 @@ from experiments.benchmark_gpu import TURN, check_parts
 from experiments.contenders import RULES, Shape, rule_contender, rule_inputs
 from experiments.timing import Contender, LeftOut, attempt, median_seconds, require_gpu
 from pallas_kernels import tiling
+from pallas_kernels.device import capability
 from pallas_kernels.tiling import Tiles
 
 DTYPES = ("bfloat16", "float16", "float32")
@@ -85,7 +86,7 @@ class Part(NamedTuple):
     @property
     def why_not(self) -> str | None:
         """Why the kernels do not take it, or None."""
-        if not self.content or tiling.holds_state(self.dtype, self.width, self.width):
+        if not self.content or tiling.holds_state(self.dtype, self.width, self.width, capability()):
             return None
         return (
             "under a content gate a program holds a whole state, and one of "

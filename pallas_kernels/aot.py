@@ -42,14 +42,15 @@ class Chip(NamedTuple):
     """
 
     device_kind: str
+    capability: float
     shared_bytes: int
     tensor_memory_columns: int
 
 
 CHIPS = {
-    "sm_80": Chip("NVIDIA A100", 163 * 1024, 0),
-    "sm_90": Chip("NVIDIA H100", 227 * 1024, 0),
-    "sm_100": Chip("NVIDIA B200", 227 * 1024, 512),
+    "sm_80": Chip("NVIDIA A100", 8.0, 163 * 1024, 0),
+    "sm_90": Chip("NVIDIA H100", 9.0, 227 * 1024, 0),
+    "sm_100": Chip("NVIDIA B200", 10.0, 227 * 1024, 512),
 }
 
 
@@ -330,13 +331,13 @@ def main(argv: Sequence[str]) -> int:
         return _fail(f"--arch={unknown[0]} is not known; choose from {', '.join(CHIPS)}")
     if importlib.util.find_spec("triton") is None:
         return _fail("the triton package is not installed: run pip install -e '.[dev]'")
-    programs = [p for p in catalogue.programs() if flags.programs in p.name]
-    if not programs:
-        known = ", ".join(sorted({p.name for p in catalogue.programs()}))
-        return _fail(f"no program's name contains {flags.programs!r}; there are: {known or 'none'}")
-
     rows = []
     for arch in archs:
+        shipped = catalogue.programs(CHIPS[arch].device_kind, CHIPS[arch].capability)
+        programs = [p for p in shipped if flags.programs in p.name]
+        if not programs:
+            known = ", ".join(sorted({p.name for p in shipped}))
+            return _fail(f"no program's name contains {flags.programs!r}; there are: {known}")
         print(f"{arch}: {len(programs)} programs", file=sys.stderr, flush=True)
         rows += report(programs, arch, flags.workers)
     print(table(rows))

@@ -130,16 +130,19 @@ def step_programs(dtype: str, width: int) -> list[Program | TritonProgram]:
     ]
 
 
-def programs() -> list[Program | TritonProgram]:
-    """All programs that are shipped, at every dtype and every tile of the table for any device."""
+def programs(device_kind: str, capability: float) -> list[Program | TritonProgram]:
+    """All programs that run on a device, at every dtype and every tile of the table for it."""
     found: list[Program | TritonProgram] = []
     for dtype in DTYPES:
         for width in WIDTHS:
             for name in ("gdn2", "gdn2_walk", "carve"):
                 content = name != "gdn2"
-                fits = name != "carve" or holds_state(dtype, width, width)
-                channels, values = width, width if fits else width // 2
-                tiles = choose(dtype, channels, values, content=content)
+                channels, values = width, width
+                if name == "carve" and not holds_state(dtype, channels, values, capability):
+                    values //= 2
+                    if not holds_state(dtype, channels, values, capability):
+                        continue
+                tiles = choose(dtype, channels, values, device_kind, content)
                 names = [name, name + "_bounded"] if dtype == "bfloat16" else [name]
                 found += [sequence_program(n, dtype, channels, values, tiles) for n in names]
             found += step_programs(dtype, width)

@@ -7,7 +7,7 @@ import jax
 SWITCH = "CARVE_PALLAS"
 MODES = ("gpu", "interpret", "compile")
 OLDEST, NEWEST = (0, 10), (0, 12)
-OLDEST_GPU = 8.0
+CAPABILITIES = (8.0, 9.0, 10.0)  # others have less shared memory than the tiles need
 
 
 def mode() -> str:
@@ -35,11 +35,19 @@ def why_not() -> str | None:
         return None
     if jax.default_backend() != "gpu":
         return f"the kernels need an NVIDIA GPU, and JAX runs on {jax.default_backend()} here"
-    device = jax.devices()[0]
-    capability = str(getattr(device, "compute_capability", ""))  # "9.0"; ROCm has "gfx90a"
-    if capability.replace(".", "").isdigit() and float(capability) >= OLDEST_GPU:
+    if capability() in CAPABILITIES:
         return None
     return (
-        f"the kernels need an NVIDIA GPU of compute capability {OLDEST_GPU:g} or more, and this "
-        f"{device.device_kind} has {capability or 'none'}"
+        "the kernels are made for NVIDIA GPUs of compute capability "
+        f"{', '.join(map(str, CAPABILITIES))}, and this {jax.devices()[0].device_kind} has "
+        f"{capability() or 'none'}"
     )
+
+
+def capability() -> float:
+    """Compute capability of the GPU that calls run on; of an H100 where kernels are interpreted or
+    only compiled; 0 for a GPU that has none."""
+    if mode() != "gpu" and jax.default_backend() != "gpu":
+        return 9.0
+    found = str(getattr(jax.devices()[0], "compute_capability", ""))  # "9.0"; ROCm has "gfx90a"
+    return float(found) if found.replace(".", "").isdigit() else 0.0

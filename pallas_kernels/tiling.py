@@ -59,11 +59,21 @@ def padded(channels: int) -> int:
     return max(SMALLEST, 1 << (channels - 1).bit_length())
 
 
-def holds_state(dtype: jnp.dtype | str, key_channels: int, value_channels: int) -> bool:
-    """Whether a program can hold a whole state of K × V, as it must under a content gate: products
-    with operands wider than bfloat16 outgrow shared memory where K·V > 2^15."""
+# The largest K·V whose products fit in a block's shared memory (sm_100: tensor memory), as compiled
+# (`python -m pallas_kernels.aot`), by the first figure of the compute capability.
+LARGEST_STATE = {
+    8: {"bfloat16": 1 << 16, "float16": 1 << 15, "float32": 1 << 14},
+    9: {"bfloat16": 1 << 16, "float16": 1 << 15, "float32": 1 << 15},
+    10: {"bfloat16": 1 << 14, "float16": 1 << 14, "float32": 1 << 14},
+}
+
+
+def holds_state(
+    dtype: jnp.dtype | str, key_channels: int, value_channels: int, capability: float = 9.0
+) -> bool:
+    """Whether a program can hold a whole state of K × V, as it must under a content gate."""
     size = padded(key_channels) * padded(value_channels)
-    return jnp.dtype(dtype) == jnp.bfloat16 or size <= 1 << 15
+    return size <= LARGEST_STATE[int(capability)][jnp.dtype(dtype).name]
 
 
 @functools.cache

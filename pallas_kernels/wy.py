@@ -28,7 +28,8 @@ class Product(NamedTuple):
 
     Attributes:
       precision: of the operands: "bf16", "tf32", "tf32x3" or "f32".
-      emulated: running outside Triton (interpret mode): all but bf16 are then float32.
+      emulated: running outside Triton (interpret mode): operands but those of bf16, which are
+        rounded, are then exact float32.
     """
 
     precision: str
@@ -37,15 +38,15 @@ class Product(NamedTuple):
     def __call__(self, a: Array, b: Array, *, ta: bool = False, tb: bool = False) -> Array:
         """a b, either transposed first if asked."""
         dims = (((0 if ta else 1,), (1 if tb else 0,)), ((), ()))
-        if self.precision == "bf16":
-            a, b = a.astype(jnp.bfloat16), b.astype(jnp.bfloat16)
+        a, b = a.astype(self.dtype), b.astype(self.dtype)
+        if self.precision == "bf16" and not self.emulated:
             return jax.lax.dot_general(a, b, dims, preferred_element_type=jnp.float32)
         precision: Any = {
             "tf32": jax.lax.DotAlgorithmPreset.TF32_TF32_F32,
             "tf32x3": jax.lax.DotAlgorithmPreset.TF32_TF32_F32_X3,
             "f32": jax.lax.Precision.HIGHEST,
         }["f32" if self.emulated else self.precision]
-        a, b = a.astype(jnp.float32), b.astype(jnp.float32)
+        a, b = a.astype(jnp.float32), b.astype(jnp.float32)  # not every CPU multiplies bfloat16
         return jax.lax.dot_general(
             a, b, dims, precision=precision, preferred_element_type=jnp.float32
         )

@@ -14,12 +14,11 @@ from carve_jax.errors import UserError
 from carve_jax.evaluation.perplexity import perplexity
 from carve_jax.generate import generate
 from carve_jax.model import count_parameters
-from carve_jax.ops.gated_delta import resolve_implementation
 from carve_jax.training import plot, provenance
 from carve_jax.training.checkpoint import Checkpoints
 from carve_jax.training.metrics import MetricsLog, read_metrics
 from carve_jax.training.recorder import Recorder
-from carve_jax.training.run import CHECKPOINTS, Run, Say, build, save_tokenizer
+from carve_jax.training.run import CHECKPOINTS, Run, Say, build, implementation_of, save_tokenizer
 from carve_jax.training.settings import claim_workdir
 from carve_jax.training.step import TrainState
 from carve_jax.training.stopping import Interrupted, StopRequests
@@ -114,15 +113,9 @@ def evaluate(run: Run, state: TrainState, step: int, say: Say) -> Callable[[], d
 
 def describe(run: Run, state: TrainState, start: int) -> dict[str, Any]:
     """Facts for provenance.json."""
-    config = run.model.config
-    sizes = {"B": run.config.batch_size, "T": run.config.sequence_length}
-    sizes |= {"N": config.num_heads, "K": config.key_dim, "V": config.value_dim}
-    implementation = resolve_implementation(
-        config.implementation, dtype=config.compute_dtype, sizes=sizes
-    )
     return {
         **provenance.describe_environment(),
-        "implementation": implementation,
+        "implementation": implementation_of(run.config, run.model),
         "start_step": start,
         "parameters": count_parameters(state.params),
         "data": run.pipeline.describe(),

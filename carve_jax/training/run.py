@@ -11,6 +11,7 @@ from ml_collections import ConfigDict
 
 from carve_jax.errors import UserError
 from carve_jax.model import LanguageModel
+from carve_jax.ops.gated_delta import resolve_implementation
 from carve_jax.training.checkpoint import Checkpoints
 from carve_jax.training.data import DataPipeline, Tokenizer, make_pipeline, tokenizer_from_json
 from carve_jax.training.metrics import write_atomically
@@ -58,7 +59,7 @@ def build(config: ConfigDict) -> Run:
       UserError: a bad config or unusable data.
     """
     check_settings(config)
-    model = LanguageModel(make_model_config(config))
+    model = make_model(config)
     pipeline = build_pipeline(config, model)
     schedule = make_schedule(config.optimizer, config.steps)
     optimizer = make_optimizer(config.optimizer, schedule)
@@ -73,6 +74,36 @@ def build(config: ConfigDict) -> Run:
         ),
         eval_sums=jax.jit(loss),
     )
+
+
+def make_model(config: ConfigDict) -> LanguageModel:
+    """The model, whose rule can run here.
+
+    Raises:
+      UserError: a bad config, or an implementation by name that this machine cannot run.
+    """
+    model = LanguageModel(make_model_config(config))
+    implementation_of(config, model)
+    return model
+
+
+def implementation_of(config: ConfigDict, model: LanguageModel) -> str:
+    """Name of the implementation of the rule that training runs.
+
+    Raises:
+      UserError: it is named, and cannot run here.
+    """
+    sizes = {"B": config.batch_size, "T": config.sequence_length}
+    sizes |= {"N": model.config.num_heads, "K": model.config.key_dim, "V": model.config.value_dim}
+    try:
+        return resolve_implementation(
+            model.config.implementation,
+            dtype=model.config.compute_dtype,
+            sizes=sizes,
+            content=model.config.has_content_gate,
+        )
+    except NotImplementedError as error:
+        raise UserError(f"config.model.implementation: {error}") from error
 
 
 def build_pipeline(config: ConfigDict, model: LanguageModel) -> DataPipeline:
@@ -118,7 +149,7 @@ def load_trained(workdir: Path, *, step: int | None = None, say: Say = print) ->
       UserError: no run there, or no usable checkpoint.
     """
     config = load_config(workdir)
-    model = LanguageModel(make_model_config(config))
+    model = make_model(config)
     schedule = make_schedule(config.optimizer, config.steps)
     init = make_init(model, make_optimizer(config.optimizer, schedule), config.seed)
     with Checkpoints(workdir / CHECKPOINTS, say=say, read_only=True) as checkpoints:

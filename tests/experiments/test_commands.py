@@ -5,8 +5,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import jax
 import pytest
 
+from carve_jax.errors import UserError
 from carve_jax.training import loop
 from experiments import cli, evaluate, generate
 from experiments.generate import TextStream
@@ -41,6 +43,24 @@ def test_evaluate_another_step(workdir, capsys):
     assert json.loads((workdir / "evaluation_1.json").read_text())["step"] == 1
     assert cli.call(evaluate.main, ["evaluate", f"--workdir={workdir}", "--step=9"]) == 2
     assert "error: no checkpoint of step 9 in" in capsys.readouterr().err
+
+
+@pytest.mark.skipif(jax.default_backend() == "gpu", reason="the kernels run here")
+def test_kernels_that_cannot_run_are_refused_in_one_sentence(tmp_path, monkeypatch):
+    monkeypatch.delenv("CARVE_PALLAS", raising=False)
+    config = tiny_config(model__implementation="pallas")
+    config.data = text_data(tmp_path / "data")
+    with pytest.raises(UserError, match=r"config.model.implementation: .* use 'chunked' or None"):
+        loop.train(config, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_training_runs_the_kernels_and_says_so(tmp_path):
+    config = tiny_config(model__implementation="pallas", steps=1)
+    config.data = text_data(tmp_path / "data")
+    loop.train(config, tmp_path / "run")
+    record = json.loads((tmp_path / "run" / "provenance.json").read_text())
+    assert record["implementation"] == "pallas"
 
 
 @pytest.mark.parametrize("main", [evaluate.main, generate.main])

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from carve_jax.ops.gated_delta import carve_rule, gated_delta_rule
+from pallas_kernels.device import capability
 from pallas_kernels.tiling import Tiles, holds_state, read_table
 from tests.ops.cases import CASES, Arrays, Case, make_arrays
 from tests.ops.test_gated_delta import RULES, SUITE, oracle, outputs_and_gradients, relative_error
@@ -55,7 +56,11 @@ SHIPPED = [
 )
 @pytest.mark.parametrize("decay", ["channel", "resets", "head"])
 def test_every_shipped_tile(dtype: str, width: int, rule: str, tiles: Tiles, decay: str) -> None:
-    values = width if rule == "gated_delta" or holds_state(dtype, width, width) else width // 2
+    values = width
+    if rule == "carve" and not holds_state(dtype, width, values, capability()):
+        values = width // 2
+        if not holds_state(dtype, width, values, capability()):
+            pytest.skip("the state is too large for this chip: 'pallas' refuses it")
     case = Case(2, 300, 1, 2, width, values, rank=16, gate_chunk=64, decay=decay)
     check(rule, case, dtype, tiles=tiles)
 

@@ -96,10 +96,11 @@ def test_a_broken_promise_is_refused() -> None:
         carve_rule(*arrays[:8], log_decay_floor=-0.001)
 
 
-def test_products_in_bfloat16_with_the_shipped_tiles() -> None:
+@pytest.mark.parametrize("rule", ["gated_delta", "carve"])
+def test_products_in_bfloat16_with_the_shipped_tiles(rule: str) -> None:
     case = Case(1, 130, 1, 2, 32, 32, gate_chunk=64)
-    assert tiling.choose("bfloat16", 32, 32, content=True).product == "bf16"
-    check("carve", case, "bfloat16")
+    assert tiling.choose("bfloat16", 32, 32, content=rule == "carve").product == "bf16"
+    check(rule, case, "bfloat16")
 
 
 KERNELS = {

@@ -35,18 +35,21 @@ def why_not(
         for name in ("K", "V"):
             if sizes[name] > LARGEST:
                 return f"heads have up to {LARGEST} channels, and {name} is {sizes[name]}"
-        if content and sizes["T"] > 1 and not holds_state(dtype, sizes["K"], sizes["V"]):
-            return (
-                f"under a content gate a program holds a whole state, and one of K={sizes['K']}, "
-                f"V={sizes['V']} is too large with {jnp.dtype(dtype).name} operands (bfloat16 fits)"
-            )
         width = padded(max(sizes["K"], sizes["V"]))
         if sizes["B"] * sizes["T"] * sizes["N"] * width >= MOST_ELEMENTS:
             return (
                 f"the kernels count elements in 32 bits, and B·T·N·{width} is "
                 f"{sizes['B'] * sizes['T'] * sizes['N'] * width} (split the batch)"
             )
-    return device.why_not()
+    reason = device.why_not()
+    if reason is None and content and sizes is not None and sizes["T"] > 1:
+        size = (sizes["K"], sizes["V"])
+        if not holds_state(dtype, *size, device.capability()):
+            return (
+                "under a content gate a program of the kernels holds a whole state, and one of "
+                f"K={size[0]}, V={size[1]} with {jnp.dtype(dtype).name} operands is too large here"
+            )
+    return reason
 
 
 def _pad_axes(x: Array, *axes: int) -> Array:
