@@ -87,7 +87,7 @@ def command(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., in
     monkeypatch.setattr(aot, "LIMITS", tmp_path / "limits.json")
 
     def run(programs: list[Program | TritonProgram], *flags: str) -> int:
-        monkeypatch.setattr(catalogue, "programs", lambda: programs)
+        monkeypatch.setattr(catalogue, "programs", lambda *_: programs)
         return aot.main(["--workers=1", *flags])
 
     return run
