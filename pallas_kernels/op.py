@@ -22,7 +22,7 @@ from pallas_kernels.score import KEYS, cumulate, score
 from pallas_kernels.tiling import SPAN, Tiles, padded
 from pallas_kernels.wy import LOWEST_ANCHORED, Array
 
-PART_BYTES = 1 << 28
+PART_BYTES = 1 << 27
 MOST_PARTS = 32
 
 
@@ -69,7 +69,8 @@ def make_plan(
     anchored = decay_floor is not None and decay_floor >= LOWEST_ANCHORED
     plan = Plan(tiles, scale, 1, gate, anchored, interpret)
     channels = padded(inputs.query.shape[3])
-    row = (KEYS + len(plan.levels)) * channels * plan.product.dtype.itemsize
+    columns = plan.key_tiles[-1][1] + 1 + KEYS if plan.solves else KEYS
+    row = columns * channels * plan.product.dtype.itemsize
     parts = -(-batch * length * heads * row // PART_BYTES)
     parts = max(1, min(parts, MOST_PARTS, units))
     # A few more parts are cheaper than the copy of every input that padding takes.
@@ -100,7 +101,8 @@ def _forward(plan: Plan, inputs: Inputs, memory: Array, gate: GateArrays | None)
     known = not plan.solves  # b, and so the inverse, before the walk
     content = None if gate is None else gate.content
     for part in range(plan.parts):
-        x = _operands(plan, inputs, part)
+        ready, memory = _in_order((inputs, memory), part > 0)
+        x = _operands(plan, ready, part)
         scores = score(plan, x if known else x._replace(erase=None), part, with_keys=not known)
         here = None
         if gate is not None:
@@ -116,6 +118,12 @@ def _forward(plan: Plan, inputs: Inputs, memory: Array, gate: GateArrays | None)
             content = mean[:, -1, None, None] * found.sums[:, -1]
     all_sums = jnp.concatenate(sums, axis=1) if sums else None
     return (output, memory, all_sums), (inputs, gate, memories, all_sums)
+
+
+def _in_order(tree: Any, wait: bool) -> Any:
+    """The same arrays; if asked, none is read before all are there. What is parallel over tiles
+    needs the inputs alone: XLA would else do it for many parts at once, and hold it all."""
+    return jax.lax.optimization_barrier(tree) if wait else tree
 
 
 def _operands(plan: Plan, inputs: Inputs, part: int) -> Operands:
@@ -176,8 +184,9 @@ def _backward(plan: Plan, residuals: tuple, cotangents: tuple) -> tuple:
     parts: list[BackwardWalk] = []
     d_content = None
     for part in reversed(range(plan.parts)):
+        ready, d_memory, found = _in_order((inputs, d_memory, found), part < plan.parts - 1)
         back, found = _backward_part(
-            plan, inputs, arrays, seen, memories[part], (d_output, d_memory, d_sums), part, found
+            plan, ready, arrays, seen, memories[part], (d_output, d_memory, d_sums), part, found
         )
         d_memory = back.d_memory
         parts.insert(0, back)

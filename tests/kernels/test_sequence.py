@@ -51,12 +51,18 @@ def test_parts_are_as_many_as_they_must_be() -> None:
     shape = (8, 4096, 16, 128)
     of = jax.ShapeDtypeStruct(shape, jnp.bfloat16)
     inputs = op.Inputs(of, of, of, of, of, of)
-    for chunk in (16, 32, 64):  # 64 needs five parts at least, and takes eight: 64 spans divide so
-        plan, length = op.make_plan(Tiles(chunk=chunk), 1.0, inputs, None, None, interpret=True)
-        assert length == shape[1]
-        tile_bytes = 8 * 16 * (3 + len(plan.levels)) * 128 * 2 * (length // plan.parts)
-        assert plan.parts > 1
-        assert tile_bytes <= op.PART_BYTES
+    for chunk in (
+        16,
+        32,
+        64,
+    ):  # 64 needs nine parts at least, and takes sixteen: 64 spans divide so
+        for solve in ("walk", "parallel"):
+            tiles = Tiles(chunk=chunk, solve=solve)
+            plan, length = op.make_plan(tiles, 1.0, inputs, None, None, interpret=True)
+            assert length == shape[1]
+            columns = 3 + (len(plan.levels) if solve == "walk" else 0)
+            assert plan.parts > 1
+            assert 8 * 16 * columns * 128 * 2 * (length // plan.parts) <= op.PART_BYTES
     short = op.Inputs(*(jax.ShapeDtypeStruct((1, 70, 1, 16), jnp.float32) for _ in range(6)))
     assert op.make_plan(Tiles(), 1.0, short, None, None, interpret=True)[0].parts == 1
 
