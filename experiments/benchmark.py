@@ -194,7 +194,7 @@ def main(argv: list[str]) -> None:
     # PyTorch's peers need room beside JAX; read when JAX first touches a device, which is below.
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
     environment = describe_environment()
-    environment["command"] = " ".join(["python -m experiments.benchmark", *argv[1:]])
+    environment["command"] = cli.command_line("benchmark", argv)
     today = datetime.date.today().isoformat()
     path = Path(values.output or RESULTS / f"{today}_{values.suite}.json")
 

@@ -144,3 +144,9 @@ def _check_field(config: ConfigDict, dotted: str) -> None:
         if name not in section:
             raise UserError(f"{known} has no field {name!r}; {nearest(name, section.keys())}")
         section, known = section[name], f"{known}.{name}"
+
+
+def command_line(name: str, argv: list[str]) -> str:
+    """The command that makes a record again, but for where the record goes."""
+    kept = [argument for argument in argv[1:] if not argument.startswith("--output")]
+    return " ".join([f"python -m experiments.{name}", *kept])

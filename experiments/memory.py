@@ -258,7 +258,7 @@ def main(argv: list[str]) -> None:
         "shape": LAYER._asdict(),
         "model": MODEL,
         **describe_environment(),
-        "command": " ".join(["python -m experiments.memory", *argv[1:]]),
+        "command": cli.command_line("memory", argv),
         "bytes": found,
     }
     path = Path(values.output or RESULTS / f"{today}_memory.json")
