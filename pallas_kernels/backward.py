@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 
 from pallas_kernels import wy
-from pallas_kernels.forward import CONTENT_NORM_EPS, erase_slope, own_block, tile_at
+from pallas_kernels.forward import erase_slope, own_block, tile_at
 from pallas_kernels.plan import Gate, Plan, memory_view, rows, view
 from pallas_kernels.score import EDITS, KEYS, READS, TAILS, Scores
 from pallas_kernels.tiling import SPAN
@@ -81,9 +81,9 @@ def _content_gradient(gate: Gate, d_shift: Array, content: Array, down: Array, u
         return jnp.zeros_like(content)
     d_low_rank = jnp.sum(up * d_shift[None, :], axis=1)
     d_content = jnp.sum(down * d_low_rank[None, :], axis=1)
-    if not gate.norm:
+    if gate.norm_eps is None:
         return d_content
-    inverse = jax.lax.rsqrt(jnp.sum(content * content, axis=0) / gate.channels + CONTENT_NORM_EPS)
+    inverse = jax.lax.rsqrt(jnp.sum(content * content, axis=0) / gate.channels + gate.norm_eps)
     along = jnp.sum(content * d_content, axis=0) / gate.channels
     return inverse * (d_content - inverse * inverse * along * content)
 

@@ -90,7 +90,7 @@ def sequence_program(name: str, dtype: str, channels: int, width: int, tiles: Ti
             content,
             of(1, LENGTH // GATE_CHUNK),
         )
-        gate = Gate(GATE_CHUNK, GATE_CHUNK // tiles.chunk, 1.0, False, False, width, dtype)
+        gate = Gate(GATE_CHUNK, GATE_CHUNK // tiles.chunk, 1.0, False, None, width, dtype)
     if name.startswith("gdn2_walk"):
         tiles = dataclasses.replace(tiles, solve="walk")
     floor = LOWEST_ANCHORED if name.endswith("_bounded") else None

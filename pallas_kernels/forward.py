@@ -21,14 +21,12 @@ from pallas_kernels.score import EDITS, KEYS, READS, TAILS, Scores
 from pallas_kernels.tiling import SPAN
 from pallas_kernels.wy import Array
 
-CONTENT_NORM_EPS = 1e-6
-
 
 def erase_shift(gate: Gate, content: Array, down: Array, up: Array) -> Array:
     """m P_down P_up [K] of one head's content [V]."""
-    if gate.norm:
+    if gate.norm_eps is not None:
         square = jnp.sum(content * content, axis=0) / gate.channels
-        content = content * jax.lax.rsqrt(square + CONTENT_NORM_EPS)
+        content = content * jax.lax.rsqrt(square + gate.norm_eps)
     low_rank = jnp.sum(content[:, None] * down, axis=0)
     return jnp.sum(low_rank[:, None] * up, axis=0)
 

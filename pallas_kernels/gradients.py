@@ -174,54 +174,10 @@ def gradients(
     """
     batch, length, heads, _ = x.residual.shape
     channels, spans = x.query.shape[3], length // SPAN
-    block = min(channels, plan.tiles.block_key)
-
-    def column(a: Any, rows_of: int, key_side: bool) -> pl.BlockSpec:
-        repeat, width = heads // a.shape[2], a.shape[3]
-        first = part * spans if a.shape[1] > length else 0
-        wide = block if width == channels else 1
-        shape = (None, rows_of, None, wide if key_side else width)
-        by_block = key_side and width > 1
-
-        def place(t: Any, b: Any, i: Any) -> tuple:
-            n, j = jax.lax.div(i, channels // block), jax.lax.rem(i, channels // block)
-            return b, first + t, jax.lax.div(n, repeat), j if by_block else 0
-
-        return pl.BlockSpec(shape, place)
-
-    def states(a: Any) -> pl.BlockSpec:
-        shape = (None, SPAN // plan.tiles.chunk, None, a.shape[3], block)
-        return pl.BlockSpec(
-            shape,
-            lambda t, b, i: (
-                b,
-                t,
-                jax.lax.div(i, channels // block),
-                0,
-                jax.lax.rem(i, channels // block),
-            ),
-        )
-
-    sums = None
-    if x.d_sums is not None:
-        shape = (None, x.d_sums.shape[1], None, x.d_sums.shape[3])
-        sums = pl.BlockSpec(shape, lambda t, b, i: (b, 0, jax.lax.div(i, channels // block), 0))
-    in_specs: list = [
-        SpanInputs(
-            query=column(x.query, SPAN, True),
-            key=column(x.key, SPAN, True),
-            decay=jax.tree.map(lambda a: column(a, SPAN, True), x.decay),
-            erase=column(x.erase, SPAN, True),
-            d_output=column(x.d_output, SPAN, False),
-            d_sums=sums,
-            residual=column(x.residual, SPAN, False),
-            d_written=column(x.d_written, SPAN, False),
-            states=states(x.states),
-            d_states=states(x.d_states),
-        )
-    ]
-    out_specs = jax.tree.map(lambda a: column(a, SPAN, True), like)
+    views = _Views(heads, channels, min(channels, plan.tiles.block_key), spans, part)
     arguments: list = [x]
+    in_specs: list = [views.inputs(x, SPAN // plan.tiles.chunk)]
+    out_specs = jax.tree.map(views.keys, like)
     options = plan.compile_options(plan.tiles.parallel_warps)
     if before is not None:
         first = len(jax.tree.leaves(arguments))
@@ -230,10 +186,74 @@ def gradients(
         in_specs.append(out_specs)
     (found,) = pl.pallas_call(
         functools.partial(_gradients_kernel, plan=plan),
-        grid=(spans, batch, heads * (channels // block)),
+        grid=(spans, batch, heads * views.blocks),
         in_specs=tuple(in_specs),
         out_specs=(out_specs,),
         out_shape=(like,),
         **options,
     )(*arguments)
     return found
+
+
+class _Views(NamedTuple):
+    """What a program (t, b, i) sees: span t of the part, value head and block of key channels i."""
+
+    heads: int
+    channels: int
+    block: int
+    spans: int
+    part: int
+
+    @property
+    def blocks(self) -> int:
+        """Blocks of key channels."""
+        return self.channels // self.block
+
+    def rows(self, a: Any, width: int, by_block: bool) -> pl.BlockSpec:
+        """Rows of a [B, T, H, X] of the part or of the whole sequence, `width` channels of it."""
+        repeat = self.heads // a.shape[2]
+        first = self.part * self.spans if a.shape[1] > self.spans * SPAN else 0
+
+        def place(t: Any, b: Any, i: Any) -> tuple:
+            head = jax.lax.div(jax.lax.div(i, self.blocks), repeat)
+            return b, first + t, head, jax.lax.rem(i, self.blocks) if by_block else 0
+
+        return pl.BlockSpec((None, SPAN, None, width), place)
+
+    def keys(self, a: Any) -> pl.BlockSpec:
+        """A block of key channels; of a gate of one channel that one (of its gradient, one a
+        block)."""
+        width = self.block if a.shape[3] == self.channels else 1
+        return self.rows(a, width, by_block=a.shape[3] > 1)
+
+    def values(self, a: Any) -> pl.BlockSpec:
+        """All value channels."""
+        return self.rows(a, a.shape[3], by_block=False)
+
+    def states(self, a: Any, tiles: int) -> pl.BlockSpec:
+        """A block of key channels of the states of the span's tiles, [B, T/C, N, V, K]."""
+
+        def place(t: Any, b: Any, i: Any) -> tuple:
+            return b, t, jax.lax.div(i, self.blocks), 0, jax.lax.rem(i, self.blocks)
+
+        return pl.BlockSpec((None, tiles, None, a.shape[3], self.block), place)
+
+    def sums(self, a: Any) -> pl.BlockSpec:
+        """All of the head's gate chunks, [B, chunks, N, V]."""
+        shape = (None, a.shape[1], None, a.shape[3])
+        return pl.BlockSpec(shape, lambda t, b, i: (b, 0, jax.lax.div(i, self.blocks), 0))
+
+    def inputs(self, x: SpanInputs, tiles: int) -> SpanInputs:
+        """All of the inputs."""
+        return SpanInputs(
+            query=self.keys(x.query),
+            key=self.keys(x.key),
+            decay=jax.tree.map(self.keys, x.decay),
+            erase=self.keys(x.erase),
+            d_output=self.values(x.d_output),
+            d_sums=None if x.d_sums is None else self.sums(x.d_sums),
+            residual=self.values(x.residual),
+            d_written=self.values(x.d_written),
+            states=self.states(x.states, tiles),
+            d_states=self.states(x.d_states, tiles),
+        )

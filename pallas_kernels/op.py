@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 
 from pallas_kernels.backward import BackwardWalk, GateInputs, walk_back
-from pallas_kernels.forward import CONTENT_NORM_EPS, walk
+from pallas_kernels.forward import walk
 from pallas_kernels.gradients import SpanGradients, SpanInputs, gradients
 from pallas_kernels.plan import Content, Gate, Operands, Plan
 from pallas_kernels.score import KEYS, cumulate, score
@@ -162,9 +162,9 @@ def _erase_shift(gate: Gate, contents: Array, down: Array, up: Array) -> Array:
     """Shifts of the logits [B, chunks, N, K] of the contents of many gate chunks."""
     if gate.stop_gradient:
         contents = jax.lax.stop_gradient(contents)
-    if gate.norm:
+    if gate.norm_eps is not None:
         square = jnp.sum(contents * contents, axis=-1, keepdims=True) / gate.channels
-        contents = contents * jax.lax.rsqrt(square + CONTENT_NORM_EPS)
+        contents = contents * jax.lax.rsqrt(square + gate.norm_eps)
     low_rank = jnp.einsum("bcnv,nvr->bcnr", contents, down, precision="highest")
     return jnp.einsum("bcnr,nrk->bcnk", low_rank, up, precision="highest")
 

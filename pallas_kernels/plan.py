@@ -20,7 +20,7 @@ class Gate(NamedTuple):
       tiles: tiles that a gate chunk is cut into.
       scale: erase_scale.
       stop_gradient: no gradient through the content.
-      norm: content divided by its root mean square.
+      norm_eps: added to the mean square by whose root content is divided; None for no norm.
       channels: V before padding, over which that mean is taken.
       dtype: to which b is rounded.
     """
@@ -29,7 +29,7 @@ class Gate(NamedTuple):
     tiles: int
     scale: float
     stop_gradient: bool
-    norm: bool
+    norm_eps: float | None
     channels: int
     dtype: str
 

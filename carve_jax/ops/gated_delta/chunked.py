@@ -20,7 +20,7 @@ import jax.numpy as jnp
 
 from carve_jax.ops.content_gate import CarveState, ContentGate, erase_gate, erase_shift
 from carve_jax.ops.gated_delta import tiles, walk
-from carve_jax.ops.gated_delta.reference import RuleInputs, segment_starts
+from carve_jax.ops.gated_delta.reference import RESTART, RuleInputs, segment_starts
 from carve_jax.ops.gated_delta.tiles import matmul
 from carve_jax.ops.gated_delta.tiling import (
     cut,
@@ -35,7 +35,6 @@ from carve_jax.ops.gated_delta.walk import Events
 from carve_jax.shapes import Array, Float, Float32, Int
 
 CARVE_TILE = 64
-RESTART = -1e5  # exp gives exactly 0 in float32: a new segment is a decay that keeps nothing
 
 
 class Plan(NamedTuple):

@@ -12,8 +12,14 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from carve_jax.ops.content_gate import CarveState, ContentGate, erase_gate, erase_shift
-from carve_jax.ops.gated_delta.reference import RuleInputs, segment_starts
+from carve_jax.ops.content_gate import (
+    CONTENT_NORM_EPS,
+    CarveState,
+    ContentGate,
+    erase_gate,
+    erase_shift,
+)
+from carve_jax.ops.gated_delta.reference import RESTART, RuleInputs, segment_starts
 from carve_jax.shapes import Array, Float32, Int
 from pallas_kernels import device
 from pallas_kernels.op import GateArrays, Inputs, make_plan, run
@@ -21,7 +27,6 @@ from pallas_kernels.plan import Gate
 from pallas_kernels.step import decode_step
 from pallas_kernels.tiling import LARGEST, SPAN, Tiles, choose, holds_state, padded
 
-RESTART = -1e5  # exp gives exactly 0 in float32: a new segment is a decay that keeps nothing
 MOST_ELEMENTS = 1 << 31  # the kernels count in 32 bits
 
 
@@ -156,7 +161,7 @@ def pallas_carve(
         tiles=layout.span // tiles.chunk,
         scale=gate.scale,
         stop_gradient=gate.stop_gradient,
-        norm=gate.norm,
+        norm_eps=CONTENT_NORM_EPS if gate.norm else None,
         channels=width,
         dtype=jnp.dtype(gate.dtype).name,
     )

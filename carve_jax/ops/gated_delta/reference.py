@@ -12,6 +12,8 @@ import jax.numpy as jnp
 from carve_jax.ops.content_gate import CarveState, ContentGate, erase_gate, erase_shift
 from carve_jax.shapes import Array, Float, Int
 
+RESTART = -1e5  # exp gives exactly 0 in float32: a new segment as a decay that keeps nothing
+
 
 class RuleInputs(NamedTuple):
     """What the rule reads at each token; `erase` holds logits under a content gate."""
