@@ -67,6 +67,27 @@ def test_parts_are_as_many_as_they_must_be() -> None:
     assert op.make_plan(Tiles(), 1.0, short, None, None, interpret=True)[0].parts == 1
 
 
+@pytest.mark.parametrize("rule", ["gated_delta", "carve"])
+def test_forward_keeps_inputs_one_state_a_part_and_sums(rule: str) -> None:
+    case = Case(1, 512, value_channels=16, gate_chunk=64)
+    arrays = Arrays(*map(jnp.float32, make_arrays(case)))
+
+    def forward(arrays: Arrays):
+        if rule == "carve":
+            return carve_rule(*arrays[:8], implementation="pallas")[0]
+        erase = jax.nn.sigmoid(arrays.erase_logits)
+        return gated_delta_rule(*arrays[:4], erase, arrays.write, implementation="pallas")[0]
+
+    _, pull = jax.vjp(forward, arrays)
+    kept = sum(leaf.size for leaf in jax.tree.leaves(pull) if hasattr(leaf, "size"))
+    inputs = sum(a.size for a in arrays[:6])
+    state, content, chunks = arrays.memory.size, arrays.content.size, 512 // 64
+    projections = 2 * (2 * 16 * 16)  # their rank padded to 16
+    gate = (chunks + 2) * content + projections + chunks if rule == "carve" else 0
+    sigmoid = arrays.erase_logits.size if rule == "gated_delta" else 0  # the caller's own
+    assert inputs < kept <= inputs + state + gate + sigmoid + 8  # a few scalars
+
+
 @pytest.mark.parametrize(("rule", "chunk"), [("gated_delta", 64), ("carve", 16), ("carve", 32)])
 def test_a_promised_floor_takes_another_path_to_the_same(rule: str, chunk: int) -> None:
     case = Case(1, 150, 1, 2, 16, 16, gate_chunk=64)
