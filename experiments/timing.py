@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from carve_jax.errors import UserError
+from pallas_kernels import device
 
 MOST_CALLS = 1000
 
@@ -144,11 +145,16 @@ def attempt(make: Callable[[], Any]) -> Any:
 
 
 def require_gpu(suite: str) -> None:
-    """Raises UserError unless JAX computes on an NVIDIA GPU."""
-    device = jax.devices()[0]
-    if device.platform != "gpu" or "cuda" not in device.client.platform_version.lower():
+    """Raises UserError unless JAX computes, and the kernels run, on an NVIDIA GPU."""
+    if device.mode() != "gpu":
         raise UserError(
-            f"--suite={suite} needs an NVIDIA GPU, and JAX computes on {device.device_kind!r}: run "
+            f"--suite={suite} times kernels on a GPU, and {device.SWITCH}={device.mode()} keeps "
+            "them off it: unset it"
+        )
+    first = jax.devices()[0]
+    if first.platform != "gpu" or "cuda" not in first.client.platform_version.lower():
+        raise UserError(
+            f"--suite={suite} needs an NVIDIA GPU, and JAX computes on {first.device_kind!r}: run "
             "it on a machine that has one, after pip install -e '.[gpu]'"
         )
 

@@ -54,10 +54,21 @@ def fake_fla(torch: FakeTorch) -> peers.Fla:
 
 @WITHOUT_GPU
 @pytest.mark.parametrize("suite", ["gpu", "tune"], ids=["of peers", "of tiles"])
-def test_without_a_gpu_it_is_one_sentence(suite: str, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize(
+    ("mode", "said"),
+    [("gpu", "needs an NVIDIA GPU"), ("interpret", "times kernels on a GPU, and CARVE_PALLAS=")],
+)
+def test_without_a_gpu_it_is_one_sentence(
+    suite: str,
+    mode: str,
+    said: str,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("CARVE_PALLAS", mode)
     assert cli.call(benchmark.main, ["benchmark", f"--suite={suite}"]) == 2
     error = capsys.readouterr().err
-    assert error.startswith(f"error: --suite={suite} needs an NVIDIA GPU")
+    assert error.startswith(f"error: --suite={suite} {said}")
     assert error.count("\n") == 1
 
 
