@@ -108,7 +108,8 @@ def extract_kernels(lowered: jax.stages.Lowered) -> list[Kernel]:
 
 
 def extract_calls(lowered: jax.stages.Lowered) -> list[Kernel]:
-    """The kernel of every Pallas-Triton call of a lowered program, in order.
+    """The kernel of every Pallas-Triton call written in a lowered program, in order; calls that
+    stand in one function (JAX 0.12 shares equal ones) are written once.
 
     Raises:
       ValueError: a Triton custom call that carries no Triton IR (one of `jax_triton`, or of a JAX
