@@ -10,7 +10,13 @@ from pallas_kernels import aot, op, tiling, wy
 from pallas_kernels.catalogue import Program
 from pallas_kernels.tiling import Tiles
 from tests.ops.cases import Arrays, Case, make_arrays
-from tests.ops.test_gated_delta import TOLERANCE, oracle, outputs_and_gradients, relative_error
+from tests.ops.test_gated_delta import (
+    TOLERANCE,
+    apply_rule,
+    oracle,
+    outputs_and_gradients,
+    relative_error,
+)
 
 WIDE = Case(1, 200, 2, 4, 32, 32, gate_chunk=64, decay="resets", segments=True)
 
@@ -93,10 +99,11 @@ def test_a_promised_floor_takes_another_path_to_the_same(rule: str, chunk: int) 
     case = Case(1, 150, 1, 2, 16, 16, gate_chunk=64)
     tiles = Tiles(chunk=chunk, product="tf32", inverse="tf32")
     check(rule, case, tiles=tiles, log_decay_floor=-10.0)
-    plain = outputs_and_gradients(rule, case, "float32", "pallas", tiles=tiles)[0][0]
-    bounded = outputs_and_gradients(
-        rule, case, "float32", "pallas", tiles=tiles, log_decay_floor=-10.0
-    )[0][0]
+    arrays = Arrays(*map(jnp.float32, make_arrays(case)))
+    plain, bounded = (
+        apply_rule(rule, case, arrays, "pallas", tiles=tiles, log_decay_floor=floor)[0]
+        for floor in (None, -10.0)
+    )
     assert (plain != bounded).any()
 
 
