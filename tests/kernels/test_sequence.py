@@ -24,7 +24,7 @@ WIDE = Case(1, 200, 2, 4, 32, 32, gate_chunk=64, decay="resets", segments=True)
 def check(rule: str, case: Case, dtype: str = "float32", **options) -> None:
     """Outputs and every gradient of the kernels against the float64 oracle."""
     outputs, gradients = outputs_and_gradients(rule, case, dtype, "pallas", **options)
-    expected_outputs, expected_gradients = oracle(rule, case)
+    expected_outputs, expected_gradients = oracle(rule, case, dtype)
     tolerance = TOLERANCE[dtype]
     for got, expected in zip(outputs, expected_outputs, strict=True):
         assert relative_error(got, expected) < tolerance
