@@ -17,8 +17,8 @@ from tests.ops.test_gated_delta import RULES, SUITE, oracle, outputs_and_gradien
 
 pytestmark = pytest.mark.gpu
 
-# Outputs; gradients get three times as much (interpreted in bfloat16, that of 3 channels' content is
-# off by 2.2e-2). float16 is multiplied as tf32, float32 as tf32 three times.
+# Outputs; gradients get three times as much (interpreted in bfloat16, that of the content of three
+# channels is off by 2.2e-2). float16 is multiplied as tf32, float32 as tf32 three times.
 TOLERANCE = {"bfloat16": 1e-2, "float16": 2e-3, "float32": 2e-5}
 CORRELATED = 20  # nearly equal keys: the inverse is ill-conditioned
 
