@@ -125,7 +125,7 @@ def _score_kernel(x: Operands, out: Scores, *, plan: Plan, with_keys: bool) -> N
     square = jnp.zeros((span, span), jnp.float32)
 
     def for_blocks(visit: Any, carry: Any) -> Any:
-        """Fold visit(first channel, its block of channels, the block of a gate, carry)."""
+        """Fold visit(first channel of a block, carry) over the blocks of key channels."""
 
         def step(j: Array, carry: Any) -> Any:
             return visit(j * width, carry)

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 TABLE = Path(__file__).with_name("tiles.json")
 SMALLEST = 16  # a tensor-core product is at least 16 wide on every side
 LARGEST = 256
-SPAN = 64  # tokens of a program that is parallel over tiles, and between two saved states
+SPAN = 64  # tokens of a program that is parallel over tiles
 
 
 @dataclasses.dataclass(frozen=True)

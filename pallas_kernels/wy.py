@@ -6,8 +6,8 @@ decay from the row between the halves. Rows and columns of a level are disjoint,
 factors exp(−|G − G_ref|) ≤ 1 serves both operands, for every g ≤ 0. Where the caller has proven
 g ≥ −10 the levels below 16 may be done at once, measured from the middle of blocks of 16.
 
-No reference to memory here: what needs a neighbour's row is handed in as a function. Any backend
-that can multiply, mask and exponentiate blocks can call these.
+No reference to memory here: distances to other rows are handed in. Any backend that can multiply,
+mask and exponentiate blocks can call these.
 """
 
 from collections.abc import Callable

@@ -139,11 +139,13 @@ def test_products_in_bfloat16_with_the_shipped_tiles(rule: str) -> None:
 
 
 FORWARD = ["_cumulate_kernel", "_score_kernel", "_walk_kernel"]
+BACKWARD = ["_walk_back_kernel", "_gradients_kernel"]
 KERNELS = {
-    "forward": FORWARD,
-    "backward": [*FORWARD, "_walk_back_kernel", "_gradients_kernel"],
-    "one token": ["gated_delta_step"],
-    "chunked": [],
+    "forward": [FORWARD],
+    # The backward pass begins with the forward pass's kernels; JAX 0.12 writes equal calls once.
+    "backward": [[*FORWARD, *FORWARD, *BACKWARD], [*FORWARD, *BACKWARD]],
+    "one token": [["gated_delta_step"]],
+    "chunked": [[]],
 }
 
 
@@ -171,8 +173,7 @@ def test_kernels_in_the_lowered_program(
     function = backward if name == "backward" else forward
     lowered = aot.lower(Program(name, "", "", function, arrays[:8]), "sm_90")
     calls = [call.name for call in aot.extract_calls(lowered)]
-    # Backward, the kernels of the forward pass come again: twice, or once where JAX shares them.
-    assert list(dict.fromkeys(calls)) == KERNELS[name]
+    assert calls in KERNELS[name]
 
 
 def test_an_unknown_mode_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -199,11 +199,13 @@ def _decode_carve(
     )
     shift = erase_shift(state.content[:, :, None], gate)[:, :, 0]
     erase = erase_gate(logits[:, 0].astype(jnp.float32), shift, gate).astype(logits.dtype)
-    inputs = RuleInputs(query, key, inputs.value, log_decay, logits, inputs.write)
-    output, memory = _decode(inputs, erase, state.memory, scale)
-    partial_sum = state.partial_sum + output[:, 0].astype(jnp.float32)
+    # Values in float32 make outputs in float32: content is their mean before any rounding.
+    value = inputs.value.astype(jnp.float32)
+    exact = RuleInputs(query, key, value, log_decay, logits, inputs.write)
+    output, memory = _decode(exact, erase, state.memory, scale)
+    partial_sum = state.partial_sum + output[:, 0]
     full = (state.position + 1 == gate.chunk)[:, None, None]
-    return output, CarveState(
+    return output.astype(inputs.value.dtype), CarveState(
         memory,
         jnp.where(full, partial_sum / gate.chunk, state.content),
         jnp.where(full, 0.0, partial_sum),
