@@ -3,12 +3,18 @@
 import dataclasses
 import difflib
 
-from carve_jax.mixers import GATES, MIXERS
+from carve_jax.mixers import GATES, MIXERS, SOFTMAX, GateSpec
 from carve_jax.ops.gated_delta import check_implementation_name
 
 REMAT = ("none", "full", "dots")
 COMPUTE_DTYPES = ("float32", "bfloat16")
 OPTIONAL = ("num_key_heads", "attention_heads", "attention_kv_heads", "attention_head_dim")
+# Fields of a preset's GateSpec that a model may have otherwise; None leaves the preset's own.
+GATE_OVERRIDES = ("decay", "decay_form", "erase", "write", "content")
+GATE_FIELDS = (
+    *("gate_chunk", "content_rank", "content_norm", "stop_gradient_content"),
+    "negative_eigenvalues",
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,11 +32,11 @@ class LMConfig:
         key_dim: channels of a key head.
         value_dim: channels of a value head.
         conv_width: taps of their short convolution.
-        gate_chunk: tokens in a gate chunk of CARVE.
-        content_rank: rank of CARVE's content gate.
-        content_norm: divide CARVE's content by its root mean square.
-        stop_gradient_content: an ablation: no gradient through CARVE's content.
-        negative_eigenvalues: erase gates range over [0, 2].
+        decay, decay_form, erase, write, content: ablations of their gates (``GateSpec``); None
+            for what each mixer of the pattern is published with.
+        gate_chunk, content_rank, content_norm, stop_gradient_content: of the content gate, and
+        negative_eigenvalues: of the erase gate, as in ``GateSpec``.
+        mimo_rank: rank of "mamba3_mimo".
         attention_heads: query heads of softmax attention; None for ``num_heads``.
         attention_kv_heads: its heads of keys and values; None for ``attention_heads``.
         attention_head_dim: channels of its heads; None for ``d_model // attention_heads``.
@@ -57,11 +63,17 @@ class LMConfig:
     key_dim: int = 64
     value_dim: int = 64
     conv_width: int = 4
+    decay: str | None = None
+    decay_form: str | None = None
+    erase: str | None = None
+    write: str | None = None
+    content: bool | None = None
     gate_chunk: int = 64
     content_rank: int = 16
     content_norm: bool = False
     stop_gradient_content: bool = False
     negative_eigenvalues: bool = False
+    mimo_rank: int = 4
     attention_heads: int | None = None
     attention_kv_heads: int | None = None
     attention_head_dim: int | None = None
@@ -82,7 +94,9 @@ class LMConfig:
         object.__setattr__(self, "pattern", tuple(self.pattern))
         self._check_names()
         self._check_sizes()
-        if any(name not in GATES for name in self.pattern):
+        for name in set(self.pattern) & GATES.keys():
+            self.gates(name)  # It refuses gates that mean nothing together.
+        if set(SOFTMAX) & set(self.pattern):
             self._check_attention()
 
     @property
@@ -98,7 +112,15 @@ class LMConfig:
     @property
     def has_content_gate(self) -> bool:
         """Some layer's erase gate sees content, as CARVE's does."""
-        return any(name in GATES and GATES[name].content for name in self.pattern)
+        return any(self.gates(name).content for name in self.pattern if name in GATES)
+
+    def gates(self, name: str) -> GateSpec:
+        """Gates of the mixer of that name (one of ``GATES``) in this model."""
+        changes = {field: getattr(self, field) for field in GATE_FIELDS}
+        for field in GATE_OVERRIDES:
+            if getattr(self, field) is not None:
+                changes[field] = getattr(self, field)
+        return dataclasses.replace(GATES[name], **changes)
 
     @property
     def query_heads(self) -> int:

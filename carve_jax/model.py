@@ -1,7 +1,6 @@
 """Language models of pre-norm residual blocks, scanned over repeats of a pattern of mixers."""
 
 import collections
-import dataclasses
 import functools
 from typing import Any
 
@@ -10,7 +9,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from carve_jax.config import LMConfig
-from carve_jax.mixers import GATES, MIXERS, Mixer
+from carve_jax.mixers import GATES, MIXERS, SOFTMAX, Mixer
 from carve_jax.mixers.base import Cache, fan_in_uniform
 from carve_jax.shapes import Array, Float, Float32, Int32
 
@@ -33,28 +32,32 @@ REMAT_POLICY = {
 
 def make_mixer(config: LMConfig, name: str) -> Mixer:
     """The mixer of that name in a model of this configuration."""
-    if name in GATES:
+    if name in SOFTMAX:
         return MIXERS[name](
-            gates=dataclasses.replace(
-                GATES[name], negative_eigenvalues=config.negative_eigenvalues
-            ),
-            **{
-                field: getattr(config, field)
-                for field in (
-                    *("num_heads", "num_key_heads", "key_dim", "value_dim", "conv_width"),
-                    *("gate_chunk", "content_rank", "content_norm", "stop_gradient_content"),
-                    *("norm_eps", "compute_dtype", "implementation", "chunk_size"),
-                )
-            },
+            num_heads=config.query_heads,
+            kv_heads=config.kv_heads,
+            head_dim=config.head_dim,
+            window=config.window if name == "swa" else None,
+            rope_theta=config.rope_theta,
+            output_scale=(2 * config.layers) ** -0.5,
+            compute_dtype=config.compute_dtype,
         )
+    options: dict[str, Any] = {}
+    if name in GATES:
+        options = {"gates": config.gates(name), "conv_width": config.conv_width}
+    elif name == "mamba3_mimo":
+        options = {"mimo_rank": config.mimo_rank}
     return MIXERS[name](
-        num_heads=config.query_heads,
-        kv_heads=config.kv_heads,
-        head_dim=config.head_dim,
-        window=config.window if name == "swa" else None,
-        rope_theta=config.rope_theta,
+        num_heads=config.num_heads,
+        num_key_heads=config.num_key_heads,
+        key_dim=config.key_dim,
+        value_dim=config.value_dim,
+        norm_eps=config.norm_eps,
         output_scale=(2 * config.layers) ** -0.5,
         compute_dtype=config.compute_dtype,
+        implementation=config.implementation,
+        chunk_size=config.chunk_size,
+        **options,
     )
 
 

@@ -62,11 +62,17 @@ def get_model() -> ConfigDict:
             "key_dim": 64,
             "value_dim": 64,
             "conv_width": 4,
+            "decay": placeholder(str),  # ablations of a preset's gates; unset: as published
+            "decay_form": placeholder(str),
+            "erase": placeholder(str),
+            "write": placeholder(str),
+            "content": placeholder(bool),
             "gate_chunk": 64,
             "content_rank": 16,
             "content_norm": False,
             "stop_gradient_content": False,
             "negative_eigenvalues": False,
+            "mimo_rank": 4,  # of mamba3_mimo
             "attention_heads": placeholder(int),  # num_heads
             "attention_kv_heads": placeholder(int),  # attention_heads
             "attention_head_dim": placeholder(int),  # d_model / attention_heads

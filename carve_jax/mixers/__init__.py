@@ -3,15 +3,19 @@
 from carve_jax.mixers.base import Mixer
 from carve_jax.mixers.gated_delta import GatedDeltaCache, GatedDeltaMixer
 from carve_jax.mixers.gates import GateSpec
-from carve_jax.mixers.presets import GATES, MIXERS
+from carve_jax.mixers.layer import LayerSpec
+from carve_jax.mixers.presets import GATES, LAYERS, MIXERS, SOFTMAX
 from carve_jax.mixers.softmax import SoftmaxAttention
 
 __all__ = [
     "GATES",
+    "LAYERS",
     "MIXERS",
+    "SOFTMAX",
     "GateSpec",
     "GatedDeltaCache",
     "GatedDeltaMixer",
+    "LayerSpec",
     "Mixer",
     "SoftmaxAttention",
 ]

@@ -49,14 +49,14 @@ def l2_normalize(x: Float[Array, "*rest K"], eps: float = 1e-6) -> Float[Array, 
     return (wide * inverse).astype(x.dtype)
 
 
-def gated_rms_norm(
+def rms_norm(
     x: Float[Array, "*rest V"],
-    gate: Float[Array, "*rest V"],
     weight: Float[Array, " V"],
     eps: float,
+    gate: Float[Array, "*rest V"] | None = None,
 ) -> Float[Array, "*rest V"]:
-    """``x / √(mean x² + eps) · weight · SiLU(gate)``, computed in float32, in x's dtype."""
+    """``x / √(mean x² + eps) · weight``, times ``gate`` if given; in float32, in x's dtype."""
     wide = x.astype(jnp.float32)
     inverse = jax.lax.rsqrt(jnp.mean(wide * wide, axis=-1, keepdims=True) + eps)
-    weight = jnp.expand_dims(weight, range(x.ndim - 1))
-    return (wide * inverse * weight * jax.nn.silu(gate.astype(jnp.float32))).astype(x.dtype)
+    normed = wide * inverse * jnp.expand_dims(weight, range(x.ndim - 1))
+    return (normed if gate is None else normed * gate).astype(x.dtype)

@@ -1,60 +1,70 @@
 """One module for the whole gated delta family: CARVE, GDN-2 and the mixers they generalise."""
 
+import functools
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
+from jax.nn.initializers import Initializer
 
-from carve_jax.mixers.base import fan_in_uniform, gated_rms_norm, l2_normalize, xavier_uniform
+from carve_jax.mixers.base import fan_in_uniform, l2_normalize, rms_norm, xavier_uniform
 from carve_jax.mixers.gates import (
     GateSpec,
+    bounded_log_decay,
     gate,
     init_a_log,
     init_dt_bias,
     log_decay,
+    logsigmoid_log_decay,
     retention_log_decay,
     timestep,
 )
+from carve_jax.mixers.layer import ACTIVATIONS, LayerSpec
+from carve_jax.ops.attention import document_positions, rope
 from carve_jax.ops.gated_delta import CarveState, carve_rule, gated_delta_rule
 from carve_jax.ops.short_conv import short_conv
 from carve_jax.shapes import Array, Float, Float32, Int32
 
-# Every linear layer starts as in the official GDN-2 layer.
-MIXER_INIT = xavier_uniform(2**-2.5)
 # P_down starts so as to keep the root mean square of the content, whatever the rank.
 CONTENT_INIT = jax.nn.initializers.lecun_normal(in_axis=1, out_axis=2, batch_axis=0)
 
 
 class GatedDeltaCache(NamedTuple):
-    """The last inputs of the three convolutions and the state of the rule."""
+    """What a layer carries from one call to the next.
 
-    query: Float[Array, "B W-1 H*K"]
-    key: Float[Array, "B W-1 H*K"]
-    value: Float[Array, "B W-1 N*V"]
+    Attributes:
+      query, key, value: the last inputs of the three convolutions; None without them.
+      position: tokens read of the row's present document, for rotary positions; None without.
+      state: of the rule.
+    """
+
+    query: Float[Array, "B W-1 H*K"] | None
+    key: Float[Array, "B W-1 H*K"] | None
+    value: Float[Array, "B W-1 N*V"] | None
+    position: Int32[Array, " B"] | None
     state: CarveState | Float32[Array, "B N K V"]
 
 
 class GatedDeltaMixer(nn.Module):
-    """The GDN-2 layer (arXiv 2605.22791) with its gates chosen by a ``GateSpec``.
+    """A layer of the gated delta family: the rule, with gates and surroundings as two values.
 
-    Projections, short convolutions with SiLU on queries, keys and values, L2 norm of queries and
-    keys, the rule, RMSNorm times SiLU of an output gate, output projection. With the content gate
-    it is CARVE (arXiv 2606.27229). Parameters are float32, products are in ``compute_dtype``,
-    log-decay and state in float32.
+    Projections; short convolutions; activation and norm of queries and keys; the rule; a gated
+    RMSNorm; output projection. As it stands it is the layer of GDN-2 (arXiv 2605.22791); with the
+    content gate it is CARVE (arXiv 2606.27229); ``presets`` has the others. Parameters are
+    float32, products are in ``compute_dtype``, log-decay and state in float32.
 
     Attributes:
         gates: which gates there are and what they depend on.
+        layer: what surrounds the rule.
         num_heads: value heads, N.
         key_dim: channels of a key head, K.
         value_dim: channels of a value head, V.
         num_key_heads: key heads, H, a divisor of N; None for N.
         conv_width: taps of the short convolution, W.
-        gate_chunk: tokens in a gate chunk (content gate alone).
-        content_rank: rank of the content gate, R.
-        content_norm: divide the content by its root mean square.
-        stop_gradient_content: an ablation: no gradient through the content.
         norm_eps: of the output's RMSNorm.
+        output_scale: factor of the output projection's initial values where ``layer.init`` is
+            "fan_in": 1/√(2·layers) in a model.
         compute_dtype: "float32" or "bfloat16".
         implementation: of the rule; None for the best one here.
         chunk_size: tokens in a tile of the rule.
@@ -64,13 +74,11 @@ class GatedDeltaMixer(nn.Module):
     num_heads: int
     key_dim: int
     value_dim: int
+    layer: LayerSpec = LayerSpec()
     num_key_heads: int | None = None
     conv_width: int = 4
-    gate_chunk: int = 64
-    content_rank: int = 16
-    content_norm: bool = False
-    stop_gradient_content: bool = False
     norm_eps: float = 1e-5
+    output_scale: float = 1.0
     compute_dtype: str = "float32"
     implementation: str | None = None
     chunk_size: int = 64
@@ -80,6 +88,11 @@ class GatedDeltaMixer(nn.Module):
         """Heads of queries and keys."""
         return self.num_heads if self.num_key_heads is None else self.num_key_heads
 
+    @property
+    def gate_heads(self) -> int:
+        """Heads of decay and erase gate."""
+        return self.key_heads if self.layer.gates_per == "key" else self.num_heads
+
     @nn.nowrap
     def init_cache(self, batch: int, max_length: int) -> GatedDeltaCache:
         """An empty cache, of one size whatever ``max_length`` is."""
@@ -87,7 +100,9 @@ class GatedDeltaMixer(nn.Module):
         dtype = jnp.dtype(self.compute_dtype)
         key_width, value_width = self.key_heads * self.key_dim, self.num_heads * self.value_dim
 
-        def history(width: int) -> Array:
+        def history(width: int) -> Array | None:
+            if not self.layer.short_conv:
+                return None
             return jnp.zeros((batch, self.conv_width - 1, width), dtype)
 
         memory = jnp.zeros((batch, self.num_heads, self.key_dim, self.value_dim), jnp.float32)
@@ -97,7 +112,13 @@ class GatedDeltaMixer(nn.Module):
             state = CarveState(
                 memory, jnp.zeros(shape), jnp.zeros(shape), jnp.zeros((batch,), jnp.int32)
             )
-        return GatedDeltaCache(history(key_width), history(key_width), history(value_width), state)
+        return GatedDeltaCache(
+            history(key_width),
+            history(key_width),
+            history(value_width),
+            jnp.zeros((batch,), jnp.int32) if self.layer.rope else None,
+            state,
+        )
 
     @nn.compact
     def __call__(
@@ -111,44 +132,94 @@ class GatedDeltaMixer(nn.Module):
             raise ValueError(
                 f"num_key_heads={self.key_heads} does not divide num_heads={self.num_heads}."
             )
-        past: Any = (None,) * 4 if cache is None else cache
-        query_past, key_past, value_past, state = past
-        query, query_tail = self._convolved("q", self.key_heads, x, query_past, segment_ids)
-        key, key_tail = self._convolved("k", self.key_heads, x, key_past, segment_ids)
-        value, value_tail = self._convolved("v", self.num_heads, x, value_past, segment_ids)
-        query, key = l2_normalize(query), l2_normalize(key)
+        past = GatedDeltaCache(*(None,) * 5) if cache is None else cache  # type: ignore[arg-type]
+        query, query_tail = self._projected("q", x, past.query, segment_ids)
+        key, key_tail = self._projected("k", x, past.key, segment_ids)
+        value, value_tail = self._projected("v", x, past.value, segment_ids)
+        if self.layer.qk_norm == "l2":
+            query, key = l2_normalize(query), l2_normalize(key)
+        position = None
+        if self.layer.rope:
+            positions = document_positions(
+                *x.shape[:2], start=past.position, segment_ids=segment_ids
+            )
+            query, key, position = (
+                rope(query, positions),
+                rope(key, positions),
+                positions[:, -1] + 1,
+            )
+        if self.gate_heads > self.key_heads:
+            repeats = self.gate_heads // self.key_heads
+            query, key = jnp.repeat(query, repeats, axis=2), jnp.repeat(key, repeats, axis=2)
 
-        output, state = self._rule(x, query, key, value, state, segment_ids)
-
-        output_gate = self._heads(
-            self._low_rank("g", x, self.num_heads * self.value_dim, bias=True)
-        )
-        weight = self.param("o_norm", nn.initializers.ones, (self.value_dim,), jnp.float32)
-        output = gated_rms_norm(output, output_gate, weight, self.norm_eps)
-        y = self._linear("o_proj", x.shape[-1])(output.reshape(*x.shape[:2], -1))
+        output, state = self._rule(x, query, key, value, past.state, segment_ids)
+        if self.layer.skip:
+            skip = self.param("D", nn.initializers.ones, (self.num_heads,), jnp.float32)
+            output = (output + skip[None, None, :, None] * value).astype(output.dtype)
+        y = self._output(x, output)
         if cache is None:
             return y, None
-        return y, GatedDeltaCache(query_tail, key_tail, value_tail, state)
+        return y, GatedDeltaCache(query_tail, key_tail, value_tail, position, state)
 
-    def _linear(self, name: str, features: int, bias: bool = False) -> nn.Dense:
+    def _linear(
+        self, name: str, features: int, bias: bool = False, init: Initializer | None = None
+    ) -> nn.Dense:
+        if init is None:
+            # Xavier with this gain is the official initialisation of GDN-2's layer.
+            init = xavier_uniform(2**-2.5) if self.layer.init == "xavier" else fan_in_uniform()
         dtype = jnp.dtype(self.compute_dtype)
-        return nn.Dense(features, use_bias=bias, dtype=dtype, kernel_init=MIXER_INIT, name=name)
+        return nn.Dense(features, use_bias=bias, dtype=dtype, kernel_init=init, name=name)
 
-    def _low_rank(self, name: str, x: Array, features: int, bias: bool = False) -> Array:
-        down = self._linear(f"{name}_down", self.value_dim)(x)
+    def _low_rank(
+        self, name: str, x: Array, features: int, bias: bool = False, rank: int | None = None
+    ) -> Array:
+        down = self._linear(f"{name}_down", self.value_dim if rank is None else rank)(x)
         return self._linear(f"{name}_up", features, bias)(down)
 
-    def _heads(self, x: Array, heads: int | None = None) -> Array:
-        return x.reshape(*x.shape[:2], self.num_heads if heads is None else heads, -1)
+    def _heads(self, x: Array, heads: int) -> Array:
+        return x.reshape(*x.shape[:2], heads, -1)
 
-    def _convolved(
-        self, name: str, heads: int, x: Array, cache: Array | None, segment_ids: Array | None
-    ) -> tuple[Array, Array]:
-        width = heads * (self.value_dim if name == "v" else self.key_dim)
-        projected = self._linear(f"{name}_proj", width)(x)
-        kernel = self.param(f"{name}_conv", fan_in_uniform(), (self.conv_width, width), jnp.float32)
-        y, tail = short_conv(projected, kernel, cache=cache, segment_ids=segment_ids)
-        return self._heads(jax.nn.silu(y), heads), tail
+    def _projected(
+        self, name: str, x: Array, cache: Array | None, segment_ids: Array | None
+    ) -> tuple[Array, Array | None]:
+        """Queries, keys or values by heads, and what their convolution saw last."""
+        of_values = name == "v"
+        heads = self.num_heads if of_values else self.key_heads
+        width = heads * (self.value_dim if of_values else self.key_dim)
+        y, tail = self._linear(f"{name}_proj", width)(x), None
+        if self.layer.short_conv:
+            shape = (self.conv_width, width)
+            kernel = self.param(f"{name}_conv", fan_in_uniform(), shape, jnp.float32)
+            y, tail = short_conv(y, kernel, cache=cache, segment_ids=segment_ids)
+            if self.layer.conv_bias:
+                bias = self.param(f"{name}_conv_bias", self._conv_bias_init, (width,), jnp.float32)
+                y = y + bias.astype(y.dtype)[None, None]
+        activation = self.layer.value_activation if of_values else self.layer.activation
+        return self._heads(ACTIVATIONS[activation](y), heads), tail
+
+    def _conv_bias_init(self, rng: Array, shape: tuple[int, ...], dtype: jnp.dtype) -> Array:
+        bound = self.conv_width**-0.5
+        return jax.random.uniform(rng, shape, dtype, -bound, bound)
+
+    def _output(self, x: Array, output: Array) -> Array:
+        """The rule's output through norm, gate and output projection."""
+        width, out_gate = self.num_heads * self.value_dim, None
+        if self.layer.output_gate == "low_rank":
+            out_gate = self._heads(self._low_rank("g", x, width, bias=True), self.num_heads)
+        elif self.layer.output_gate == "full":
+            out_gate = self._heads(self._linear("g_proj", width)(x), self.num_heads)
+        if out_gate is not None:
+            out_gate = ACTIVATIONS[self.layer.gate_activation](out_gate.astype(jnp.float32))
+        flat = (*x.shape[:2], width)
+        if self.layer.output_norm == "head":
+            weight = self.param("o_norm", nn.initializers.ones, (self.value_dim,), jnp.float32)
+            normed = rms_norm(output, weight, self.norm_eps, gate=out_gate).reshape(flat)
+        else:
+            weight = self.param("o_norm", nn.initializers.ones, (width,), jnp.float32)
+            gated = output if out_gate is None else output * out_gate
+            normed = rms_norm(gated.reshape(flat), weight, self.norm_eps).astype(output.dtype)
+        init = fan_in_uniform(self.output_scale) if self.layer.init == "fan_in" else None
+        return self._linear("o_proj", x.shape[-1], init=init)(normed)
 
     def _rule(
         self,
@@ -161,13 +232,15 @@ class GatedDeltaMixer(nn.Module):
     ) -> tuple[Array, CarveState | Array]:
         decay, step = self._decay(x)
         options: dict[str, Any] = {
+            "scale": self.layer.scale,
             "initial_state": state,
             "segment_ids": segment_ids,
+            "log_decay_floor": self.gates.log_decay_floor,
             "implementation": self.implementation,
         }
         if self.gates.content:
-            down_shape = (self.num_heads, self.value_dim, self.content_rank)
-            up_shape = (self.num_heads, self.content_rank, self.key_dim)
+            down_shape = (self.num_heads, self.value_dim, self.gates.content_rank)
+            up_shape = (self.num_heads, self.gates.content_rank, self.key_dim)
             down = self.param("content_down", CONTENT_INIT, down_shape, jnp.float32)
             up = self.param("content_up", nn.initializers.zeros, up_shape, jnp.float32)
             return carve_rule(
@@ -179,10 +252,10 @@ class GatedDeltaMixer(nn.Module):
                 self._write(x, None, step),
                 down.astype(value.dtype),
                 up.astype(value.dtype),
-                gate_chunk=self.gate_chunk,
+                gate_chunk=self.gates.gate_chunk,
                 erase_scale=self.gates.erase_scale,
-                stop_gradient_content=self.stop_gradient_content,
-                content_norm=self.content_norm,
+                stop_gradient_content=self.gates.stop_gradient_content,
+                content_norm=self.gates.content_norm,
                 **options,
             )
         erase = self._erase(x)
@@ -194,28 +267,38 @@ class GatedDeltaMixer(nn.Module):
     def _decay(self, x: Array) -> tuple[Float32[Array, "B T H Kg"], Array | None]:
         """Log-decay, and the time step it is made of where there is one."""
         batch, length, _ = x.shape
-        heads = self.key_heads
-        if self.gates.decay == "none":
+        heads, gates = self.gate_heads, self.gates
+        if gates.decay == "none":
             return jnp.zeros((batch, length, heads, 1), jnp.float32), None
-        if self.gates.decay == "constant":
+        if gates.decay == "constant":
             constant = retention_log_decay(heads)[None, None, :, None]
             return jnp.broadcast_to(constant, (batch, length, heads, 1)), None
-        if self.gates.decay == "scalar":
-            channels, projected = 1, self._linear("a_proj", heads)(x)
+        with_bias = gates.decay_form == "logsigmoid"
+        if gates.decay == "scalar":
+            channels, projected = 1, self._linear("a_proj", heads, with_bias)(x)
         else:
-            channels, projected = self.key_dim, self._low_rank("f", x, heads * self.key_dim)
-        dt_bias = self.param("dt_bias", init_dt_bias, (heads * channels,), jnp.float32)
-        a_log = self.param("A_log", init_a_log, (heads,), jnp.float32)
-        step = timestep(self._heads(projected, heads), dt_bias.reshape(heads, channels))
+            channels = self.key_dim
+            projected = self._low_rank("f", x, heads * channels, with_bias, gates.decay_rank)
+        projected = self._heads(projected, heads)
+        if gates.decay_form == "logsigmoid":
+            return logsigmoid_log_decay(projected), None
+        bias = self.param("dt_bias", init_dt_bias, (heads * channels,), jnp.float32)
+        bias = bias.reshape(heads, channels)
+        if gates.decay_form == "bounded":
+            a_log = self.param("A_log", nn.initializers.zeros, (heads,), jnp.float32)
+            return bounded_log_decay(projected, bias, a_log), None
+        init = functools.partial(init_a_log, least=self.layer.least_rate)
+        a_log = self.param("A_log", init, (heads,), jnp.float32)
+        step = timestep(projected, bias)
         return log_decay(step, a_log), step
 
     def _erase_logits(self, x: Array) -> Float[Array, "B T H Kg"]:
         channels = 1 if self.gates.erase == "scalar" else self.key_dim
-        return self._heads(self._linear("b_proj", self.key_heads * channels)(x), self.key_heads)
+        return self._heads(self._linear("b_proj", self.gate_heads * channels)(x), self.gate_heads)
 
     def _erase(self, x: Array) -> Float[Array, "B T H Kg"]:
         if self.gates.erase == "none":
-            return jnp.zeros((*x.shape[:2], self.key_heads, 1), self.compute_dtype)
+            return jnp.zeros((*x.shape[:2], self.gate_heads, 1), self.compute_dtype)
         return gate(self._erase_logits(x), self.gates.erase_scale)
 
     def _write(self, x: Array, erase: Array | None, step: Array | None) -> Array:
@@ -224,9 +307,10 @@ class GatedDeltaMixer(nn.Module):
         if kind in ("tied", "timestep"):
             shared = erase if kind == "tied" else step
             assert shared is not None  # GateSpec refuses the other pairs.
-            repeats = self.num_heads // self.key_heads
+            repeats = self.num_heads // self.gate_heads
             return jnp.repeat(shared.astype(self.compute_dtype), repeats, axis=2)
         if kind == "one":
             return jnp.ones((*x.shape[:2], self.num_heads, 1), self.compute_dtype)
         channels = 1 if kind == "scalar" else self.value_dim
-        return gate(self._heads(self._linear("w_proj", self.num_heads * channels)(x)))
+        logits = self._linear("w_proj", self.num_heads * channels)(x)
+        return gate(self._heads(logits, self.num_heads))

@@ -1,6 +1,7 @@
 """The gates of the gated delta family: what they depend on, and their pure functions."""
 
 import dataclasses
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -8,46 +9,66 @@ import jax.numpy as jnp
 from carve_jax.shapes import Array, Float, Float32
 
 DECAY = ("none", "constant", "scalar", "channel")
+DECAY_FORM = ("softplus", "logsigmoid", "bounded")
 ERASE = ("none", "scalar", "channel")
 WRITE = ("one", "tied", "timestep", "scalar", "channel")
+
+LOGSIGMOID_TEMPERATURE = 16.0  # GLA, arXiv 2312.06635, section 4.4
+BOUNDED_FLOOR = -5.0  # KDA's safe gate in flash-linear-attention
 
 
 @dataclasses.dataclass(frozen=True)
 class GateSpec:
-    """Which gates a mixer of the family has. Invalid choices raise ValueError.
+    """Which gates a mixer of the family has; every ablation is a value. Invalid ones: ValueError.
 
     Attributes:
-        decay: log-decay of the state. "none" is 0; "constant" is RetNet's log(1 − 2^(−5−h)) of
-            head h; "scalar" and "channel" are −exp(A_log)·Δ with Δ = softplus(projection +
-            dt_bias), one a key head or one a key channel.
-        erase: the erase gate σ(projection), one a key head or one a key channel; "none" is 0.
+        decay: log-decay g of the state, one a head ("scalar") or one a key channel ("channel");
+            "none" is 0, "constant" RetNet's log(1 − 2^(−5−h)) of head h.
+        decay_form: what a scalar or channel decay is made of: "softplus", −exp(A_log)·Δ with
+            Δ = softplus(projection + dt_bias); "logsigmoid", log σ(projection + bias) / 16 (GLA);
+            "bounded", −5·σ(exp(A_log)·(projection + dt_bias)), which never falls below −5 and so
+            admits the kernels' cheaper path.
+        decay_rank: width of a channel decay's low-rank projection; None for the value channels.
+        erase: the erase gate σ(projection), one a head or one a key channel; "none" is 0.
         write: "one" is 1; "tied" is the erase gate itself; "timestep" is the decay's Δ;
             "scalar" and "channel" are σ(projection), one a value head or one a value channel.
         content: the erase gate also sees what the rule has read so far (CARVE).
+        gate_chunk: L, tokens in a gate chunk of the content gate.
+        content_rank: R, rank of the content gate.
+        content_norm: divide the content by its root mean square.
+        stop_gradient_content: no gradient through the content.
         negative_eigenvalues: the erase gate ranges over [0, 2] instead of [0, 1], so that an
             edit may flip the sign of what it finds (arXiv 2411.12537).
     """
 
     decay: str = "channel"
+    decay_form: str = "softplus"
+    decay_rank: int | None = None
     erase: str = "channel"
     write: str = "channel"
     content: bool = False
+    gate_chunk: int = 64
+    content_rank: int = 16
+    content_norm: bool = False
+    stop_gradient_content: bool = False
     negative_eigenvalues: bool = False
 
     def __post_init__(self) -> None:
         """Refuse values and pairs that mean nothing."""
-        for name, allowed in (("decay", DECAY), ("erase", ERASE), ("write", WRITE)):
-            if getattr(self, name) not in allowed:
-                raise ValueError(
-                    f"GateSpec: {name}={getattr(self, name)!r}; choose one of {', '.join(allowed)}."
-                )
+        check_choices(
+            self, {"decay": DECAY, "decay_form": DECAY_FORM, "erase": ERASE, "write": WRITE}
+        )
+        for name in ("gate_chunk", "content_rank"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"GateSpec: {name}={getattr(self, name)}; it must be 1 or more.")
         if self.write == "tied" and self.erase != "scalar":
             raise ValueError(
                 f"GateSpec: write='tied' needs a scalar erase gate, not {self.erase!r}."
             )
-        if self.write == "timestep" and self.decay != "scalar":
+        if self.write == "timestep" and (self.decay, self.decay_form) != ("scalar", "softplus"):
             raise ValueError(
-                f"GateSpec: write='timestep' needs a scalar decay, not {self.decay!r}."
+                f"GateSpec: write='timestep' needs decay='scalar' of the form 'softplus', not "
+                f"{self.decay!r} of the form {self.decay_form!r}."
             )
         if self.content and self.erase != "channel":
             raise ValueError(
@@ -58,6 +79,22 @@ class GateSpec:
     def erase_scale(self) -> float:
         """The largest value the erase gate can take."""
         return 2.0 if self.negative_eigenvalues else 1.0
+
+    @property
+    def log_decay_floor(self) -> float | None:
+        """A bound below every log-decay, where there is one."""
+        projected = self.decay in ("scalar", "channel")
+        return BOUNDED_FLOOR if projected and self.decay_form == "bounded" else None
+
+
+def check_choices(spec: Any, allowed: dict[str, tuple[str, ...]]) -> None:
+    """Raise ValueError for a field whose value is not among those allowed."""
+    for name, values in allowed.items():
+        if getattr(spec, name) not in values:
+            raise ValueError(
+                f"{type(spec).__name__}: {name}={getattr(spec, name)!r}; "
+                f"choose one of {', '.join(values)}."
+            )
 
 
 def timestep(
@@ -74,6 +111,21 @@ def log_decay(
     return -jnp.exp(a_log)[None, None, :, None] * step
 
 
+def logsigmoid_log_decay(projection: Float[Array, "B T H Kg"]) -> Float32[Array, "B T H Kg"]:
+    """Log σ(projection) / 16, in float32: GLA's (arXiv 2312.06635, section 4.4)."""
+    return jax.nn.log_sigmoid(projection.astype(jnp.float32)) / LOGSIGMOID_TEMPERATURE
+
+
+def bounded_log_decay(
+    projection: Float[Array, "B T H Kg"],
+    dt_bias: Float32[Array, "H Kg"],
+    a_log: Float32[Array, " H"],
+) -> Float32[Array, "B T H Kg"]:
+    """−5·σ(exp(A_log)·(projection + dt_bias)), in float32: KDA's safe gate."""
+    shifted = projection.astype(jnp.float32) + dt_bias[None, None]
+    return BOUNDED_FLOOR * jax.nn.sigmoid(jnp.exp(a_log)[None, None, :, None] * shifted)
+
+
 def gate(logits: Float[Array, "B T H Kg"], scale: float = 1.0) -> Float[Array, "B T H Kg"]:
     """scale · σ(logits), computed in float32, in the dtype of logits."""
     return (scale * jax.nn.sigmoid(logits.astype(jnp.float32))).astype(logits.dtype)
@@ -84,9 +136,11 @@ def retention_log_decay(heads: int) -> Float32[Array, " H"]:
     return jnp.log1p(-(2.0 ** (-5.0 - jnp.arange(heads, dtype=jnp.float32))))
 
 
-def init_a_log(rng: Array, shape: tuple[int, ...], dtype: jnp.dtype = jnp.float32) -> Array:
-    """Log U(1, 16), the initial A_log."""
-    return jnp.log(jax.random.uniform(rng, shape, dtype, 1.0, 16.0))
+def init_a_log(
+    rng: Array, shape: tuple[int, ...], dtype: jnp.dtype = jnp.float32, *, least: float = 1.0
+) -> Array:
+    """Log U(least, 16), the initial A_log."""
+    return jnp.log(jax.random.uniform(rng, shape, dtype, least, 16.0))
 
 
 def init_dt_bias(rng: Array, shape: tuple[int, ...], dtype: jnp.dtype = jnp.float32) -> Array:

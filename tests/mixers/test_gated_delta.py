@@ -1,24 +1,21 @@
 """The GDN-2 layer to the letter, and CARVE beside it."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from carve_jax.mixers import GATES, MIXERS, GatedDeltaMixer, GateSpec
+from carve_jax.mixers import GATES, LAYERS, MIXERS, GatedDeltaMixer, GateSpec
 from carve_jax.mixers import gated_delta as module
 from carve_jax.ops.gated_delta import carve_rule, gated_delta_rule
 from tests.mixers.parameters import random_normal, random_parameters
+from tests.mixers.published import HEADS, PUBLISHED, WIDTH, K, Layer, V
 
-BATCH, LENGTH, WIDTH, HEADS, K, V = 2, 20, 24, 2, 8, 16
-SIZES = {
-    "num_heads": HEADS,
-    "key_dim": K,
-    "value_dim": V,
-    "gate_chunk": 4,
-    "content_rank": 3,
-    "implementation": "recurrent",
-}
+BATCH, LENGTH = 2, 20
+OTHERS = {"num_heads": HEADS, "key_dim": K, "value_dim": V, "implementation": "recurrent"}
+SIZES = OTHERS | {"gate_chunk": 4, "content_rank": 3}
 
 
 def inputs():
@@ -56,52 +53,15 @@ def recorded(monkeypatch, mixer, params, x):
         return jax.jit(apply)(params, x), seen["options"]
 
 
-def gdn2_layer(params, x):
-    """The official layer in float64 NumPy, one token and one head at a time."""
-    p = jax.tree.map(lambda a: np.asarray(a, np.float64), params)
-    x = np.asarray(x, np.float64)
-
-    def sigmoid(a):
-        return 1 / (1 + np.exp(-a))
-
-    def linear(name, a=x):
-        return a @ p[name]["kernel"] + p[name].get("bias", 0)
-
-    def convolved(name):
-        a = np.pad(linear(f"{name}_proj"), ((0, 0), (3, 0), (0, 0)))
-        y = sum(p[f"{name}_conv"][i] * a[:, i : i + LENGTH] for i in range(4))
-        return (y * sigmoid(y)).reshape(BATCH, LENGTH, HEADS, -1)
-
-    def unit(a):
-        return a / np.sqrt((a * a).sum(-1, keepdims=True) + 1e-6)
-
-    def heads(a):
-        return a.reshape(BATCH, LENGTH, HEADS, -1)
-
-    q, k, v = unit(convolved("q")), unit(convolved("k")), convolved("v")
-    step = np.log1p(np.exp(linear("f_up", linear("f_down")) + p["dt_bias"]))
-    g = -np.exp(p["A_log"])[:, None] * heads(step)
-    b, w = heads(sigmoid(linear("b_proj"))), heads(sigmoid(linear("w_proj")))
-    output = np.zeros((BATCH, LENGTH, HEADS, V))
-    for i, h in np.ndindex(BATCH, HEADS):
-        state = np.zeros((K, V))
-        for t in range(LENGTH):
-            at = (i, t, h)
-            state = np.exp(g[at])[:, None] * state
-            state += np.outer(k[at], w[at] * v[at] - state.T @ (b[at] * k[at]))
-            output[at] = state.T @ q[at] / np.sqrt(K)
-    norm = output / np.sqrt((output**2).mean(-1, keepdims=True) + 1e-5) * p["o_norm"]
-    gate = heads(linear("g_up", linear("g_down")))
-    gated = norm * gate * sigmoid(gate)
-    return linear("o_proj", gated.reshape(BATCH, LENGTH, HEADS * V))
-
-
 @pytest.mark.parametrize("implementation", ["recurrent", "chunked"])
-def test_gdn2_is_the_layer_written_out(implementation):
-    mixer = MIXERS["gdn2"](**SIZES | {"implementation": implementation})
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_the_layer_is_the_published_one_written_out(name, implementation):
+    groups = {"num_key_heads": 1} if name == "mamba2" else {}
+    mixer = MIXERS[name](**OTHERS | groups | {"implementation": implementation})
     params = parameters(mixer)
     y, _ = run(mixer, params, inputs())
-    np.testing.assert_allclose(y, gdn2_layer(params, inputs()), atol=2e-5)
+    expected = PUBLISHED[name](Layer(params, inputs()))
+    np.testing.assert_allclose(y, expected, atol=1e-5 * np.abs(expected).max())
 
 
 def shapes(name, **changes):
@@ -144,23 +104,88 @@ def test_carve_has_a_write_gate_a_head_and_the_content_gate_instead():
     assert shapes("carve") == expected
 
 
-def test_other_presets_have_the_parameters_of_their_gates_alone():
-    gates = {"a_proj/kernel", "b_proj/kernel", "w_proj/kernel", "f_down/kernel", "f_up/kernel"}
-    gates |= {"A_log", "dt_bias"}
-    found = {name: sorted(gates & shapes(name).keys()) for name in GATES}
-    channel = ["A_log", "dt_bias", "f_down/kernel", "f_up/kernel"]
-    scalar = ["A_log", "a_proj/kernel", "dt_bias"]
-    assert {name: sorted(gates) for name, gates in found.items()} == {
-        "linear_attention": [],
-        "retnet": [],
-        "mamba2": scalar,
-        "gla": channel,
-        "deltanet": ["b_proj/kernel"],
-        "gdn": sorted([*scalar, "b_proj/kernel"]),
-        "kda": sorted([*channel, "b_proj/kernel"]),
-        "gdn2": sorted([*channel, "b_proj/kernel", "w_proj/kernel"]),
-        "carve": sorted([*channel, "b_proj/kernel", "w_proj/kernel"]),
+def test_presets_have_the_parameters_of_their_gates_and_layer_alone():
+    common = {"q_proj/kernel", "k_proj/kernel", "v_proj/kernel", "o_proj/kernel", "o_norm"}
+    conv = {"q_conv", "k_conv", "v_conv"}
+    scalar = {"A_log", "a_proj/kernel", "dt_bias"}
+    channel = {"A_log", "dt_bias", "f_down/kernel", "f_up/kernel"}
+    erase, write, full = {"b_proj/kernel"}, {"w_proj/kernel"}, {"g_proj/kernel"}
+    low_rank = {"g_down/kernel", "g_up/kernel", "g_up/bias"}
+    gdn2 = conv | channel | erase | write | low_rank
+    expected = {
+        "linear_attention": set(),
+        "retnet": full,
+        "gla": {"f_down/kernel", "f_up/kernel", "f_up/bias"} | full,
+        "mamba2": conv | {f"{name}_bias" for name in conv} | scalar | {"D"} | full,
+        "deltanet": conv | erase,
+        "gdn": conv | scalar | erase | full,
+        "kda": conv | channel | erase | low_rank,
+        "gdn2": gdn2,
+        "carve": gdn2 | {"content_down", "content_up"},
     }
+    assert {name: set(shapes(name)) for name in GATES} == {
+        name: common | own for name, own in expected.items()
+    }
+    assert shapes("gla")["f_down/kernel"] == (WIDTH, 16)
+    assert shapes("mamba2")["o_norm"] == (HEADS * V,)
+
+
+ABLATIONS = {
+    "content gate on a channel write": {"content": True},
+    "scalar write": {"write": "scalar"},
+    "scalar erase": {"erase": "scalar"},
+    "scalar decay": {"decay": "scalar"},
+    "no decay": {"decay": "none"},
+    "bounded decay": {"decay_form": "bounded"},
+    "bounded scalar decay": {"decay": "scalar", "decay_form": "bounded"},
+    "decay through log σ": {"decay_form": "logsigmoid", "decay_rank": 5},
+    "negative eigenvalues": {"negative_eigenvalues": True},
+    "content of rank 2 and length 5": {"content": True, "content_rank": 2, "gate_chunk": 5},
+    "no gradient through content": {"content": True, "stop_gradient_content": True},
+    "normalised content": {"content": True, "content_norm": True},
+}
+
+
+@pytest.mark.parametrize("changes", ABLATIONS.values(), ids=ABLATIONS)
+def test_every_ablation_is_a_value_that_changes_the_layer(changes):
+    base = {"gate_chunk": 4} | ({"content": True} if len(changes) > 1 else {})
+    mixer, plain = MIXERS["gdn2"](**OTHERS, **base | changes), MIXERS["gdn2"](**OTHERS, **base)
+    assert mixer == MIXERS["gdn2"](gates=GateSpec(**base | changes), **OTHERS)
+    params = parameters(mixer)
+    y, other = run(mixer, params, inputs())[0], run(plain, parameters(plain), inputs())[0]
+    assert np.isfinite(y).all()
+    if "stop_gradient_content" not in changes:
+        assert np.abs(y - other).max() > 1e-4
+        return
+    np.testing.assert_array_equal(y, other)
+
+    @functools.partial(jax.jit, static_argnums=0)
+    def gradient(mixer, params):
+        return jax.grad(lambda p: jnp.sin(mixer.apply({"params": p}, inputs())[0]).sum())(params)
+
+    cut, whole = (gradient(m, params)["v_proj"]["kernel"] for m in (mixer, plain))
+    assert np.abs(cut - whole).max() > 1e-5
+
+
+def test_a_bounded_decay_is_the_published_gate_and_is_promised_to_the_rule(monkeypatch):
+    mixer = MIXERS["kda"](**OTHERS, decay_form="bounded")
+    params = parameters(mixer)
+    arrays, options = recorded(monkeypatch, mixer, params, inputs())
+    layer = Layer(params, inputs())
+    logits = layer.low_rank("f") + layer.p["dt_bias"].reshape(HEADS, K)
+    expected = -5 / (1 + np.exp(-np.exp(layer.p["A_log"])[:, None] * logits))
+    np.testing.assert_allclose(arrays[3], expected, rtol=1e-5)
+    assert options["log_decay_floor"] == -5.0
+
+
+def test_initial_values_of_mamba2_are_pytorchs():
+    mixer = MIXERS["mamba2"](num_heads=4, key_dim=32, value_dim=64, output_scale=0.5)
+    params = jax.jit(mixer.init)(jax.random.key(1), jnp.zeros((1, 1, 128)))["params"]
+    for name, bound in (("q", 128**-0.5), ("a", 128**-0.5), ("o", 256**-0.5 / 2)):
+        kernel = np.asarray(params[f"{name}_proj"]["kernel"])
+        assert 0.95 * bound < np.abs(kernel).max() <= bound * 1.000001, name
+    assert 0.45 < np.abs(params["v_conv_bias"]).max() <= 0.5
+    np.testing.assert_array_equal(params["D"], 1)
 
 
 def test_initial_values():
@@ -230,15 +255,16 @@ def test_gates_reach_the_rule_unbroadcast_and_in_range(monkeypatch, name):
         assert (write > 0).all()
     if spec.write == "one":
         assert (write == 1).all()
-    np.testing.assert_allclose(jnp.linalg.norm(key.astype(jnp.float32), axis=-1), 1, atol=0.02)
+    if LAYERS[name].qk_norm == "l2":
+        np.testing.assert_allclose(jnp.linalg.norm(key.astype(jnp.float32), axis=-1), 1, atol=0.02)
 
 
 def test_negative_eigenvalues_double_the_erase_gate(monkeypatch):
     gates = GateSpec(erase="scalar", write="tied")
     wide = GateSpec(erase="scalar", write="tied", negative_eigenvalues=True)
-    params, x = parameters(GatedDeltaMixer(gates=gates, **SIZES)), inputs()
-    single, _ = recorded(monkeypatch, GatedDeltaMixer(gates=gates, **SIZES), params, x)
-    double, _ = recorded(monkeypatch, GatedDeltaMixer(gates=wide, **SIZES), params, x)
+    params, x = parameters(GatedDeltaMixer(gates=gates, **OTHERS)), inputs()
+    single, _ = recorded(monkeypatch, GatedDeltaMixer(gates=gates, **OTHERS), params, x)
+    double, _ = recorded(monkeypatch, GatedDeltaMixer(gates=wide, **OTHERS), params, x)
     for gate in (4, 5):
         np.testing.assert_array_equal(double[gate], 2 * single[gate])
 
@@ -249,7 +275,7 @@ def test_negative_eigenvalues_double_the_erase_gate(monkeypatch):
     assert options["erase_scale"] == 2.0
 
 
-@pytest.mark.parametrize("name", ["carve", "mamba2"])
+@pytest.mark.parametrize("name", ["carve", "kda"])
 def test_values_may_be_grouped(name):
     grouped = {"num_heads": 4, "num_key_heads": 2}
     assert shapes(name, **grouped)["q_proj/kernel"] == (WIDTH, 2 * K)

@@ -37,7 +37,13 @@ def test_presets_are_the_rows_of_the_table():
         ({"erase": "constant"}, "erase='constant'; choose one of none, scalar, channel"),
         ({"write": "two"}, "write='two'; choose one of one, tied, timestep, scalar, channel"),
         ({"erase": "channel", "write": "tied"}, "needs a scalar erase gate, not 'channel'"),
-        ({"decay": "channel", "write": "timestep"}, "needs a scalar decay, not 'channel'"),
+        ({"decay_form": "linear"}, "choose one of softplus, logsigmoid, bounded"),
+        ({"write": "timestep"}, "needs decay='scalar' of the form 'softplus', not 'channel'"),
+        (
+            {"decay": "scalar", "decay_form": "bounded", "write": "timestep"},
+            "not 'scalar' of the form 'bounded'",
+        ),
+        ({"content": True, "gate_chunk": 0}, "gate_chunk=0; it must be 1 or more"),
         ({"erase": "scalar", "content": True}, "needs a channel erase gate, not 'scalar'"),
     ],
 )

@@ -3,6 +3,7 @@ import re
 
 import pytest
 
+from carve_jax.mixers import GATES, GateSpec
 from carve_jax.model import LMConfig
 
 
@@ -26,6 +27,9 @@ from carve_jax.model import LMConfig
         ({"attention_heads": 0}, "attention_heads=0"),
         ({"norm_eps": 0.0}, "norm_eps=0.0; it must be above 0"),
         ({"implementation": "cuda"}, "unknown implementation 'cuda'"),
+        ({"erase": "vector"}, "erase='vector'; choose one of none, scalar, channel"),
+        ({"erase": "scalar"}, "content=True needs a channel erase gate, not 'scalar'"),
+        ({"mimo_rank": 0}, "mimo_rank=0; it must be an integer of at least 1"),
     ],
 )
 def test_refuses_what_cannot_be_built(fields, words):
@@ -49,3 +53,15 @@ def test_documents_are_aligned_where_a_content_gate_is():
     config = LMConfig(pattern=("gdn2", "carve"), gate_chunk=32)
     assert config.segment_alignment == 32
     assert dataclasses.replace(config, pattern=("gdn2", "swa")).segment_alignment == 1
+
+
+def test_gates_are_the_presets_unless_changed():
+    config = LMConfig(pattern=("carve", "gdn2"), gate_chunk=16, write="scalar", content_norm=True)
+    assert config.gates("gdn2") == GateSpec(write="scalar", gate_chunk=16, content_norm=True)
+    assert config.gates("carve") == dataclasses.replace(config.gates("gdn2"), content=True)
+    assert LMConfig().gates("kda") == GATES["kda"]
+
+
+def test_a_content_gate_may_be_added_or_taken_away():
+    assert LMConfig(pattern=("gdn2",), content=True).segment_alignment == 64
+    assert LMConfig(pattern=("carve",), content=False).segment_alignment == 1
