@@ -9,7 +9,7 @@ import optax
 from carve_jax.errors import UserError
 
 # What sets a time scale, an offset or a gain is not pulled towards zero; matrices are.
-UNDECAYED = frozenset({"A_log", "dt_bias", "bias", "scale", "o_norm"})
+UNDECAYED = frozenset({"A_log", "D", "bias", "scale", "o_norm", "b_norm", "c_norm"})
 
 
 def leaf_name(path: tuple[Any, ...]) -> str:
@@ -18,10 +18,13 @@ def leaf_name(path: tuple[Any, ...]) -> str:
 
 
 def weight_decay_mask(params: Any) -> Any:
-    """A tree like `params`: True where weight decay applies (all but `UNDECAYED` leaves)."""
-    return jax.tree_util.tree_map_with_path(
-        lambda path, _: leaf_name(path) not in UNDECAYED, params
-    )
+    """A tree like `params`: True where weight decay applies (not to `UNDECAYED` nor `…_bias`)."""
+
+    def decayed(path: tuple[Any, ...], _: Any) -> bool:
+        name = leaf_name(path)
+        return name not in UNDECAYED and not name.endswith("_bias")
+
+    return jax.tree_util.tree_map_with_path(decayed, params)
 
 
 def make_schedule(optimizer: Mapping[str, Any], steps: int) -> optax.Schedule:

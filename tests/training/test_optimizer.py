@@ -9,7 +9,6 @@ import pytest
 from carve_jax.errors import UserError
 from carve_jax.model import LanguageModel
 from carve_jax.training.optimizer import (
-    UNDECAYED,
     leaf_name,
     make_optimizer,
     make_schedule,
@@ -53,7 +52,7 @@ def test_decay_mask_of_the_whole_model():
     decayed: dict[bool, set[str]] = {True: set(), False: set()}
     for path, mask in jax.tree_util.tree_leaves_with_path(weight_decay_mask(variables["params"])):
         decayed[mask].add(leaf_name(path))
-    assert decayed[False] == UNDECAYED
+    assert decayed[False] == {"A_log", "dt_bias", "bias", "scale", "o_norm"}
     matrices = {"kernel", "embedding", "content_down", "content_up", "q_conv", "k_conv", "v_conv"}
     assert decayed[True] == matrices
 
@@ -74,3 +73,9 @@ def test_gradients_are_clipped_to_the_global_norm():
     _, state = optimizer.update({"kernel": jnp.array([30.0, 40.0])}, optimizer.init(params), params)
     first_moment = optax.tree.get(state, "mu")["kernel"]
     np.testing.assert_allclose(first_moment, [0.06, 0.08], rtol=1e-5)  # (1 − β₁) · (0.6, 0.8)
+
+
+def test_biases_and_skips_of_mamba_do_not_decay():
+    leaves = {"D": 1.0, "q_conv_bias": 1.0, "b_bias": 1.0, "b_norm": 1.0, "q_conv": 1.0}
+    mask = weight_decay_mask({"mixer": leaves})["mixer"]
+    assert [name for name, decays in mask.items() if decays] == ["q_conv"]

@@ -1,0 +1,147 @@
+"""What a model costs before it is built: parameters, state, arithmetic and activations.
+
+Shapes alone are traced: nothing is allocated and nothing runs, at any size.
+"""
+
+import collections
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from carve_jax.config import LMConfig
+from carve_jax.mixers import GATES, SOFTMAX
+from carve_jax.model import LanguageModel, count_parameters, layer_names
+
+
+class Costs(NamedTuple):
+    """The costs of one model; sizes in numbers of elements unless they say bytes.
+
+    Attributes:
+      parameters: by part, and "total" (``count_parameters``).
+      mixers: of each mixer in the pattern, its parameters by name, over all of its layers.
+      state: of each recurrent mixer, floats of recurrent memory in one layer.
+      cache_bytes: of the whole model for one sequence, by its length.
+      forward_flops: a token in a sequence of ``context`` tokens, by part.
+      activation_bytes: a token of such a sequence, kept from forward to backward.
+      context: tokens of a sequence.
+    """
+
+    parameters: dict[str, int]
+    mixers: dict[str, dict[str, int]]
+    state: dict[str, int]
+    cache_bytes: dict[int, int]
+    forward_flops: dict[str, float]
+    activation_bytes: float
+    context: int
+
+    @property
+    def train_flops(self) -> float:
+        """Floating-point operations a token of training: backward is twice forward.
+
+        What rematerialisation computes again is not counted.
+        """
+        return 3 * sum(self.forward_flops.values())
+
+
+def costs(config: LMConfig, *, context: int, cache_lengths: tuple[int, ...] = ()) -> Costs:
+    """The costs of a model in training on sequences of ``context`` tokens (a multiple of 256).
+
+    Raises:
+      ValueError: ``context`` is no multiple of 256.
+    """
+    if context < 1 or context % 256:
+        raise ValueError(f"context={context}; it must be a multiple of 256.")
+    params = parameter_shapes(config)
+    mixers = mixer_parameters(config, params)
+    return Costs(
+        parameters=count_parameters(params),
+        mixers=mixers,
+        state={m: state_size(config, m) for m in dict.fromkeys(config.pattern) if m not in SOFTMAX},
+        cache_bytes={length: cache_bytes(config, length) for length in cache_lengths},
+        forward_flops=forward_flops(config, context),
+        activation_bytes=activation_bytes(config, context),
+        context=context,
+    )
+
+
+def parameter_shapes(config: LMConfig) -> Any:
+    """The tree of shapes of the model's parameters."""
+    tokens = jnp.zeros((1, config.segment_alignment), jnp.int32)
+    return jax.eval_shape(LanguageModel(config).init, jax.random.key(0), tokens)["params"]
+
+
+def mixer_parameters(config: LMConfig, params: Any) -> dict[str, dict[str, int]]:
+    """Of each mixer in the pattern, numbers of parameters by name, over all of its layers."""
+    found: dict[str, collections.Counter[str]] = {}
+    for name, mixer in layer_names(config):
+        counts = found.setdefault(mixer, collections.Counter())
+        for part, leaves in params["blocks"][name]["mixer"].items():
+            counts[part] += sum(leaf.size for leaf in jax.tree.leaves(leaves))
+    return {mixer: dict(counts) for mixer, counts in found.items()}
+
+
+def state_size(config: LMConfig, mixer: str) -> int:
+    """Floats of recurrent memory in one layer: N·K·V."""
+    del mixer  # All recurrent mixers of a model have the same heads.
+    return config.num_heads * config.key_dim * config.value_dim
+
+
+def cache_bytes(config: LMConfig, length: int) -> int:
+    """Bytes of the caches of one sequence of that length."""
+    cache = jax.eval_shape(lambda: LanguageModel(config).init_cache(1, length))
+    return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(cache))
+
+
+def forward_flops(config: LMConfig, context: int) -> dict[str, float]:
+    """Floating-point operations a token of one forward pass, by part.
+
+    "projections" are two a parameter of every matrix (embedding apart), "rule" what the recurrence
+    itself needs: 7·K·V a head (decay, read, write, output), 5·K·V without erase; an implementation
+    may do more. "attention" is 4·E a head and token seen, the mean over a causal row.
+    """
+    params = parameter_shapes(config)
+    matrices = [
+        leaf.size for path, leaf in jax.tree.leaves_with_path(params) if path[-1].key == "kernel"
+    ]
+    if config.tie_embeddings:
+        matrices.append(config.vocab_size * config.d_model)
+    rule = attention = 0.0
+    for mixer in config.pattern:
+        if mixer in SOFTMAX:
+            window = min(config.window, context) if mixer == "swa" else context
+            seen = window - window * (window - 1) / (2 * context)
+            attention += config.repeats * 4 * config.query_heads * config.head_dim * seen
+            continue
+        erases = mixer in GATES and config.gates(mixer).erase != "none"
+        writes = config.mimo_rank if mixer == "mamba3_mimo" else 1
+        each = (7 if erases else 1 + 4 * writes) * config.key_dim * config.value_dim
+        rule += config.repeats * config.num_heads * each
+    return {"projections": 2.0 * sum(matrices), "rule": rule, "attention": attention}
+
+
+def activation_bytes(config: LMConfig, context: int) -> float:
+    """Bytes a token that backward keeps of the blocks in a sequence of ``context`` tokens.
+
+    Counted on the traced program (this device's implementation of the rule, ``config.remat``);
+    what does not depend on the sequence, such as parameters, is taken out by tracing three
+    lengths: residuals are a quadratic in the length where full attention is, else linear.
+    """
+    params = parameter_shapes(config)
+    model = LanguageModel(config)
+
+    def residual_bytes(length: int) -> int:
+        tokens = jnp.zeros((1, length), jnp.int32)
+
+        def pullback(params: Any) -> Any:
+            return jax.vjp(
+                lambda p: model.apply({"params": p}, tokens, method="hidden")[0], params
+            )[1]
+
+        kept = jax.eval_shape(pullback, params)
+        return sum(leaf.size * np.dtype(leaf.dtype).itemsize for leaf in jax.tree.leaves(kept))
+
+    whole, half, quarter = (residual_bytes(context // part) for part in (1, 2, 4))
+    constant = (whole - 6 * half + 8 * quarter) / 3
+    return (whole - constant) / context
