@@ -196,7 +196,7 @@ class LanguageModel(nn.Module):
             TypeError: when ``tokens`` are not integers.
         """
         x, cache = self.hidden(tokens, cache, segment_ids)
-        return self.head(x), cache
+        return self.logits(x), cache
 
     def hidden(
         self,
@@ -209,7 +209,7 @@ class LanguageModel(nn.Module):
         x, cache = self.blocks(self.embed(tokens), cache, segment_ids)
         return self.final_norm(x), cache
 
-    def head(self, x: Float[Array, "*rest D"]) -> Float32[Array, "*rest vocab"]:
+    def logits(self, x: Float[Array, "*rest D"]) -> Float32[Array, "*rest vocab"]:
         """Logits, summed and returned in float32."""
         if not self.config.tie_embeddings:
             return self.lm_head(x)

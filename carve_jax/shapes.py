@@ -13,6 +13,8 @@
 | Vg   | channels of a value-axis gate: V or 1                                            |
 | R    | rank of the content gate                                                         |
 | W    | width of the short convolution                                                   |
+| M    | rank of Mamba-3's MIMO                                                           |
+| J    | rotated pairs of key channels                                                    |
 | A    | query heads of softmax attention                                                 |
 | G    | key/value heads of softmax attention                                             |
 | E    | channels of an attention head                                                    |

@@ -31,6 +31,7 @@ from carve_jax.mixers.base import Mixer
 from carve_jax.mixers.gated_delta import GatedDeltaMixer
 from carve_jax.mixers.gates import GateSpec
 from carve_jax.mixers.layer import LayerSpec
+from carve_jax.mixers.mamba3 import Mamba3Mixer
 from carve_jax.mixers.softmax import SoftmaxAttention
 
 GATES: Mapping[str, GateSpec] = {
@@ -91,6 +92,8 @@ def _gated_delta(name: str, **fields: Any) -> GatedDeltaMixer:
 
 MIXERS: Mapping[str, Callable[..., Mixer]] = {
     **{name: functools.partial(_gated_delta, name) for name in GATES},
+    "mamba3": Mamba3Mixer,
+    "mamba3_mimo": functools.partial(Mamba3Mixer, mimo_rank=4),
     "attention": SoftmaxAttention,
     "swa": functools.partial(SoftmaxAttention, window=2048),
 }

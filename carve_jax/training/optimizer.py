@@ -9,7 +9,9 @@ import optax
 from carve_jax.errors import UserError
 
 # What sets a time scale, an offset or a gain is not pulled towards zero; matrices are.
-UNDECAYED = frozenset({"A_log", "D", "bias", "scale", "o_norm", "b_norm", "c_norm"})
+UNDECAYED = frozenset(
+    {"A_log", "D", "bias", "scale", "o_norm", "b_norm", "c_norm", "mimo_x", "mimo_z", "mimo_o"}
+)
 
 
 def leaf_name(path: tuple[Any, ...]) -> str:

@@ -62,7 +62,7 @@ def make_loss(model: LanguageModel, *, loss_chunk: int, z_loss: float = 0.0) -> 
         variables = {"params": params}
 
         def head(x: Array) -> Array:
-            return cast(Array, model.apply(variables, x, method="head"))
+            return cast(Array, model.apply(variables, x, method="logits"))
 
         hidden, _ = model.apply(
             variables, batch["tokens"], segment_ids=batch["segment_ids"], method="hidden"

@@ -8,18 +8,18 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from carve_jax.mixers import GATES, MIXERS, SoftmaxAttention
+from carve_jax.mixers import GATES, MIXERS, SOFTMAX, SoftmaxAttention
 from tests.mixers.parameters import random_normal, random_parameters
 
 BATCH, LENGTH, WIDTH, HEADS = 2, 24, 32, 2
 
 
 def make(name: str, **changes: Any):
-    if name in GATES:
-        sizes = {"num_heads": HEADS, "key_dim": 8, "value_dim": 16, "gate_chunk": 8}
+    if name not in SOFTMAX:
         # The rules are compared with one another in tests/ops; this one compiles fastest.
-        sizes |= {"content_rank": 4, "chunk_size": 16, "implementation": "recurrent"}
-        return MIXERS[name](**sizes | changes)
+        sizes = {"num_heads": HEADS, "key_dim": 8, "value_dim": 16, "implementation": "recurrent"}
+        content = {"gate_chunk": 8, "content_rank": 4} if name in GATES else {}
+        return MIXERS[name](**sizes | content | {"chunk_size": 16} | changes)
     window = {"window": 5} if name == "swa" else {}
     return MIXERS[name](**{"num_heads": HEADS, "head_dim": 16} | window | changes)
 
@@ -60,7 +60,7 @@ def test_one_token_at_a_time_gives_the_same_and_later_ones_change_no_bit(name):
     assert not np.allclose(changed[:, 11:], whole[:, 11:])
 
 
-@pytest.mark.parametrize("name", ["carve", "gdn2", "attention", "swa"])
+@pytest.mark.parametrize("name", ["carve", "gdn2", "retnet", "mamba3", "attention", "swa"])
 def test_packed_documents_equal_documents_apart(name):
     mixer = make(name)
     params, x = parameters(mixer), inputs()
@@ -75,13 +75,13 @@ def test_packed_documents_equal_documents_apart(name):
 
 @pytest.mark.parametrize("name", ["carve", "gdn2", "attention", "swa"])
 def test_an_uneven_split_gives_the_same(name):
-    mixer = make(name, implementation="chunked") if name in GATES else make(name)
+    mixer = make(name) if name in SOFTMAX else make(name, implementation="chunked")
     params, x = parameters(mixer), inputs()
     whole, _ = run(mixer, params, x)
     np.testing.assert_allclose(stream(mixer, params, x, [11, 13]), whole, atol=2e-5)
 
 
-@pytest.mark.parametrize("name", ["carve", "gdn2", "kda", "mamba2", "swa"])
+@pytest.mark.parametrize("name", ["carve", "gdn2", "kda", "gla", "mamba2", "swa"])
 def test_gradients_reach_every_parameter(name):
     mixer = make(name)
     params, x = parameters(mixer), inputs()
@@ -130,7 +130,8 @@ def test_softmax_heads_may_be_grouped():
 
 
 def test_caches_of_another_batch_are_refused():
-    for name, words in (("gdn2", "cache has shape"), ("swa", "cache.key has shape")):
+    errors = {"gdn2": "cache has shape", "swa": "cache.key has shape"}
+    for name, words in (errors | {"mamba3": "cache.angle has shape"}).items():
         mixer = make(name)
         with pytest.raises(ValueError, match=words):
             run(mixer, parameters(mixer), inputs(), mixer.init_cache(BATCH + 1, LENGTH))

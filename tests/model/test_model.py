@@ -188,7 +188,7 @@ def test_tied_embeddings_are_the_head():
     assert "head" not in params
     assert count_parameters(params)["head"] == 0
     hidden = random_normal(BATCH, 3, CONFIG.d_model)
-    logits = model.apply({"params": params}, hidden, method="head")
+    logits = model.apply({"params": params}, hidden, method="logits")
     expected = hidden @ params["embed"]["embedding"].T
     np.testing.assert_allclose(logits, expected, rtol=1e-5, atol=1e-5)
 
@@ -198,7 +198,7 @@ def test_hidden_and_head_make_the_logits():
     hidden, _ = jax.jit(functools.partial(model.apply, method="hidden"))(
         {"params": params}, tokens()
     )
-    some = model.apply({"params": params}, hidden[:, 3:5], method="head")
+    some = model.apply({"params": params}, hidden[:, 3:5], method="logits")
     whole, _ = run(model, params, tokens())
     np.testing.assert_allclose(some, whole[:, 3:5], rtol=1e-5, atol=1e-5)
 
