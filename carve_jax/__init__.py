@@ -5,8 +5,17 @@ modules over them.
 """
 
 from carve_jax.config import LMConfig
-from carve_jax.generate import generate
-from carve_jax.mixers import MIXERS, GatedDeltaMixer, GateSpec, SoftmaxAttention
+from carve_jax.decoding import Decoding, extend, prefill
+from carve_jax.decoding_file import load_decoding, save_decoding
+from carve_jax.generate import decode, generate
+from carve_jax.mixers import (
+    MIXERS,
+    GatedDeltaMixer,
+    GateSpec,
+    LayerSpec,
+    Mamba3Mixer,
+    SoftmaxAttention,
+)
 from carve_jax.model import LanguageModel, count_parameters
 from carve_jax.ops.gated_delta import (
     CarveState,
@@ -19,15 +28,23 @@ from carve_jax.ops.gated_delta import (
 __all__ = [
     "MIXERS",
     "CarveState",
+    "Decoding",
     "GateSpec",
     "GatedDeltaMixer",
     "LMConfig",
     "LanguageModel",
+    "LayerSpec",
+    "Mamba3Mixer",
     "SoftmaxAttention",
     "carve_rule",
     "count_parameters",
+    "decode",
+    "extend",
     "gated_delta_rule",
     "generate",
+    "load_decoding",
+    "prefill",
     "resolve_implementation",
+    "save_decoding",
     "value_axis_erase_rule",
 ]

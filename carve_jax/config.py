@@ -170,6 +170,11 @@ class LMConfig:
             raise ValueError(
                 f"num_key_heads={self.num_key_heads} does not divide num_heads={self.num_heads}."
             )
+        if self.key_dim < 4 and {"mamba3", "mamba3_mimo"} & set(self.pattern):
+            raise ValueError(
+                f"key_dim={self.key_dim}; Mamba-3 rotates half of the key channels in pairs: give "
+                "at least 4."
+            )
 
     def _check_attention(self) -> None:
         if self.query_heads % self.kv_heads:

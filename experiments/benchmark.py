@@ -1,6 +1,6 @@
 """Times the rule against its peers, and sets the figures beside the machine's floors.
 
-  python -m experiments.benchmark [--suite=cpu|gpu|tune] [--repeats=15] [--output=FILE.json]
+  python -m experiments.benchmark [--suite=cpu|gpu|tune|decode] [--repeats=15] [--output=FILE.json]
 
 Contenders take turns within one run, after a warm-up; medians are reported, the ratio first. The
 JSON goes to experiments/results/ unless --output says where. Suites:
@@ -9,9 +9,11 @@ JSON goes to experiments/results/ unless --output says where. Suites:
   gpu   the kernels against flash-linear-attention, a decode step against a copy, and a train step
         of 1.3B parameters with CARVE against GDN-2 (--train_step=false leaves it out).
   tune  searches the kernels' tiles and writes the best for this device to --table.
+  decode  whole models writing 100,000 tokens: bytes of caches, arrays and process, and milliseconds
+        a token, at the lengths of --tokens.
 
---only=PART[,PART…] keeps the parts of gpu (such as 8x4096x16x128, decode, train_step) or of tune
-(bfloat16/128/carve) whose names hold one of these texts.
+--only=PART[,PART…] keeps the parts of gpu (such as 8x4096x16x128, decode, train_step), of tune
+(bfloat16/128/carve) or of decode (carve+swa) whose names hold one of these texts.
 """
 
 import dataclasses
@@ -29,6 +31,7 @@ from carve_jax.training.metrics import write_atomically
 from carve_jax.training.provenance import describe_environment
 from carve_jax.training.settings import nearest
 from experiments import cli
+from experiments.benchmark_decode import decode_suite, make_plan
 from experiments.benchmark_gpu import Plan, gpu_suite
 from experiments.contenders import TILE, Shape, ours, rule_inputs
 from experiments.peers import ejkernel
@@ -137,6 +140,7 @@ class Options(NamedTuple):
       only: parts to keep; all if empty.
       train_step: whether gpu times one.
       table: where tune writes.
+      tokens: lengths at which decode looks.
       save: called with the figures so far.
     """
 
@@ -144,13 +148,14 @@ class Options(NamedTuple):
     only: tuple[str, ...]
     train_step: bool
     table: Path
+    tokens: list[str]
     save: Callable[[dict[str, Any]], None]
 
 
 def run_cpu(options: Options) -> dict[str, Any]:
     """The cpu suite, which has no parts."""
     if options.only:
-        raise UserError("--only belongs to --suite=gpu and --suite=tune; cpu has no parts")
+        raise UserError("--only belongs to --suite=gpu, tune and decode; cpu has no parts")
     return cpu_suite(options.repeats)
 
 
@@ -167,10 +172,16 @@ def run_tune(options: Options) -> dict[str, Any]:
     return tune_suite(options.repeats, options.save, options.table, options.only)
 
 
+def run_decode(options: Options) -> dict[str, Any]:
+    """The decode suite, or the patterns of it that were asked for."""
+    return decode_suite(options.save, make_plan(options.tokens, options.only))
+
+
 SUITES: dict[str, Callable[[Options], dict[str, Any]]] = {
     "cpu": run_cpu,
     "gpu": run_gpu,
     "tune": run_tune,
+    "decode": run_decode,
 }
 
 
@@ -179,8 +190,11 @@ def define_flags(values: flags.FlagValues) -> None:
     flags.DEFINE_string("suite", "cpu", f"One of {', '.join(SUITES)}.", flag_values=values)
     flags.DEFINE_integer("repeats", 15, "Timed rounds.", lower_bound=1, flag_values=values)
     flags.DEFINE_string("output", None, "Where the JSON goes.", flag_values=values)
-    flags.DEFINE_list("only", [], "Parts of gpu and tune to keep.", flag_values=values)
+    flags.DEFINE_list("only", [], "Parts of a suite to keep.", flag_values=values)
     flags.DEFINE_bool("train_step", True, "gpu: time a whole train step.", flag_values=values)
+    flags.DEFINE_list(
+        "tokens", ["1000", "10000", "100000"], "decode: lengths to look at.", flag_values=values
+    )
     flags.DEFINE_string("table", str(TABLE), "tune: the table of tiles.", flag_values=values)
 
 
@@ -204,7 +218,12 @@ def main(argv: list[str]) -> None:
         write_atomically(path, json.dumps(record, indent=2, ensure_ascii=False) + "\n")
 
     options = Options(
-        values.repeats, tuple(values.only), values.train_step, Path(values.table), save
+        repeats=values.repeats,
+        only=tuple(values.only),
+        train_step=values.train_step,
+        table=Path(values.table),
+        tokens=values.tokens,
+        save=save,
     )
     save(SUITES[values.suite](options))
     print(f"\nwritten to {path}")

@@ -15,7 +15,9 @@ LAYERS = (
     ("pallas_kernels",),
     ("carve_jax/ops",),
     ("carve_jax/mixers",),
-    ("carve_jax/config.py", "carve_jax/model.py", "carve_jax/generate.py"),
+    ("carve_jax/config.py", "carve_jax/model.py"),
+    ("carve_jax/decoding.py", "carve_jax/decoding_file.py", "carve_jax/generate.py"),
+    ("carve_jax/accounting.py", "carve_jax/interop"),
     ("carve_jax/training", "carve_jax/evaluation"),
     ("experiments",),
 )

@@ -4,6 +4,7 @@ from carve_jax.mixers.base import Mixer
 from carve_jax.mixers.gated_delta import GatedDeltaCache, GatedDeltaMixer
 from carve_jax.mixers.gates import GateSpec
 from carve_jax.mixers.layer import LayerSpec
+from carve_jax.mixers.mamba3 import Mamba3Mixer
 from carve_jax.mixers.presets import GATES, LAYERS, MIXERS, SOFTMAX
 from carve_jax.mixers.softmax import SoftmaxAttention
 
@@ -16,6 +17,7 @@ __all__ = [
     "GatedDeltaCache",
     "GatedDeltaMixer",
     "LayerSpec",
+    "Mamba3Mixer",
     "Mixer",
     "SoftmaxAttention",
 ]

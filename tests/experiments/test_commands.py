@@ -86,12 +86,76 @@ def test_generate_continues_the_prompt(workdir, capsys):
         ("--temperature=-1", "flag --temperature=-1"),
         ("--top_p=2", "flag --top_p=2"),
         ("--promt=x", "unknown flag --promt; did you mean 'prompt'?"),
+        ("--top_p=0", "--top_p=0 keeps no token"),
+        ("--prompt=\udcff", "--prompt='\\udcff' is not UTF-8: convert it"),
+        ("--prefill_chunk=0", "flag --prefill_chunk=0"),
+        ("--stop=ab", "--stop='ab' is 2 tokens of this run's tokenizer ('a' + 'b'): give a text"),
+        ("--stop=", "--stop='' is 0 tokens of this run's tokenizer (none)"),
+        ("--save_state=nowhere/state", "--save_state=nowhere/state: there is no such directory"),
+        ("--load_state=nowhere", "--load_state: [Errno 2] No such file or directory: 'nowhere'"),
     ],
 )
 def test_generate_refuses(workdir, capsys, argument, said):
     assert cli.call(generate.main, ["generate", f"--workdir={workdir}", argument]) == 2
     err = capsys.readouterr().err
     assert err.startswith(f"error: {said}")
+    assert len(err.splitlines()) == 1
+
+
+def generated(capsys, workdir, *arguments):
+    """What the command prints."""
+    argv = ["generate", f"--workdir={workdir}", "--temperature=0", *arguments]
+    assert cli.call(generate.main, argv) == 0, capsys.readouterr().err
+    return capsys.readouterr().out
+
+
+def test_prompts_of_different_lengths_are_continued_together(workdir, capsys):
+    prompts = ["the rule of the delta rule", "the"]
+    flags = [f"--prompt={text}" for text in prompts]
+    together = generated(capsys, workdir, *flags, "--max_new_tokens=5", "--prefill_chunk=16")
+    alone = [generated(capsys, workdir, flag, "--max_new_tokens=5") for flag in flags]
+    assert together == "".join(f"--- {i}\n{text}" for i, text in enumerate(alone, start=1))
+
+
+def test_a_stop_ends_the_continuation_and_is_not_printed(workdir, capsys):
+    arguments = ("--prompt=the rule", "--max_new_tokens=12", "--temperature=1", "--seed=4")
+    free = generated(capsys, workdir, *arguments)[len("the rule") : -1]
+    stop = next(c for c in free[3:] if c.isascii() and c.isprintable())
+    stopped = generated(capsys, workdir, *arguments, f"--stop={stop}")
+    assert stopped == "the rule" + free[: free.index(stop)] + "\n"
+
+
+def test_a_saved_state_goes_on_where_it_ended(workdir, tmp_path, capsys):
+    state = tmp_path / "state"
+    whole = generated(capsys, workdir, "--prompt=the rule", "--max_new_tokens=9")
+    first = generated(
+        capsys, workdir, "--prompt=the rule", "--max_new_tokens=4", f"--save_state={state}"
+    )
+    rest = generated(capsys, workdir, "--max_new_tokens=5", f"--load_state={state}")
+    assert first[:-1] + rest == whole
+    more = generated(capsys, workdir, "--prompt= is", "--max_new_tokens=5", f"--load_state={state}")
+    text = first[:-1] + " is"
+    assert (
+        more[3:]
+        == generated(capsys, workdir, f"--prompt={text}", "--max_new_tokens=5")[len(text) :]
+    )
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--prompt=a", "--prompt=b"], "2 times --prompt, and STATE holds 1 rows: give one a row"),
+        (["--prompt="], "--prompt is empty: to add nothing to --load_state, leave it out"),
+        (["--step=1"], "--load_state: STATE was saved with other parameters of this model"),
+    ],
+)
+def test_a_state_that_does_not_fit_is_one_sentence(workdir, tmp_path, capsys, arguments, said):
+    state = tmp_path / "state"
+    generated(capsys, workdir, "--prompt=the rule", "--max_new_tokens=4", f"--save_state={state}")
+    argv = ["generate", f"--workdir={workdir}", f"--load_state={state}", *arguments]
+    assert cli.call(generate.main, argv) == 2
+    err = capsys.readouterr().err
+    assert err.startswith("error: " + said.replace("STATE", str(state)))
     assert len(err.splitlines()) == 1
 
 

@@ -29,6 +29,7 @@ from carve_jax.model import LMConfig
         ({"implementation": "cuda"}, "unknown implementation 'cuda'"),
         ({"erase": "vector"}, "erase='vector'; choose one of none, scalar, channel"),
         ({"erase": "scalar"}, "content=True needs a channel erase gate, not 'scalar'"),
+        ({"pattern": ("mamba3",), "key_dim": 3}, "key_dim=3; Mamba-3 rotates"),
         ({"mimo_rank": 0}, "mimo_rank=0; it must be an integer of at least 1"),
     ],
 )

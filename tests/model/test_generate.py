@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from carve_jax.generate import _step, generate, sample
+from carve_jax.generate import generate, sample
 from carve_jax.model import LanguageModel, LMConfig
 from tests.mixers.parameters import random_parameters, random_tokens
 
@@ -83,26 +83,6 @@ def test_sampling_follows_the_key():
     assert generate(model, params, prompt(), max_new_tokens=0).shape == (2, 0)
 
 
-def test_decoding_updates_the_cache_in_place():
-    model, params = build(("carve", "swa"))
-    cache = model.init_cache(2, 30)
-    leaves = jax.tree.leaves(cache)
-    _step(
-        model,
-        params,
-        prompt(1),
-        cache,
-        rng=jax.random.key(0),
-        index=0,
-        done=jnp.zeros((2,), bool),
-        stop=jnp.zeros((0,), jnp.int32),
-        temperature=0.0,
-        top_k=None,
-        top_p=None,
-    )
-    assert all(leaf.is_deleted() for leaf in leaves)
-
-
 def frequencies(**options):
     probability = jnp.array([0.1, 0.4, 0.2, 0.3])
     logits = jnp.broadcast_to(jnp.log(probability), (20000, 4))
@@ -139,6 +119,9 @@ def test_samples_have_the_probabilities_asked_for(options, expected):
         ({"temperature": 1.0}, ValueError, "give rng=jax.random.key"),
         ({"top_k": 0}, ValueError, "top_k=0"),
         ({"top_p": 0.0}, ValueError, "top_p=0.0"),
+        ({"stop_tokens": [50]}, ValueError, "stop token 50 is outside .* vocabulary of 50"),
+        ({"stop_tokens": "\n"}, TypeError, r"stop token '\\n' is no integer"),
+        ({"prefill_chunk": 0}, ValueError, "chunk=0"),
     ],
 )
 def test_refuses_bad_arguments(changes, error, words):
