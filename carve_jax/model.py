@@ -12,6 +12,7 @@ from carve_jax.config import LMConfig
 from carve_jax.mixers import GATES, MIXERS, SOFTMAX, Mixer
 from carve_jax.mixers.base import Cache, fan_in_uniform
 from carve_jax.shapes import Array, Float, Float32, Int32
+from carve_jax.sharding import constrain
 
 __all__ = ["LMConfig", "LanguageModel", "count_parameters", "make_mixer"]
 
@@ -98,8 +99,9 @@ class Block(nn.Module):
     ) -> tuple[Float[Array, "B T D"], Cache]:
         """One residual block; see ``Mixer`` for the cache."""
         mixed, cache = self.mixer(self.mixer_norm(x), cache, segment_ids)
-        x = x + mixed
-        return x + self.mlp(self.mlp_norm(x)), cache
+        x = constrain(x + mixed, "batch", None, None)
+        x = constrain(x + self.mlp(self.mlp_norm(x)), "batch", None, None)
+        return x, cache
 
 
 class Repeat(nn.Module):
@@ -206,7 +208,11 @@ class LanguageModel(nn.Module):
     ) -> tuple[Float[Array, "B T D"], Cache | None]:
         """What the head reads: the residual stream after the final norm, in compute dtype."""
         _check_tokens(tokens, segment_ids)
-        x, cache = self.blocks(self.embed(tokens), cache, segment_ids)
+        # Rows look tokens up in a table that each device has gathered: of what could be sent, a
+        # table is the least.
+        table = constrain(self.embed.embedding.astype(self.config.compute_dtype), None, None)
+        x = constrain(jnp.take(table, tokens, axis=0), "batch", None, None)
+        x, cache = self.blocks(x, cache, segment_ids)
         return self.final_norm(x), cache
 
     def logits(self, x: Float[Array, "*rest D"]) -> Float32[Array, "*rest vocab"]:

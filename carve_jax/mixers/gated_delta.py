@@ -25,6 +25,7 @@ from carve_jax.ops.attention import document_positions, rope
 from carve_jax.ops.gated_delta import CarveState, carve_rule, gated_delta_rule
 from carve_jax.ops.short_conv import short_conv
 from carve_jax.shapes import Array, Float, Float32, Int32
+from carve_jax.sharding import constrain, per_device, spec
 
 # P_down starts so as to keep the root mean square of the content, whatever the rank.
 CONTENT_INIT = jax.nn.initializers.lecun_normal(in_axis=1, out_axis=2, batch_axis=0)
@@ -174,7 +175,8 @@ class GatedDeltaMixer(nn.Module):
         self, name: str, x: Array, features: int, bias: bool = False, rank: int | None = None
     ) -> Array:
         down = self._linear(f"{name}_down", self.value_dim if rank is None else rank)(x)
-        return self._linear(f"{name}_up", features, bias)(down)
+        # A bottleneck is too narrow to be cut.
+        return self._linear(f"{name}_up", features, bias)(constrain(down, "batch", None, None))
 
     def _heads(self, x: Array, heads: int) -> Array:
         return x.reshape(*x.shape[:2], heads, -1)
@@ -231,38 +233,58 @@ class GatedDeltaMixer(nn.Module):
         segment_ids: Array | None,
     ) -> tuple[Array, CarveState | Array]:
         decay, step = self._decay(x)
-        options: dict[str, Any] = {
-            "scale": self.layer.scale,
-            "initial_state": state,
-            "segment_ids": segment_ids,
-            "log_decay_floor": self.gates.log_decay_floor,
-            "implementation": self.implementation,
-        }
+        content: tuple[Array, ...] = ()
         if self.gates.content:
-            down_shape = (self.num_heads, self.value_dim, self.gates.content_rank)
-            up_shape = (self.num_heads, self.gates.content_rank, self.key_dim)
-            down = self.param("content_down", CONTENT_INIT, down_shape, jnp.float32)
-            up = self.param("content_up", nn.initializers.zeros, up_shape, jnp.float32)
+            erase, write = self._erase_logits(x), self._write(x, None, step)
+            content = self._content_projections(value.dtype)
+        else:
+            erase = self._erase(x)
+            write = self._write(x, erase, step)
+
+        def rule(arrays: Any, content: Any, state: Any, segment_ids: Any) -> tuple[Array, Any]:
+            options: dict[str, Any] = {
+                "scale": self.layer.scale,
+                "initial_state": state,
+                "segment_ids": segment_ids,
+                "log_decay_floor": self.gates.log_decay_floor,
+                "implementation": self.implementation,
+            }
+            if not self.gates.content:
+                return gated_delta_rule(*arrays, chunk_size=self.chunk_size, **options)
             return carve_rule(
-                query,
-                key,
-                value,
-                decay,
-                self._erase_logits(x),
-                self._write(x, None, step),
-                down.astype(value.dtype),
-                up.astype(value.dtype),
+                *arrays,
+                *content,
                 gate_chunk=self.gates.gate_chunk,
                 erase_scale=self.gates.erase_scale,
                 stop_gradient_content=self.gates.stop_gradient_content,
                 content_norm=self.gates.content_norm,
                 **options,
             )
-        erase = self._erase(x)
-        write = self._write(x, erase, step)
-        return gated_delta_rule(
-            query, key, value, decay, erase, write, chunk_size=self.chunk_size, **options
+
+        # Heads are independent, so that a mesh cuts the rule by rows and heads and nothing is sent.
+        by_head, memory = spec("batch", None, "heads", None), spec("batch", "heads", None, None)
+        state_spec: Any = memory
+        if self.gates.content:
+            parts: Any = (memory, *(spec("batch", "heads", None),) * 2, spec("batch"))
+            state_spec = CarveState(*parts)
+        in_specs = (
+            (by_head,) * 6,
+            (spec("heads", None, None),) * len(content),
+            None if state is None else state_spec,
+            None if segment_ids is None else spec("batch", None),
         )
+        arrays = (query, key, value, decay, erase, write)
+        run = per_device(rule, in_specs, (by_head, state_spec))
+        return run(arrays, content, state, segment_ids)
+
+    def _content_projections(self, dtype: jnp.dtype) -> tuple[Array, Array]:
+        """P_down and P_up."""
+        rank = self.gates.content_rank
+        down_shape = (self.num_heads, self.value_dim, rank)
+        up_shape = (self.num_heads, rank, self.key_dim)
+        down = self.param("content_down", CONTENT_INIT, down_shape, jnp.float32)
+        up = self.param("content_up", nn.initializers.zeros, up_shape, jnp.float32)
+        return down.astype(dtype), up.astype(dtype)
 
     def _decay(self, x: Array) -> tuple[Float32[Array, "B T H Kg"], Array | None]:
         """Log-decay, and the time step it is made of where there is one."""

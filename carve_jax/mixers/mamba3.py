@@ -1,6 +1,6 @@
 """Mamba-3, SISO and MIMO, on the gated delta rule."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -11,6 +11,7 @@ from carve_jax.mixers.gates import init_dt_bias
 from carve_jax.ops.rotation import cumulative_turns, rotate_pairs
 from carve_jax.ops.trapezoid import TrapezoidState, init_trapezoid_state, trapezoidal_rule
 from carve_jax.shapes import Array, Float, Float32, Int32
+from carve_jax.sharding import per_device, spec
 
 # The continuous decay rate is at least this.
 A_FLOOR = 1e-4
@@ -104,17 +105,11 @@ class Mamba3Mixer(nn.Module):
         key, query = (rotate_pairs(self._keys(name, x), turns) for name in ("b", "c"))
         value = self._heads(self._linear("x_proj", self.num_heads * self.value_dim)(x))
         value = value * self._mimo("mimo_x", 1 / self.mimo_rank).astype(value.dtype)
-        output, state = trapezoidal_rule(
-            query.astype(value.dtype),
-            key.astype(value.dtype),
-            value,
-            log_decay,
-            timestep,
-            trapezoid,
-            initial_state=None if cache is None else cache.state,
-            segment_ids=segment_ids,
-            chunk_size=self.chunk_size,
-            implementation=self.implementation,
+        output, state = self._rule(
+            (query.astype(value.dtype), key.astype(value.dtype), value),
+            (log_decay, timestep, trapezoid),
+            None if cache is None else cache.state,
+            segment_ids,
         )
         skip = self.param("D", nn.initializers.ones, (self.num_heads,), jnp.float32)
         output += skip[None, None, None, :, None] * value.astype(jnp.float32)
@@ -124,6 +119,38 @@ class Mamba3Mixer(nn.Module):
         output = output.reshape(*x.shape[:2], -1).astype(self.compute_dtype)
         y = self._linear("o_proj", x.shape[-1], self.output_scale)(output)
         return y, None if cache is None else Mamba3Cache(state, angle)
+
+    def _rule(
+        self,
+        arrays: tuple[Array, Array, Array],
+        gates: tuple[Array, Array, Array],
+        state: TrapezoidState | None,
+        segment_ids: Array | None,
+    ) -> tuple[Float32[Array, "B T M N V"], TrapezoidState]:
+        """The trapezoidal rule; a mesh cuts it by rows and heads, and nothing is sent."""
+
+        def rule(arrays: Any, gates: Any, state: Any, segment_ids: Any) -> tuple[Array, Any]:
+            return trapezoidal_rule(
+                *arrays,
+                *gates,
+                initial_state=state,
+                segment_ids=segment_ids,
+                chunk_size=self.chunk_size,
+                implementation=self.implementation,
+            )
+
+        by_head, last = spec("batch", None, None, "heads", None), spec("batch", None, "heads", None)
+        memory, weight = spec("batch", "heads", None, None), spec("batch", "heads")
+        parts: Any = (memory, last, last, weight)
+        state_spec = TrapezoidState(*parts)
+        in_specs = (
+            (by_head,) * 3,
+            (spec("batch", None, "heads"),) * 3,
+            None if state is None else state_spec,
+            None if segment_ids is None else spec("batch", None),
+        )
+        run = per_device(rule, in_specs, (by_head, state_spec))
+        return run(arrays, gates, state, segment_ids)
 
     def _check(self, x: Array, cache: Mamba3Cache | None) -> None:
         """Refuse settings that fit no layer, and a cache of another layer or batch."""

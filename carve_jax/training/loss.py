@@ -58,13 +58,15 @@ def next_token_loss(
     def chunk_sums(x: Array, target: Array, mask: Array, size: Array) -> LossSums:
         logits = head(x)
         log_z = jax.nn.logsumexp(logits, axis=-1)
-        picked = jnp.take_along_axis(logits, target[..., None], axis=-1)[..., 0]
+        # Sums and maxima over the vocabulary, which a mesh may have cut, and no lookup in it.
+        is_target = jax.lax.broadcasted_iota(jnp.int32, logits.shape, 2) == target[..., None]
+        picked = jnp.sum(jnp.where(is_target, logits, 0), axis=-1)
         counted = mask > 0
         return LossSums(
             nats=jnp.sum(mask * (log_z - picked)),
             tokens=jnp.sum(mask),
             bytes=jnp.sum(jnp.where(counted, size, 0)).astype(jnp.float32),
-            correct=jnp.sum(mask * (jnp.argmax(logits, axis=-1) == target)),
+            correct=jnp.sum(mask * (picked >= jnp.max(logits, axis=-1))),
             penalty=z_loss * jnp.sum(mask * jnp.square(log_z)),
         )
 

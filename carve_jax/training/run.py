@@ -7,11 +7,14 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
+from jax.sharding import Mesh, NamedSharding, SingleDeviceSharding
 from ml_collections import ConfigDict
 
 from carve_jax.errors import UserError
 from carve_jax.model import LanguageModel
 from carve_jax.ops.gated_delta import resolve_implementation
+from carve_jax.placement import check_mesh, state_shardings
+from carve_jax.sharding import make_mesh, spec
 from carve_jax.training.checkpoint import Checkpoints
 from carve_jax.training.data import DataPipeline, Tokenizer, make_pipeline, tokenizer_from_json
 from carve_jax.training.metrics import write_atomically
@@ -33,11 +36,18 @@ Say = Callable[[str], None]
 
 
 class Run(NamedTuple):
-    """All that a config determines; nothing in it changes while training."""
+    """All that a config determines; nothing in it changes while training.
+
+    Attributes:
+      mesh: the devices it runs on; None for one device.
+      state_shapes: the state's shapes and dtypes, and where each array lies.
+    """
 
     config: ConfigDict
     model: LanguageModel
     pipeline: DataPipeline
+    mesh: Mesh | None
+    state_shapes: TrainState
     init: Callable[[], TrainState]
     train_step: Callable[[TrainState, Batch], tuple[TrainState, StepMetrics]]
     eval_sums: LossFn
@@ -60,20 +70,85 @@ def build(config: ConfigDict) -> Run:
     """
     check_settings(config)
     model = make_model(config)
+    mesh = make_run_mesh(config, model)
     pipeline = build_pipeline(config, model)
     schedule = make_schedule(config.optimizer, config.steps)
     optimizer = make_optimizer(config.optimizer, schedule)
     loss = make_loss(model, loss_chunk=config.loss_chunk, z_loss=config.z_loss)
+    init = make_init(model, optimizer, config.seed, mesh)
+    shapes = jax.eval_shape(init)
+    shardings = None if mesh is None else state_shardings(model.config, shapes, mesh)
+    train_step = make_train_step(
+        loss,
+        optimizer,
+        schedule,
+        accumulate_steps=config.optimizer.accumulate_steps,
+        state_shardings=shardings,
+    )
     return Run(
         config=config,
         model=model,
         pipeline=pipeline,
-        init=make_init(model, optimizer, config.seed),
-        train_step=make_train_step(
-            loss, optimizer, schedule, accumulate_steps=config.optimizer.accumulate_steps
-        ),
-        eval_sums=jax.jit(loss),
+        mesh=mesh,
+        state_shapes=_with_shardings(shapes, shardings),
+        init=init,
+        train_step=train_step if mesh is None else OnMesh(mesh, train_step),
+        eval_sums=jax.jit(loss) if mesh is None else OnMesh(mesh, jax.jit(loss)),
     )
+
+
+def make_run_mesh(config: ConfigDict, model: LanguageModel) -> Mesh | None:
+    """The mesh of `config.mesh`, checked against model and batch; None for one device.
+
+    Raises:
+      UserError: sizes that the devices, the model or the batch do not fit.
+    """
+    sizes = dict(config.mesh)
+    if all(size == 1 for size in sizes.values()):
+        return None
+    rows = config.batch_size // config.optimizer.accumulate_steps
+    try:
+        mesh = make_mesh(sizes)
+        check_mesh(model.config, mesh.shape, rows)
+    except ValueError as error:
+        raise UserError(f"config.mesh: {error}") from error
+    return mesh
+
+
+class OnMesh(NamedTuple):
+    """A jitted function of (state or parameters, batch), with the batch's rows laid over a mesh."""
+
+    mesh: Mesh
+    function: Any
+
+    def __call__(self, tree: Any, batch: Batch) -> Any:
+        """Runs it; `batch` is on the host or anywhere."""
+        with jax.set_mesh(self.mesh):
+            return self.function(tree, jax.device_put(dict(batch), self._rows()))
+
+    def lower(self, tree: Any, batch: Batch) -> jax.stages.Lowered:
+        """Its program for these shapes (arrays or `jax.ShapeDtypeStruct`); nothing runs."""
+
+        def place(x: Any) -> jax.ShapeDtypeStruct:
+            return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=self._rows())
+
+        with jax.set_mesh(self.mesh):
+            return self.function.lower(tree, jax.tree.map(place, dict(batch)))
+
+    def _rows(self) -> NamedSharding:
+        return NamedSharding(self.mesh, spec("batch", None))
+
+
+def _with_shardings(shapes: TrainState, shardings: Any) -> TrainState:
+    if shardings is None:
+        shardings = jax.tree.map(lambda _: _one_device(), shapes)
+    return jax.tree.map(
+        lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, shardings
+    )
+
+
+def _one_device() -> SingleDeviceSharding:
+    return SingleDeviceSharding(jax.devices()[0])
 
 
 def make_model(config: ConfigDict) -> LanguageModel:
@@ -128,16 +203,24 @@ def build_pipeline(config: ConfigDict, model: LanguageModel) -> DataPipeline:
 
 
 def make_init(
-    model: LanguageModel, optimizer: optax.GradientTransformation, seed: int
+    model: LanguageModel,
+    optimizer: optax.GradientTransformation,
+    seed: int,
+    mesh: Mesh | None = None,
 ) -> Callable[[], TrainState]:
-    """A jitted function that gives the state before the first step, on the default device."""
+    """A jitted function that gives the state before the first step, on the mesh or one device.
+
+    No device ever holds all of a state that a mesh cuts. The values do not depend on the mesh.
+    """
 
     def init() -> TrainState:
         tokens = jnp.zeros((1, model.config.segment_alignment), jnp.int32)
         return init_state(model, optimizer, jax.random.key(seed), tokens)
 
     # Placed as a restored state is, so that a run and its continuation are one program.
-    return jax.jit(init, out_shardings=jax.sharding.SingleDeviceSharding(jax.devices()[0]))
+    if mesh is None:
+        return jax.jit(init, out_shardings=_one_device())
+    return jax.jit(init, out_shardings=state_shardings(model.config, jax.eval_shape(init), mesh))
 
 
 def load_trained(workdir: Path, *, step: int | None = None, say: Say = print) -> Trained:

@@ -11,11 +11,12 @@ from ml_collections import ConfigDict
 
 from carve_jax.errors import UserError
 from carve_jax.model import LMConfig
+from carve_jax.sharding import AXES
 from carve_jax.training.metrics import write_atomically
 
 FILE_NAME = "config.json"
 
-SECTIONS = ("model", "data", "optimizer")
+SECTIONS = ("model", "data", "optimizer", "mesh")
 OPTIMIZER = (
     "peak_learning_rate", "warmup_fraction", "final_fraction", "weight_decay", "beta1", "beta2",
     "clip_norm", "accumulate_steps",
@@ -30,7 +31,7 @@ OTHERS = ("seed", "z_loss", "sample_prompt", "sample_tokens")
 RESUMABLE = frozenset(
     {
         "eval_every", "log_every", "checkpoint_every", "keep_checkpoints", "sample_prompt",
-        "sample_tokens",
+        "sample_tokens", "mesh.data", "mesh.fsdp", "mesh.tensor",
     }
 )  # fmt: skip
 
@@ -42,6 +43,7 @@ def check_settings(config: ConfigDict) -> None:
     """
     check_names(config.keys(), SECTIONS + COUNTS + OTHERS, "config")
     check_names(config.optimizer.keys(), OPTIMIZER, "config.optimizer")
+    check_names(config.mesh.keys(), AXES, "config.mesh")
     counts = {f"config.{name}": config[name] for name in COUNTS}
     counts["config.optimizer.accumulate_steps"] = config.optimizer.accumulate_steps
     for name, value in counts.items():

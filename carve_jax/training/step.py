@@ -136,10 +136,12 @@ def make_train_step(
     schedule: optax.Schedule,
     *,
     accumulate_steps: int = 1,
+    state_shardings: Any = None,
 ) -> Callable[[TrainState, Batch], tuple[TrainState, StepMetrics]]:
     """A jitted (state, batch) -> (state, metrics) that reuses the old state's memory.
 
-    A step whose loss or gradient is not finite leaves the state as it was but for `healthy`.
+    With `state_shardings`, a tree like the state, the new state lies as the old one did. A step
+    whose loss or gradient is not finite leaves the state as it was but for `healthy`.
     """
 
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, StepMetrics]:
@@ -164,4 +166,6 @@ def make_train_step(
         kept = dataclasses.replace(state, healthy=healthy)
         return jax.tree.map(lambda new, old: jnp.where(healthy, new, old), updated, kept), metrics
 
-    return jax.jit(train_step, donate_argnums=0)
+    if state_shardings is None:
+        return jax.jit(train_step, donate_argnums=0)
+    return jax.jit(train_step, donate_argnums=0, out_shardings=(state_shardings, None))

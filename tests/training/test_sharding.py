@@ -1,0 +1,121 @@
+"""A mesh changes where arrays lie, and nothing else: same loss, same gradients, and no
+communication but what the mesh calls for."""
+
+import functools
+import json
+import os
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from carve_jax.errors import UserError
+from carve_jax.placement import check_mesh, state_specs
+from carve_jax.sharding import AXES, constrain, make_mesh, spec
+from carve_jax.training.run import build, make_model
+from tests.training.helpers import tiny_config
+
+# What each mesh may send: gradients and sums are reduced over rows; parts of parameters are gathered
+# (and their gradients reduced); partial products of heads and MLP are reduced.
+CASES = {
+    "carve": {
+        "8,1,1": {"all-reduce"},
+        "1,8,1": {"all-reduce", "all-gather", "reduce-scatter"},
+        "2,1,4": {"all-reduce", "all-gather"},
+        "2,2,2": {"all-reduce", "all-gather", "reduce-scatter"},
+    },
+    "mamba3+swa": {"2,2,2": {"all-reduce", "all-gather", "reduce-scatter"}},
+}
+
+
+@functools.cache
+def measured(pattern):
+    environment = os.environ | {
+        "XLA_FLAGS": "--xla_force_host_platform_device_count=8",
+        "JAX_PLATFORMS": "cpu",
+    }
+    command = [sys.executable, "-m", "tests.training.sharded", pattern, *CASES[pattern]]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=900)
+    assert done.returncode == 0, done.stderr[-3000:]
+    records = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
+    return {",".join(map(str, record["mesh"].values())): record for record in records}
+
+
+@pytest.mark.parametrize(
+    ("pattern", "mesh"), [(pattern, mesh) for pattern in CASES for mesh in CASES[pattern]]
+)
+def test_on_eight_devices(pattern, mesh):
+    record = measured(pattern)[mesh]
+    assert record["loss"] < 1e-4  # nats of 128 tokens
+    assert record["gradients"] < 1e-5
+    assert record["collectives"].keys() <= CASES[pattern][mesh]
+    assert record["collectives"]["all-reduce"] > 0
+    assert record["in_the_rule"] == []
+    cut = [int(size) for size in mesh.split(",")][1:]
+    assert record["part"] <= 1 / (cut[0] * cut[1])
+
+
+def test_every_parameter_of_every_mixer_has_a_place():
+    for pattern in (("carve", "gla", "mamba2", "retnet"), ("mamba3_mimo", "attention")):
+        config = tiny_config(model__pattern=pattern, model__layers=4, model__vocab_size=64)
+        model = make_model(config)
+        shapes = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, 16), jnp.int32))
+        specs = state_specs(model.config, shapes["params"], {"data": 1, "fsdp": 2, "tensor": 2})
+        assert jax.tree.structure(specs) == jax.tree.structure(
+            jax.tree.map(lambda _: spec(), shapes["params"])
+        )
+    wrong = {"head": {"kernel": jnp.zeros((2, 2))}, "tail": {"kernel": jnp.zeros((2, 2))}}
+    with pytest.raises(ValueError, match=r"\['tail'\]\['kernel'\] has no place on a mesh"):
+        state_specs(model.config, wrong, {"data": 1, "fsdp": 2, "tensor": 2})
+
+
+def test_unknown_logical_axes_raise():
+    with pytest.raises(ValueError, match="unknown logical axis 'rows'; there are batch"):
+        spec("rows", None)
+
+
+def test_without_a_mesh_nothing_happens():
+    x = jnp.ones((2, 3))
+    assert constrain(x, "batch", None) is x
+
+
+def test_a_mesh_of_two_trains_here():
+    """In this process, which has two devices, so that the path runs under every interpreter."""
+    losses = []
+    for data in (1, -1):
+        run = build(tiny_config(mesh__data=data))
+        assert (run.mesh is None) == (data == 1)
+        state = run.init()
+        batches = run.pipeline.train_iterator()
+        for _ in range(2):
+            state, metrics = run.train_step(state, next(batches))
+        losses.append(float(metrics.sums.nats))
+    assert losses[0] == pytest.approx(losses[1], rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"mesh__data": 3}, "does not make up the 2 devices there are"),
+        ({"mesh__data": -1, "mesh__fsdp": -1}, "one of them may be -1"),
+        ({"mesh__data": 0}, "sizes are 1 or more"),
+        ({"mesh__data": 2, "batch_size": 3}, "batch_size=3 is no multiple of data x fsdp = 2"),
+        ({"mesh__tensor": 2, "model__num_heads": 3}, "does not divide num_heads=3"),
+        ({"mesh__tensor": 2, "model__mlp_dim": 33}, "does not divide mlp_dim=33"),
+        ({"mesh__fsdp": 2, "model__d_model": 33}, "fsdp=2 of the mesh does not divide d_model=33"),
+        ({"mesh__tensor": 2, "model__num_key_heads": 1}, "does not divide num_key_heads=1"),
+    ],
+)
+def test_a_mesh_that_does_not_fit_is_told(changes, words):
+    with pytest.raises(UserError, match=words):
+        build(tiny_config(**changes))
+
+
+def test_meshes_are_checked_by_name_and_size():
+    with pytest.raises(ValueError, match="mesh has no axis 'rows'; there are data, fsdp, tensor"):
+        make_mesh({"rows": 2})
+    assert dict(make_mesh({"tensor": -1}).shape) == dict(zip(AXES, (1, 1, 2), strict=True))
+    config = make_model(tiny_config(model__pattern=("mamba2",), model__num_key_heads=1)).config
+    check_mesh(config, {"data": 1, "fsdp": 1, "tensor": 2}, 2)  # shared keys may stay whole
