@@ -99,8 +99,8 @@ class Block(nn.Module):
     ) -> tuple[Float[Array, "B T D"], Cache]:
         """One residual block; see ``Mixer`` for the cache."""
         mixed, cache = self.mixer(self.mixer_norm(x), cache, segment_ids)
-        x = constrain(x + mixed, "batch", None, None)
-        x = constrain(x + self.mlp(self.mlp_norm(x)), "batch", None, None)
+        x = constrain(x + mixed, "batch", "length", None)
+        x = constrain(x + self.mlp(self.mlp_norm(x)), "batch", "length", None)
         return x, cache
 
 
@@ -211,7 +211,7 @@ class LanguageModel(nn.Module):
         # Rows look tokens up in a table that each device has gathered: of what could be sent, a
         # table is the least.
         table = constrain(self.embed.embedding.astype(self.config.compute_dtype), None, None)
-        x = constrain(jnp.take(table, tokens, axis=0), "batch", None, None)
+        x = constrain(jnp.take(table, tokens, axis=0), "batch", "length", None)
         x, cache = self.blocks(x, cache, segment_ids)
         return self.final_norm(x), cache
 

@@ -12,9 +12,20 @@ from carve_jax.model import layer_names
 from carve_jax.sharding import PARAMETERS, named, spec
 
 
-def check_mesh(config: LMConfig, mesh: Mapping[str, int], batch_size: int) -> None:
-    """Raise ValueError unless the mesh (sizes by axis) cuts this model and batch evenly."""
+def check_mesh(config: LMConfig, mesh: Mapping[str, int], batch_size: int, length: int) -> None:
+    """Raise ValueError unless the mesh (sizes by axis) cuts this model and its batches evenly."""
     rows, fsdp, tensor = mesh["data"] * mesh["fsdp"], mesh["fsdp"], mesh["tensor"]
+    stretches, alignment = mesh["sequence"], config.segment_alignment
+    if stretches > 1 and any(name.startswith("mamba3") for name in config.pattern):
+        raise ValueError(
+            f"sequence={stretches} of the mesh: Mamba-3's trapezoid is not cut along the sequence; "
+            "use the other axes."
+        )
+    if stretches > 1 and length % (stretches * alignment):
+        raise ValueError(
+            f"sequence={stretches} of the mesh does not cut sequence_length={length} into "
+            f"multiples of {alignment} tokens."
+        )
     if batch_size % rows:
         raise ValueError(
             f"batch_size={batch_size} is no multiple of data x fsdp = {rows} of the mesh "

@@ -1,9 +1,10 @@
 """How a model lies on a mesh of devices: one file of names and rules.
 
 A mesh has the axes ``data`` (rows of the batch), ``fsdp`` (rows too; parameters and optimizer
-moments are kept in parts and gathered when they are used) and ``tensor`` (heads and MLP). Arrays
-are described by logical axes, which ``RULES`` puts on axes of the mesh. Nothing here has an effect
-unless a mesh with these axes is set (``jax.set_mesh``), so modules may call it anywhere.
+moments are kept in parts and gathered when they are used), ``tensor`` (heads and MLP) and
+``sequence`` (the tokens of a row). Arrays are described by logical axes, which ``RULES`` puts on
+axes of the mesh. Nothing here has an effect unless a mesh with these axes is set
+(``jax.set_mesh``), so modules may call it anywhere.
 """
 
 import math
@@ -16,10 +17,11 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from carve_jax.shapes import Array
 
-AXES = ("data", "fsdp", "tensor")
+AXES = ("data", "fsdp", "tensor", "sequence")
 
 RULES: Mapping[str, tuple[str, ...]] = {
     "batch": ("data", "fsdp"),
+    "length": ("sequence",),  # tokens of a row
     "embed": ("fsdp",),  # width of the residual stream, in parameters
     "heads": ("tensor",),  # value or query heads, or heads times channels
     "key_heads": ("tensor",),
@@ -143,6 +145,12 @@ def current_mesh() -> Any:
     if mesh.empty or not set(AXES) <= set(mesh.axis_names) or mesh.size == 1:
         return None
     return mesh
+
+
+def axis_size(axis: str) -> int:
+    """Devices along an axis of the mesh that is set; 1 where none is."""
+    mesh = current_mesh()
+    return 1 if mesh is None else mesh.shape[axis]
 
 
 def per_device(function: Callable[..., Any], in_specs: Any, out_specs: Any) -> Callable[..., Any]:

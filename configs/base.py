@@ -33,8 +33,9 @@ def get_config() -> ConfigDict:
             "accumulate_steps": 1,  # parts a batch is taken in, to save memory
         }
     )
-    # Devices by what they share: rows; rows and parameters; heads and MLP. -1: all that are left.
-    config.mesh = ConfigDict({"data": 1, "fsdp": 1, "tensor": 1})
+    # Devices by what they share: rows; rows and parameters; heads and MLP; tokens of a row.
+    # -1: all the devices that are left.
+    config.mesh = ConfigDict({"data": 1, "fsdp": 1, "tensor": 1, "sequence": 1})
     config.batch_size = 128  # rows; the official recipe has 0.5M tokens a batch
     config.sequence_length = 4096
     config.steps = 10_000

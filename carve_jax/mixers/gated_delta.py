@@ -23,9 +23,10 @@ from carve_jax.mixers.gates import (
 from carve_jax.mixers.layer import ACTIVATIONS, LayerSpec
 from carve_jax.ops.attention import document_positions, rope
 from carve_jax.ops.gated_delta import CarveState, carve_rule, gated_delta_rule
+from carve_jax.ops.gated_delta.context_parallel import carve_rule_over, gated_delta_rule_over
 from carve_jax.ops.short_conv import short_conv
 from carve_jax.shapes import Array, Float, Float32, Int32
-from carve_jax.sharding import constrain, per_device, spec
+from carve_jax.sharding import axis_size, constrain, per_device, spec
 
 # P_down starts so as to keep the root mean square of the content, whatever the rank.
 CONTENT_INIT = jax.nn.initializers.lecun_normal(in_axis=1, out_axis=2, batch_axis=0)
@@ -176,7 +177,7 @@ class GatedDeltaMixer(nn.Module):
     ) -> Array:
         down = self._linear(f"{name}_down", self.value_dim if rank is None else rank)(x)
         # A bottleneck is too narrow to be cut.
-        return self._linear(f"{name}_up", features, bias)(constrain(down, "batch", None, None))
+        return self._linear(f"{name}_up", features, bias)(constrain(down, "batch", "length", None))
 
     def _heads(self, x: Array, heads: int) -> Array:
         return x.reshape(*x.shape[:2], heads, -1)
@@ -250,8 +251,15 @@ class GatedDeltaMixer(nn.Module):
                 "implementation": self.implementation,
             }
             if not self.gates.content:
-                return gated_delta_rule(*arrays, chunk_size=self.chunk_size, **options)
-            return carve_rule(
+                options["chunk_size"] = self.chunk_size
+                if stretches == 1:
+                    return gated_delta_rule(*arrays, **options)
+                return gated_delta_rule_over("sequence", *arrays, **options)
+            run: Any = carve_rule
+            if stretches > 1:  # One row at a time leaves the fewest devices idle.
+                rows = arrays[0].shape[0]
+                run = functools.partial(carve_rule_over, "sequence", micro_batches=rows)
+            return run(
                 *arrays,
                 *content,
                 gate_chunk=self.gates.gate_chunk,
@@ -261,8 +269,9 @@ class GatedDeltaMixer(nn.Module):
                 **options,
             )
 
-        # Heads are independent, so that a mesh cuts the rule by rows and heads and nothing is sent.
-        by_head, memory = spec("batch", None, "heads", None), spec("batch", "heads", None, None)
+        # Heads are independent, so that a mesh cuts the rule by rows and heads and nothing is sent;
+        # where it cuts the sequence too, states are.
+        by_head, memory = spec("batch", "length", "heads", None), spec("batch", "heads", None, None)
         state_spec: Any = memory
         if self.gates.content:
             parts: Any = (memory, *(spec("batch", "heads", None),) * 2, spec("batch"))
@@ -271,8 +280,9 @@ class GatedDeltaMixer(nn.Module):
             (by_head,) * 6,
             (spec("heads", None, None),) * len(content),
             None if state is None else state_spec,
-            None if segment_ids is None else spec("batch", None),
+            None if segment_ids is None else spec("batch", "length"),
         )
+        stretches = axis_size("sequence")
         arrays = (query, key, value, decay, erase, write)
         run = per_device(rule, in_specs, (by_head, state_spec))
         return run(arrays, content, state, segment_ids)

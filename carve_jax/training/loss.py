@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from carve_jax.shapes import Array, Float, Float32, Int32
+from carve_jax.sharding import axis_size
 
 Head = Callable[[Float[Array, "B C D"]], Float32[Array, "B C vocab"]]
 
@@ -36,7 +37,8 @@ def next_token_loss(
 
     Each chunk's logits are computed, summed up and dropped; the backward pass computes them again
     (`jax.checkpoint`). Memory is loss_chunk·vocab instead of B·T·vocab. Chunks cut the time axis
-    and keep all rows, so a batch that is sharded over rows stays where it is.
+    and keep all rows, so a batch that is sharded over rows stays where it is; where a mesh cuts the
+    sequence, each chunk takes tokens of every stretch.
 
     Args:
       head: maps hidden states to float32 logits; may close over traced parameters.
@@ -52,7 +54,10 @@ def next_token_loss(
 
     def cut(x: Array) -> Array:
         padding = [(0, 0), (0, chunks * width - length)] + [(0, 0)] * (x.ndim - 2)
-        return jnp.pad(x, padding).reshape(batch, chunks, width, *x.shape[2:]).swapaxes(0, 1)
+        padded, rest = jnp.pad(x, padding), x.shape[2:]
+        if axis_size("sequence") > 1:
+            return jnp.moveaxis(padded.reshape(batch, width, chunks, *rest), 2, 0)
+        return padded.reshape(batch, chunks, width, *rest).swapaxes(0, 1)
 
     @jax.checkpoint
     def chunk_sums(x: Array, target: Array, mask: Array, size: Array) -> LossSums:

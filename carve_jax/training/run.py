@@ -109,14 +109,14 @@ def make_run_mesh(config: ConfigDict, model: LanguageModel) -> Mesh | None:
     rows = config.batch_size // config.optimizer.accumulate_steps
     try:
         mesh = make_mesh(sizes)
-        check_mesh(model.config, mesh.shape, rows)
+        check_mesh(model.config, mesh.shape, rows, config.sequence_length)
     except ValueError as error:
         raise UserError(f"config.mesh: {error}") from error
     return mesh
 
 
 class OnMesh(NamedTuple):
-    """A jitted function of (state or parameters, batch), with the batch's rows laid over a mesh."""
+    """A jitted function of (state or parameters, batch), with the batch laid over a mesh."""
 
     mesh: Mesh
     function: Any
@@ -136,7 +136,7 @@ class OnMesh(NamedTuple):
             return self.function.lower(tree, jax.tree.map(place, dict(batch)))
 
     def _rows(self) -> NamedSharding:
-        return NamedSharding(self.mesh, spec("batch", None))
+        return NamedSharding(self.mesh, spec("batch", "length"))
 
 
 def _with_shardings(shapes: TrainState, shardings: Any) -> TrainState:

@@ -31,7 +31,7 @@ OTHERS = ("seed", "z_loss", "sample_prompt", "sample_tokens")
 RESUMABLE = frozenset(
     {
         "eval_every", "log_every", "checkpoint_every", "keep_checkpoints", "sample_prompt",
-        "sample_tokens", "mesh.data", "mesh.fsdp", "mesh.tensor",
+        "sample_tokens", "mesh.data", "mesh.fsdp", "mesh.tensor", "mesh.sequence",
     }
 )  # fmt: skip
 
