@@ -89,12 +89,18 @@ def test_without_a_mesh_nothing_happens():
     assert constrain(x, "batch", None) is x
 
 
-def test_a_mesh_of_two_trains_here():
-    """In this process, which has two devices, so that the path runs under every interpreter."""
+@pytest.mark.parametrize(
+    ("axis", "implementation"), [("data", "chunked"), ("tensor", "pallas"), ("sequence", "chunked")]
+)
+def test_a_mesh_of_two_trains_here(axis, implementation):
+    """In this process, which has two devices, so that the path runs under every interpreter; the
+    kernels (interpreted) too."""
     losses = []
-    for data in (1, -1):
-        run = build(tiny_config(mesh__data=data))
-        assert (run.mesh is None) == (data == 1)
+    for devices in (1, -1):
+        config = tiny_config(model__vocab_size=64, model__implementation=implementation)
+        config.mesh[axis] = devices
+        run = build(config)
+        assert (run.mesh is None) == (devices == 1)
         state = run.init()
         batches = run.pipeline.train_iterator()
         for _ in range(2):
