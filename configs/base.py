@@ -13,11 +13,14 @@ def get_config() -> ConfigDict:
     config.model = get_model()
     config.data = ConfigDict(
         {
-            "source": "stdlib",  # stdlib | token_files | mqar
+            "source": "stdlib",  # stdlib | token_files | mixture | mqar
             "parts": ("topics", "docstrings"),  # of stdlib; also sources
             "tokenizer": "bytes",  # of stdlib: bytes | bpe | the path of a tokenizer.json
             "vocab_size": 1024,  # of bpe and mqar
             "path": "",  # of token_files: what experiments.prepare_data wrote
+            "paths": (),  # of mixture: directories of token files
+            "weights": (),  # of mixture: share of the rows from each of the paths
+            "verify": False,  # hold all token files against their SHA-256 before training
             "eval_fraction": 0.05,  # share of the documents held out, each whole
         }
     )
@@ -45,7 +48,22 @@ def get_config() -> ConfigDict:
     config.eval_every = 500
     config.log_every = 10
     config.checkpoint_every = 500
-    config.keep_checkpoints = 2
+    config.keep_checkpoints = 2  # the newest
+    config.keep_every = 0  # also those whose step is a multiple of it; 0: none
+    config.keep_best = 0  # also so many of lowest eval_loss
+    config.log_norms_every = 0  # steps from line to line with the norms of every layer; 0: never
+    config.profile_steps = (0, 0)  # first and last step to trace into WORKDIR/profile; (0, 0): none
+    config.watchdog_seconds = 600.0  # say what a run waits for after so long; 0: never
+    config.guard = ConfigDict(
+        {
+            # A spike lies above median + factor · spread (1.4826 · MAD) of the last steps.
+            "loss_factor": 0.0,  # 0: not watched; 10 is a spike by any measure
+            "grad_factor": 0.0,  # of the gradient norm before clipping
+            "window": 100,  # steps looked back on
+            "action": "skip",  # skip the update | rewind to the newest checkpoint | stop
+            "limit": 10,  # spikes in a row, or rewinds to one checkpoint, that stop the run
+        }
+    )
     config.sample_prompt = "The "
     config.sample_tokens = 256  # 0: no sample
     return config

@@ -1,6 +1,7 @@
 """Times the rule against its peers, and sets the figures beside the machine's floors.
 
-  python -m experiments.benchmark [--suite=cpu|gpu|tune|decode] [--repeats=15] [--output=FILE.json]
+  python -m experiments.benchmark [--suite=cpu|gpu|tune|decode|data] [--repeats=15]
+                                  [--output=FILE.json]
 
 Contenders take turns within one run, after a warm-up; medians are reported, the ratio first. The
 JSON goes to experiments/results/ unless --output says where. Suites:
@@ -11,9 +12,12 @@ JSON goes to experiments/results/ unless --output says where. Suites:
   tune  searches the kernels' tiles and writes the best for this device to --table.
   decode  whole models writing 100,000 tokens: bytes of caches, arrays and process, and milliseconds
         a token, at the lengths of --tokens.
+  data  token files read into batches, against what carve_1b3 on eight H100s would eat, and text
+        prepared by 1, 2, … processes.
 
 --only=PART[,PART…] keeps the parts of gpu (such as 8x4096x16x128, decode, train_step), of tune
-(bfloat16/128/carve) or of decode (carve+swa) whose names hold one of these texts.
+(bfloat16/128/carve), of decode (carve+swa) or of data (read, prepare) whose names hold one of these
+texts.
 """
 
 import dataclasses
@@ -30,7 +34,7 @@ from carve_jax.errors import UserError
 from carve_jax.training.metrics import write_atomically
 from carve_jax.training.provenance import describe_environment
 from carve_jax.training.settings import nearest
-from experiments import cli
+from experiments import benchmark_data, cli
 from experiments.benchmark_decode import decode_suite, make_plan
 from experiments.benchmark_gpu import Plan, gpu_suite
 from experiments.contenders import TILE, Shape, ours, rule_inputs
@@ -155,7 +159,7 @@ class Options(NamedTuple):
 def run_cpu(options: Options) -> dict[str, Any]:
     """The cpu suite, which has no parts."""
     if options.only:
-        raise UserError("--only belongs to --suite=gpu, tune and decode; cpu has no parts")
+        raise UserError("--only belongs to --suite=gpu, tune, decode and data; cpu has no parts")
     return cpu_suite(options.repeats)
 
 
@@ -177,11 +181,18 @@ def run_decode(options: Options) -> dict[str, Any]:
     return decode_suite(options.save, make_plan(options.tokens, options.only))
 
 
+def run_data(options: Options) -> dict[str, Any]:
+    """The data suite, or the parts of it that were asked for."""
+    plan = benchmark_data.make_plan(options.only)
+    return benchmark_data.data_suite(options.repeats, options.save, plan)
+
+
 SUITES: dict[str, Callable[[Options], dict[str, Any]]] = {
     "cpu": run_cpu,
     "gpu": run_gpu,
     "tune": run_tune,
     "decode": run_decode,
+    "data": run_data,
 }
 
 

@@ -7,6 +7,7 @@ import runpy
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Literal
 
 from absl import flags, logging
 from ml_collections import ConfigDict, config_flags
@@ -96,6 +97,21 @@ def require(value: str | None, flag: str, what: str) -> str:
     if not value:
         raise UserError(f"--{flag} is missing: give {what}")
     return value
+
+
+def checkpoint_step(value: str | None) -> int | Literal["best"] | None:
+    """What --step names: a number, "best", or None for the newest.
+
+    Raises:
+      UserError: anything else.
+    """
+    if value is None:
+        return None
+    if value == "best":
+        return "best"
+    if not value.isdecimal():
+        raise UserError(f"--step={value!r}: give the number of a checkpoint's step, or best")
+    return int(value)
 
 
 def load_config(path: str, overrides: list[str]) -> ConfigDict:

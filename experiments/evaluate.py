@@ -1,6 +1,6 @@
 """Measures a trained model on its held-out documents.
 
-  python -m experiments.evaluate --workdir=DIR [--step=N] [--tasks=perplexity]
+  python -m experiments.evaluate --workdir=DIR [--step=N|best] [--tasks=perplexity]
 
 Prints a table and writes DIR/evaluation_STEP.json.
 """
@@ -45,8 +45,8 @@ def main(argv: list[str]) -> None:
     """Parses the flags, measures, prints and writes."""
     definitions = flags.FlagValues()
     workdir = flags.DEFINE_string("workdir", None, "Directory of a run.", flag_values=definitions)
-    step = flags.DEFINE_integer(
-        "step", None, "Checkpoint to use; the newest by default.", flag_values=definitions
+    step = flags.DEFINE_string(
+        "step", None, "Checkpoint: a step, or best; newest by default.", flag_values=definitions
     )
     tasks = flags.DEFINE_list(
         "tasks", ["perplexity"], f"Any of: {', '.join(TASKS)}.", flag_values=definitions
@@ -56,7 +56,7 @@ def main(argv: list[str]) -> None:
         if name not in TASKS:
             raise UserError(f"--tasks: unknown task {name!r}; {nearest(name, TASKS)}")
     directory = Path(cli.require(workdir.value, "workdir", "the directory of a run"))
-    trained = load_trained(directory, step=step.value)
+    trained = load_trained(directory, step=cli.checkpoint_step(step.value))
     results = {name: TASKS[name](trained) for name in tasks.value}
     path = directory / f"evaluation_{trained.step}.json"
     write_atomically(path, json.dumps({"step": trained.step, **results}, indent=2) + "\n")

@@ -1,7 +1,7 @@
 """Continues prompts with a trained model, token by token, in constant memory.
 
 python -m experiments.generate --workdir=DIR --prompt=TEXT [--prompt=TEXT …] [--max_new_tokens=N]
-    [--temperature=X] [--top_k=N] [--top_p=X] [--seed=N] [--step=N] [--stop=TEXT …]
+    [--temperature=X] [--top_k=N] [--top_p=X] [--seed=N] [--step=N|best] [--stop=TEXT …]
     [--prefill_chunk=N] [--save_state=FILE] [--load_state=FILE]
 
 One prompt streams to the terminal. Several are continued together, and each is printed when all are
@@ -63,7 +63,9 @@ def define_flags() -> flags.FlagValues:
         "top_p", None, "Only the likeliest that make up this share.", 0.0, 1.0, flag_values=values
     )
     flags.DEFINE_integer("seed", 0, "Seed of the draws.", flag_values=values)
-    flags.DEFINE_integer("step", None, "Checkpoint; newest by default.", flag_values=values)
+    flags.DEFINE_string(
+        "step", None, "Checkpoint: a step, or best; newest by default.", flag_values=values
+    )
     flags.DEFINE_multi_string("stop", [], "Token to end at; may be repeated.", flag_values=values)
     flags.DEFINE_integer(
         "prefill_chunk", 2048, "Most tokens of a prompt read at once.", 1, flag_values=values
@@ -141,7 +143,7 @@ def main(argv: list[str]) -> None:
         raise UserError(f"--save_state={options.save_state}: there is no such directory")
     if options.top_p == 0:
         raise UserError("--top_p=0 keeps no token: give more than 0, or leave it out")
-    trained = load_trained(workdir, step=options.step)
+    trained = load_trained(workdir, step=cli.checkpoint_step(options.step))
     tokenizer = load_tokenizer(workdir)
     stops = stop_tokens(tokenizer, options.stop)
     decoding = start(options, trained, tokenizer)

@@ -5,14 +5,10 @@
 
 Nothing runs: XLA compiles forward and backward of the rule, of its layer, and whole train steps of
 two layers, all at the official layer's sizes, and says what the programs hold. It needs JAX's GPU
-plugin, whose version is that of jaxlib, and no GPU:
-
-  pip install jax-cuda13-plugin jax-cuda13-pjrt nvidia-nvvm nvidia-cuda-nvcc
-
-On a machine without a GPU, JAX_PLATFORMS=cpu keeps JAX from looking for one.
+plugin (pip install -e '.[aot]') and no GPU; without one, JAX_PLATFORMS=cpu keeps JAX from looking
+for it.
 """
 
-import contextlib
 import datetime
 import json
 import os
@@ -23,8 +19,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from absl import flags
-from jax.experimental import topologies
-from jax.sharding import SingleDeviceSharding
 
 from carve_jax.errors import UserError
 from carve_jax.mixers import MIXERS
@@ -38,6 +32,7 @@ from carve_jax.training.settings import make_model_config, nearest
 from carve_jax.training.step import make_loss, make_train_step
 from configs.base import get_config
 from experiments import cli
+from experiments.absent import KIND, Place, absent_h100, traced_for_gpu
 from experiments.benchmark_gpu import LAYER
 from experiments.benchmark_steps import LAYER_SIZES
 from experiments.contenders import RULES, Shape, rule_arguments, rule_function, rule_inputs
@@ -46,64 +41,8 @@ from pallas_kernels import device
 
 RESULTS = Path(__file__).parent / "results"
 MODEL = {**LAYER_SIZES, "layers": 2, "compute_dtype": "bfloat16"}
-KIND = "NVIDIA H100 80GB HBM3"
-H100 = f"""
-platform_name: "CUDA"
-device_description_str: "{KIND}"
-dnn_version_info {{ major: 9 minor: 12 }}
-runtime_version {{ major: 13 }}
-gpu_device_info {{
-  cuda_compute_capability {{ major: 9 feature_extension: ACCELERATED_FEATURES }}
-  threads_per_block_limit: 1024 threads_per_warp: 32 threads_per_core_limit: 2048
-  shared_memory_per_block: 49152 shared_memory_per_core: 233472
-  shared_memory_per_block_optin: 232448
-  registers_per_core_limit: 65536 registers_per_block_limit: 65536
-  block_dim_limit_x: 2147483647 block_dim_limit_y: 65535 block_dim_limit_z: 65535
-  core_count: 132 fpus_per_core: 128 clock_rate_ghz: 1.98
-  memory_bandwidth: 3352320000000 l2_cache_size: 52428800 device_memory_size: 84942979072
-}}
-"""  # what XLA compiles for, as it describes that GPU
 
-Place = Callable[[Any], Any]
 Lower = Callable[[Place, str, str, Shape, dict[str, Any]], jax.stages.Lowered]
-
-
-def on_device(place: Any) -> Place:
-    """A function that puts shapes where a program is compiled for: on this device."""
-    sharding = SingleDeviceSharding(place)
-
-    def put(tree: Any) -> Any:
-        return jax.tree.map(
-            lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=sharding), tree
-        )
-
-    return put
-
-
-def absent_h100() -> Place:
-    """An H100 that need not be there.
-
-    Raises:
-      UserError: JAX's GPU plugin is not installed.
-    """
-    try:
-        found = topologies.get_topology_desc(platform="cuda", target_config=H100, topology="1x1x1")
-    except NotImplementedError as error:
-        raise UserError(
-            "compiling for a GPU needs JAX's GPU plugin, which is not installed: pip install "
-            f"jax-cuda13-plugin=={jax.__version__} jax-cuda13-pjrt=={jax.__version__} "
-            "nvidia-nvvm nvidia-cuda-nvcc"
-        ) from error
-    return on_device(found.devices[0])
-
-
-def traced_for_h100() -> contextlib.AbstractContextManager[Any]:
-    """Under it kernels lower for the absent GPU; before JAX 0.11 the shapes say so themselves."""
-    if jax.__version_info__ < (0, 11):
-        return contextlib.nullcontext()
-    kind = jax.sharding.AbstractDevice(device_kind=KIND, num_cores=None, platform="gpu")
-    mesh = jax.sharding.AbstractMesh((), (), abstract_device=kind)
-    return jax.sharding.use_abstract_mesh(mesh)
 
 
 def lower_rule(
@@ -250,7 +189,7 @@ def main(argv: list[str]) -> None:
     place = absent_h100()
     os.environ[device.SWITCH] = "compile"  # kernels are traced for a GPU that need not be there
     today = datetime.date.today().isoformat()
-    with traced_for_h100():
+    with traced_for_gpu():
         found = measure(place, programs, chosen)
     record = {
         "date": today,

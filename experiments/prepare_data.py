@@ -1,167 +1,326 @@
-"""Turns text into token files for `data.source = "token_files"`.
+"""Turns text into token files for `data.source = "token_files"` or "mixture".
 
     python -m experiments.prepare_data --input=FILE_OR_DIRECTORY,… --output=DIRECTORY \
-        --tokenizer=bytes|bpe|tokenizer.json [--vocab_size=8192] [--eval_fraction=0.01]
+        --tokenizer=bytes|bpe|tokenizer.json [--vocab_size=8192] [--eval_fraction=0.01] \
+        [--workers=N] [--shard_tokens=134217728] [--text_column=text] [--id_column=]
+    python -m experiments.prepare_data --output=DIRECTORY --verify
 
-A text file is a document; so is each line of a .jsonl file (`{"text": …}`). A directory stands for
-the .txt, .md, .rst and .jsonl files below it, `stdlib` for the text that Python itself carries. A
-hash of its name decides whether a document is held out (an expected share of --eval_fraction).
---vocab_size is that of a bpe, which is trained on the documents that are not held out.
+A text file is a document; so is each line of a .jsonl file (`{"text": …}`) and each row of a
+.parquet file (FineWeb-Edu's layout; needs the extra `parquet`). A directory stands for the .txt,
+.md, .rst, .jsonl and .parquet files below it, `stdlib` for the text that Python itself carries. A
+hash of its name decides whether a document is held out (an expected share of --eval_fraction); its
+name is that of its file with the number of its line or row, or what --id_column holds. --vocab_size
+is that of a bpe, which is trained on the documents that are not held out.
+
+--workers processes tokenise (all cores); the files do not depend on how many. A run that was killed
+goes on where whole shards ended: run it again. --verify reads everything back against its digests.
 """
 
-import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import tqdm
 from absl import flags
 
 from carve_jax.errors import UserError
+from carve_jax.training.data import manifest as manifests
 from carve_jax.training.data.config import check_fraction
-from carve_jax.training.data.documents import Document, is_held_out
+from carve_jax.training.data.documents import is_held_out
+from carve_jax.training.data.manifest import Manifest, shard_facts
 from carve_jax.training.data.pipeline import build_tokenizer
-from carve_jax.training.data.stdlib import stdlib_documents
-from carve_jax.training.data.token_files import (
-    SPLITS,
-    TOKENIZER_FILE,
-    ShardWriter,
-    TokenFiles,
-    write_tokenizer,
-)
-from carve_jax.training.data.tokenizer import Tokenizer
+from carve_jax.training.data.shard_header import SPLITS, TOKENIZER_FILE, Header, sha256
+from carve_jax.training.data.shard_writer import ShardWriter, write_tokenizer
+from carve_jax.training.data.token_files import TokenFiles
+from carve_jax.training.data.tokenizer import Tokenizer, tokenizer_from_json
 from experiments import cli
+from experiments.prepare_sources import (
+    Columns,
+    Surveyed,
+    Work,
+    WorkSize,
+    list_sources,
+    read_work,
+    source_bytes,
+)
+from experiments.prepare_workers import Survey, Tokenise, Tokens, Workers, usable_cores
 
-_SUFFIXES = (".txt", ".md", ".rst", ".jsonl")
-_STDLIB_PARTS = ("topics", "docstrings")
+SHARD_TOKENS = 1 << 27
 
 
-def list_files(inputs: Sequence[str]) -> list[tuple[Path, str]]:
-    """The files meant by the inputs, each with its document name, in a fixed order.
+class Settings(NamedTuple):
+    """What the token files depend on besides the sources.
 
-    Raises:
-      UserError: an input that does not exist or a directory without text files.
+    Attributes:
+      tokenizer: "bytes", "bpe" or a tokenizer JSON's path.
+      vocab_size: of a bpe.
+      eval_fraction: expected share of the documents held out.
+      shard_tokens: a training shard ends with the document that reaches so many.
+      columns: of JSON lines and Parquet files.
+      work: how the sources are cut; the shards do not depend on it, a position in them does.
     """
-    files = []
-    for given in inputs:
-        path = Path(given)
-        if path.is_file():
-            files.append((path, path.name))
-        elif path.is_dir():
-            found = sorted(p for p in path.rglob("*") if p.suffix in _SUFFIXES and p.is_file())
-            if not found:
-                raise UserError(f"{given} holds no text files ({', '.join(_SUFFIXES)}).")
-            files.extend((p, p.relative_to(path).as_posix()) for p in found)
-        else:
-            raise UserError(f"--input names {given!r}, which is no file, directory or 'stdlib'.")
-    return files
 
+    tokenizer: str = "bytes"
+    vocab_size: int = 8192
+    eval_fraction: float = 0.01
+    shard_tokens: int = SHARD_TOKENS
+    columns: Columns = Columns()
+    work: WorkSize = WorkSize()
 
-def read_documents(
-    files: Sequence[tuple[Path, str]], on_bytes: Callable[[int], object]
-) -> Iterator[Document]:
-    """The documents of the files: a whole text, or each line of a .jsonl file.
-
-    `on_bytes` is told how many bytes of the files each document took.
-
-    Raises:
-      UserError: a line that is not an object with a string `text`.
-    """
-    for path, name in files:
-        if path.suffix != ".jsonl":
-            text = path.read_bytes()
-            yield Document(name, text)
-            on_bytes(len(text))
-            continue
-        with path.open("rb") as lines:
-            for number, line in enumerate(lines, 1):
-                if line.strip():
-                    yield Document(f"{name}:{number}", _text_of(line, f"{path}:{number}"))
-                on_bytes(len(line))
-
-
-def _text_of(line: bytes, where: str) -> bytes:
-    try:
-        return json.loads(line)["text"].encode()
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(
-            f'{where} is not a JSON object with a string "text" ({error!r}).'
-        ) from error
-
-
-def _documents(
-    inputs: Sequence[str], on_bytes: Callable[[int], object] = lambda count: None
-) -> Iterator[Document]:
-    for given in inputs:
-        if given != "stdlib":
-            yield from read_documents(list_files([given]), on_bytes)
-            continue
-        for document in stdlib_documents(_STDLIB_PARTS):
-            yield document
-            on_bytes(len(document.text))
-
-
-def _total_bytes(inputs: Sequence[str]) -> int:
-    texts = stdlib_documents(_STDLIB_PARTS) if "stdlib" in inputs else ()
-    files = list_files([given for given in inputs if given != "stdlib"])
-    return sum(len(d.text) for d in texts) + sum(path.stat().st_size for path, _ in files)
+    def recorded(self) -> dict[str, object]:
+        """As a manifest keeps them; a tokenizer's file is known by its digest, not its path."""
+        kind = self.tokenizer if self.tokenizer in ("bytes", "bpe") else "file"
+        return {
+            "tokenizer": kind,
+            "vocab_size": self.vocab_size if kind == "bpe" else None,
+            "eval_fraction": self.eval_fraction,
+            "shard_tokens": self.shard_tokens,
+            "text_column": self.columns.text,
+            "id_column": self.columns.name,
+            "work": list(self.work),
+        }
 
 
 def prepare(
-    inputs: Sequence[str], output: Path, tokenizer: str, vocab_size: int, eval_fraction: float
+    inputs: Sequence[str], output: Path, settings: Settings, *, workers: int = 1
 ) -> TokenFiles:
-    """Writes `train-00000` and `eval-00000` below `output`.
+    """Writes pairs of shards `train-00000`, `eval-00000`, … below `output`, or goes on doing so.
 
     Raises:
-      UserError: bad inputs or settings, token files already there, no document on one side of
-        the split, or a full disk. A run that fails leaves no files.
+      UserError: bad inputs or settings, other token files already there, no document on one side
+        of the split, or a full disk. Whole shards stay; a run that fails before the first leaves
+        no files.
     """
-    check_fraction("--eval_fraction", eval_fraction)
-    total = _total_bytes(inputs)
+    check_fraction("--eval_fraction", settings.eval_fraction)
+    for name, value in (("workers", workers), ("shard_tokens", settings.shard_tokens)):
+        if value < 1:
+            raise UserError(f"--{name} is {value}; give at least 1.")
+    sources = list_sources(inputs)
     try:
         output.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"--output={output} cannot be made ({error.strerror}).") from error
-    if any(path for split in SPLITS for path in output.glob(f"{split}-*.json")):
-        raise UserError(f"{output} holds token files already; remove them or choose another.")
-    training = (d.text for d in _documents(inputs) if not is_held_out(d.name, eval_fraction))
-    made = build_tokenizer(tokenizer, vocab_size, training)
-    try:
-        with tqdm.tqdm(total=total, unit="B", unit_scale=True, desc="tokens") as progress:
-            _write(_documents(inputs, progress.update), output, made, eval_fraction)
-    except BaseException:
-        for path in (output / TOKENIZER_FILE, *(p for s in SPLITS for p in output.glob(f"{s}-*"))):
-            path.unlink(missing_ok=True)
-        raise
+    before = _unfinished(output)
+    with Workers(workers) as processes:
+        surveyed = []
+        total = sum(source_bytes(source) for source in sources)
+        with tqdm.tqdm(total=total, unit="B", unit_scale=True, desc="digests") as progress:
+            for one in processes.map(Survey(settings.columns, settings.work), sources):
+                surveyed.append(one)
+                progress.update(one.facts["bytes"])
+        try:
+            _prepare(surveyed, output, settings, before, processes)
+        except BaseException:
+            kept = _kept(output)
+            if kept:
+                print(f"{output}: {kept} whole shards are kept; run again to go on behind them")
+            else:
+                _remove(output, keep=())
+            raise
     return TokenFiles(output)
 
 
-def _write(
-    documents: Iterator[Document], output: Path, tokenizer: Tokenizer, fraction: float
+def _unfinished(output: Path) -> Manifest | None:
+    """The manifest of a run that wrote whole shards here and did not end.
+
+    Raises:
+      UserError: the directory holds other token files.
+    """
+    found = Manifest.read(output)
+    shards = any(path for split in SPLITS for path in output.glob(f"{split}-*.json"))
+    if found.complete if found else shards:
+        raise UserError(f"{output} holds token files already; remove them or choose another.")
+    return found if found and found.shards else None
+
+
+def _kept(output: Path) -> int:
+    """Whole shards that a run which fails leaves."""
+    found = Manifest.read(output)
+    return len(found.shards) if found else 0
+
+
+def _remove(output: Path, keep: Sequence[str]) -> None:
+    """Removes shards but for these; without any to keep, the files beside them too.
+
+    What a killed run left half-written stays: it is written over, by the shards that come next.
+    """
+    for path in [p for split in SPLITS for p in output.glob(f"{split}-*")]:
+        if path.stem not in keep and path.suffix != ".partial":
+            path.unlink(missing_ok=True)
+    if not keep:
+        for name in (TOKENIZER_FILE, manifests.FILE_NAME):
+            (output / name).unlink(missing_ok=True)
+
+
+def _prepare(
+    surveyed: list[Surveyed],
+    output: Path,
+    settings: Settings,
+    before: Manifest | None,
+    processes: Workers,
 ) -> None:
-    counts = dict.fromkeys(SPLITS, 0)
-    with (
-        ShardWriter(output, "train-00000", tokenizer) as train,
-        ShardWriter(output, "eval-00000", tokenizer) as held_out,
-    ):
-        for document in documents:
-            split = "eval" if is_held_out(document.name, fraction) else "train"
-            ids = tokenizer.encode(document.text)
-            if len(ids):
-                (held_out if split == "eval" else train).write(ids)
-                counts[split] += 1
-        if not all(counts.values()):
-            raise UserError(
-                f"The input has {counts['train']} training and {counts['eval']} held-out "
-                "documents, and needs at least one of each; give more documents (a line of a "
-                ".jsonl file is one) or another --eval_fraction."
-            )
+    work = [item for one in surveyed for item in one.work]
+    facts = [one.facts for one in surveyed]
+    tokenizer = _tokenizer(output, settings, work, before)
+    manifest = Manifest(settings.recorded(), facts, sha256(tokenizer.to_json()))
+    if before is None:
+        _remove(output, keep=())
         write_tokenizer(output, tokenizer)
+        manifest.write(output)
+    else:
+        _check_same(output, before, manifest)
+        manifest = before
+        _remove(output, keep=list(manifest.shards))
+        print(f"{output}: going on behind {len(manifest.shards)} whole shards")
+    first, skip = manifest.position
+    tokenise = Tokenise(
+        output / TOKENIZER_FILE,
+        manifest.tokenizer_sha256,
+        settings.columns,
+        settings.eval_fraction,
+    )
+    total = sum(item.size for item in work)
+    with tqdm.tqdm(total=total, unit="B", unit_scale=True, desc="tokens") as progress:
+        progress.update(manifest.done_bytes)
+        stream = _Stream(work, processes.map(tokenise, work[first:]), (first, skip), progress)
+        while stream.more() or not manifest.shards:
+            _write_part(output, manifest, tokenizer, stream, settings)
+    manifest.complete = True
+    manifest.write(output)
+
+
+def _tokenizer(
+    output: Path, settings: Settings, work: Sequence[Work], before: Manifest | None
+) -> Tokenizer:
+    """The tokenizer asked for; a bpe is not trained twice."""
+    if before is not None and settings.tokenizer == "bpe":
+        try:
+            return tokenizer_from_json((output / TOKENIZER_FILE).read_text(encoding="utf-8"))
+        except (OSError, UnicodeDecodeError) as error:
+            raise UserError(
+                f"{output} is half-written and its {TOKENIZER_FILE} cannot be read ({error}); "
+                "remove the directory and begin again."
+            ) from error
+    texts = (
+        document.text
+        for item in work
+        for document in read_work(item, settings.columns)
+        if not is_held_out(document.name, settings.eval_fraction)
+    )
+    return build_tokenizer(settings.tokenizer, settings.vocab_size, texts)
+
+
+def _check_same(output: Path, before: Manifest, now: Manifest) -> None:
+    """Raises UserError unless the shards that are there are the beginning of what is asked for."""
+    differing = [
+        f"{name} was {value!r} and is {now.settings.get(name)!r}"
+        for name, value in before.settings.items()
+        if value != now.settings.get(name)
+    ]
+    if before.sources != now.sources:
+        differing.append("the inputs are others, or have changed")
+    if before.tokenizer_sha256 != now.tokenizer_sha256:
+        differing.append("the tokenizer is another")
+    for name, facts in before.shards.items():
+        path = output / f"{name}.json"
+        if not path.exists() or shard_facts(Header.read(path)) != facts:
+            differing.append(f"the shard {name} is gone or another")
+    if differing:
+        raise UserError(
+            f"{output} is half-written by another run: {'; '.join(differing)}; run again as "
+            "before to go on, or choose another directory."
+        )
+
+
+class _Stream:
+    """Tokenised documents one after another, and the position behind those that were taken.
+
+    Args:
+      work: all of it.
+      results: its tokens, from the position on.
+      position: piece of work, and documents of it that are left out.
+      progress: told the bytes of each piece of work that is done with.
+    """
+
+    def __init__(
+        self,
+        work: Sequence[Work],
+        results: Iterator[Tokens],
+        position: tuple[int, int],
+        progress: tqdm.tqdm,
+    ) -> None:
+        self._work = work
+        self._results = results
+        self._tokens: Tokens | None = None
+        self._progress = progress
+        self.position = position
+        self.done_bytes = sum(item.size for item in work[: position[0]])
+
+    def more(self) -> bool:
+        """Whether documents are left."""
+        while self.position[0] < len(self._work):
+            if self._tokens is None:
+                self._tokens = next(self._results)
+            if self.position[1] < self._tokens.documents:
+                return True
+            size = self._work[self.position[0]].size
+            self._tokens, self.position = None, (self.position[0] + 1, 0)
+            self.done_bytes += size
+            self._progress.update(size)
+        return False
+
+    def take(self, train_tokens: int) -> Tokens:
+        """The next documents, at most up to the one with which training tokens are so many."""
+        assert self._tokens is not None  # more() was true
+        index, start = self.position
+        rest = self._tokens.cut(start, self._tokens.documents)
+        reached = (rest.lengths * ~rest.held_out).cumsum()
+        count = min(int(reached.searchsorted(train_tokens)) + 1, rest.documents)
+        self.position = index, start + count
+        return rest.cut(0, count)
+
+
+def _write_part(
+    output: Path, manifest: Manifest, tokenizer: Tokenizer, stream: _Stream, settings: Settings
+) -> None:
+    """Writes the next shard of each split, and then the manifest."""
+    number = len(manifest.shards) // len(SPLITS)
+    names = [f"{split}-{number:05d}" for split in SPLITS]
+    with (
+        ShardWriter(output, names[0], tokenizer) as train,
+        ShardWriter(output, names[1], tokenizer) as held_out,
+    ):
+        while train.tokens < settings.shard_tokens and stream.more():
+            tokens = stream.take(settings.shard_tokens - train.tokens)
+            train.write_documents(*tokens.of_split(False))
+            held_out.write_documents(*tokens.of_split(True))
+        if not stream.more():
+            _check_both(manifest, (train.documents, held_out.documents))
+    for name, writer in zip(names, (train, held_out), strict=True):
+        assert writer.header is not None  # the context ended well
+        manifest.shards[name] = shard_facts(writer.header)
+    manifest.position, manifest.done_bytes = stream.position, stream.done_bytes
+    manifest.write(output)
+
+
+def _check_both(manifest: Manifest, last: tuple[int, int]) -> None:
+    counts = [
+        documents
+        + sum(f["documents"] for name, f in manifest.shards.items() if name.startswith(split))
+        for split, documents in zip(SPLITS, last, strict=True)
+    ]
+    if not all(counts):
+        raise UserError(
+            f"The input has {counts[0]} training and {counts[1]} held-out documents, and needs at "
+            "least one of each; give more documents (a line of a .jsonl file is one) or another "
+            "--eval_fraction."
+        )
 
 
 def define_flags() -> flags.FlagValues:
     """The command's flags."""
     values = flags.FlagValues()
-    flags.DEFINE_list("input", [], "Text files and directories, or stdlib.", flag_values=values)
+    flags.DEFINE_list("input", [], "Files and directories of text, or stdlib.", flag_values=values)
     flags.DEFINE_string("output", None, "Directory to write.", flag_values=values)
     flags.DEFINE_string(
         "tokenizer", "bytes", "bytes, bpe, or a tokenizer.json's path.", flag_values=values
@@ -170,21 +329,39 @@ def define_flags() -> flags.FlagValues:
         "vocab_size", 8192, "Ids of a bpe, separator included.", flag_values=values
     )
     flags.DEFINE_float(
-        "eval_fraction", 0.01, "Expected share of the documents held out.", flag_values=values
+        "eval_fraction", 0.01, "Expected share of documents held out.", flag_values=values
     )
+    flags.DEFINE_integer("workers", usable_cores(), "Processes.", flag_values=values)
+    flags.DEFINE_integer(
+        "shard_tokens", SHARD_TOKENS, "Training tokens of a shard.", flag_values=values
+    )
+    flags.DEFINE_string("text_column", "text", "Field or column of the text.", flag_values=values)
+    flags.DEFINE_string(
+        "id_column", "", "Field or column of a document's name.", flag_values=values
+    )
+    flags.DEFINE_bool("verify", False, "Read token files back instead.", flag_values=values)
     return values
 
 
 def main(argv: list[str]) -> None:
-    """Parses the flags, writes the token files and says what they hold."""
+    """Parses the flags, writes or verifies the token files and says what they hold."""
     options = define_flags()
     cli.refuse_unknown(cli.parse_flags(options, argv), options)
+    if options.verify:
+        files = TokenFiles(cli.require(options.output, "output", "the directory to verify"))
+        print(f"{files.verify()} shards are what was written")
+        return
     if not options.input:
         raise UserError("--input is missing: give files or directories of text, or stdlib")
     output = Path(cli.require(options.output, "output", "the directory to write"))
-    files = prepare(
-        options.input, output, options.tokenizer, options.vocab_size, options.eval_fraction
+    settings = Settings(
+        options.tokenizer,
+        options.vocab_size,
+        options.eval_fraction,
+        options.shard_tokens,
+        Columns(options.text_column, options.id_column),
     )
+    files = prepare(options.input, output, settings, workers=options.workers)
     for split, headers in files.headers.items():
         for name, header in headers.items():
             print(

@@ -1,19 +1,28 @@
-"""Checkpoints: Orbax composites of state, data position and config, used whole or not at all."""
+"""Checkpoints: Orbax composites of state, data position and config, used whole or not at all.
+
+Arrays are restored to the shardings of the abstract state given, whatever mesh and however many
+processes saved them. The data position is one for all processes (see `data`), and there is no
+random state besides: seed and step are all that training draws from.
+"""
 
 import contextlib
 import errno
 import json
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import grain.checkpoint
 import jax
+import numpy as np
 import orbax.checkpoint as ocp
+from jax.experimental import multihost_utils
+from orbax.checkpoint import checkpoint_managers as policies
 
 from carve_jax.errors import UserError
-from carve_jax.training.digest import DigestedRestore, DigestedSave
+from carve_jax.training.digest import DigestedRestore, DigestedSave, verify_digests
+
+MESSAGE_BYTES = 1024  # of what one process tells the others
 
 
 class Restored(NamedTuple):
@@ -24,12 +33,35 @@ class Restored(NamedTuple):
     meta: dict[str, Any]
 
 
+class LowestLoss(policies.PreservationPolicy):
+    """Preserves the checkpoints of lowest held-out loss; of equal ones, the earlier."""
+
+    def __init__(self, count: int, losses: Mapping[int, float]) -> None:
+        self._count = count
+        self._losses = losses  # by step; grows as checkpoints are saved
+
+    def should_preserve(
+        self,
+        checkpoints: Sequence[policies.PolicyCheckpointInfo],
+        *,
+        context: policies.PreservationContext,
+    ) -> Sequence[bool]:
+        """One bool a checkpoint."""
+        evaluated = [c.step for c in checkpoints if c.step in self._losses]
+        best = sorted(evaluated, key=lambda step: (self._losses[step], step))[: self._count]
+        return [checkpoint.step in best for checkpoint in checkpoints]
+
+
 class Checkpoints:
     """The checkpoints of one run directory, newest last; use as a context manager.
 
+    A checkpoint is deleted, after the next one is finished, unless one of the `keep` rules has it.
+
     Args:
       directory: made if missing, unless `read_only`.
-      keep: how many to keep.
+      keep: how many of the newest to keep.
+      keep_every: also keep those whose step is a multiple of it; 0 for none.
+      keep_best: also keep so many of lowest `eval_loss` (see `save`).
       say: takes one line for the user.
       read_only: touch nothing, so that a run in progress is not disturbed.
     """
@@ -39,6 +71,8 @@ class Checkpoints:
         directory: Path,
         *,
         keep: int = 2,
+        keep_every: int = 0,
+        keep_best: int = 0,
         say: Callable[[str], None] = print,
         read_only: bool = False,
     ) -> None:
@@ -51,10 +85,16 @@ class Checkpoints:
             )
         unfinished = sorted(p.name.split(".")[0] for p in self.directory.glob("*-tmp*"))
         self._unfinished = [int(step) for step in unfinished if step.isdigit()]
+        self._losses = self._read_losses()
+        rules: list[policies.PreservationPolicy] = [policies.LatestN(keep)]
+        if keep_every:
+            rules.append(policies.EveryNSteps(keep_every))
+        if keep_best:
+            rules.append(LowestLoss(keep_best, self._losses))
         self._manager = ocp.CheckpointManager(
             self.directory,
             options=ocp.CheckpointManagerOptions(
-                max_to_keep=None if read_only else keep,
+                preservation_policy=policies.AnyPreservationPolicy(rules),
                 read_only=read_only,
                 create=not read_only,
                 cleanup_tmp_directories=not read_only,
@@ -81,19 +121,41 @@ class Checkpoints:
             return f"no checkpoint had been finished in {self.directory}"
         return f"the last good checkpoint is step {steps[-1]} in {self.directory / str(steps[-1])}"
 
+    def best_step(self) -> int:
+        """The step of the finished checkpoint with the lowest held-out loss.
+
+        Raises:
+          UserError: none of those on disk was evaluated.
+        """
+        found = [step for step in self.steps() if step in self._losses]
+        if not found:
+            raise UserError(
+                f"no checkpoint in {self.directory} was evaluated at its step: choose one of "
+                f"{self.steps()} by its number"
+            )
+        return min(found, key=lambda step: (self._losses[step], step))
+
     def save(self, step: int, state: Any, iterator: Any, meta: dict[str, Any]) -> None:
         """Starts a save and returns once the state may change; writing goes on in the background.
+
+        Args:
+          step: of the state.
+          state: a tree of arrays.
+          iterator: a data iterator, whose position is saved.
+          meta: plain values; an `eval_loss` is what `keep_best` and `best_step` go by.
 
         Raises:
           UserError: this save, or the one before it, could not be written.
         """
         position = json.dumps(iterator.get_state(), sort_keys=True)
+        if "eval_loss" in meta:
+            self._losses[step] = meta["eval_loss"]
         with self._explained():
             self._manager.save(
                 step,
                 args=ocp.args.Composite(
                     state=DigestedSave(state),
-                    data=grain.checkpoint.CheckpointSave(iterator),
+                    data=ocp.args.JsonSave({"position": position}),
                     meta=ocp.args.JsonSave(_sealed({**meta, "step": step}, position)),
                 ),
                 force=True,
@@ -109,7 +171,14 @@ class Checkpoints:
             self._manager.wait_until_finished()
 
     def restore(
-        self, like: Any, iterator: Any = None, *, step: int | None = None
+        self,
+        like: Any,
+        iterator: Any = None,
+        *,
+        step: int | None = None,
+        partial: bool = False,
+        multiple_of: int = 1,
+        accept: Callable[[dict[str, Any]], None] = lambda meta: None,
     ) -> Restored | None:
         """The newest checkpoint that can be read and is whole, or None if there is none at all.
 
@@ -119,23 +188,37 @@ class Checkpoints:
           like: the state, abstract (`jax.eval_shape`) or real.
           iterator: a data iterator to set to the position saved.
           step: that step and no other.
+          partial: `like` is a dict of some fields of the state; only those are read.
+          multiple_of: steps that are no multiple of it come after all that are.
+          accept: takes the meta before anything is restored; may raise a UserError.
 
         Raises:
-          UserError: there are checkpoints, but none can be read; or not the step asked for.
+          UserError: there are checkpoints, but none can be read; or not the step asked for; or
+            what `accept` raises.
         """
         for unfinished in self._unfinished:
             self._say(f"checkpoint of step {unfinished} was not finished; it is not used")
+        self._unfinished.clear()
         steps = self.steps()
         if step is not None:
             if step not in steps:
                 raise UserError(f"no checkpoint of step {step} in {self.directory}: it has {steps}")
             steps = [step]
+        steps.sort(key=lambda candidate: (candidate % multiple_of == 0, candidate))
         damaged: list[int] = []
         for candidate in reversed(steps):
-            try:
-                restored = self._read(candidate, like, iterator)
-            except Exception as error:  # whatever a damaged file makes a reader raise
-                self._say(f"checkpoint of step {candidate} cannot be used: {_reason(error)}")
+            reason = self._fault(candidate)
+            if reason is None:
+                try:
+                    meta = self._read_meta(candidate)
+                    accept(meta)
+                    restored = self._read(candidate, like, iterator, meta, partial)
+                except UserError:
+                    raise
+                except Exception as error:  # of many kinds
+                    reason = _reason(error)
+            if reason is not None:
+                self._say(f"checkpoint of step {candidate} cannot be used: {reason}")
                 damaged.append(candidate)
                 continue
             if damaged:
@@ -149,26 +232,78 @@ class Checkpoints:
             )
         return None
 
-    def _read(self, step: int, like: Any, iterator: Any) -> Restored:
-        def restore(**items: Any) -> Any:
-            return self._manager.restore(step, args=ocp.args.Composite(**items))
+    def forget_after(self, step: int) -> None:
+        """Deletes the checkpoints of later steps: the run has gone back to `step`."""
+        for later in self.steps():
+            if later > step:
+                self._manager.delete(later)
+                self._losses.pop(later, None)
 
-        # The small ones first: reading many arrays is not begun for a checkpoint in ruins.
-        sealed, position = restore(meta=ocp.args.JsonRestore()).meta, None
+    def _fault(self, step: int) -> str | None:
+        """What is wrong with a checkpoint's bytes, or None; all processes get the same answer."""
+        reason = ""
+        if jax.process_index() == 0:
+            try:
+                self._read_meta(step)
+                self._read_position(step)
+                verify_digests(self._path(step) / "state")
+            except Exception as error:  # whatever a damaged file makes a reader raise
+                reason = _reason(error)
+        return _from_first_process(reason) or None
+
+    def _read_sealed(self, step: int) -> dict[str, Any]:
+        return json.loads((self._path(step) / "meta" / "metadata").read_text())
+
+    def _read_meta(self, step: int) -> dict[str, Any]:
+        found = self._read_sealed(step)
+        if zlib.crc32(found["meta"].encode()) != found["meta_crc32"]:
+            raise ValueError("its description does not match its checksum")
+        return json.loads(found["meta"])
+
+    def _read_position(self, step: int) -> Any:
+        item = json.loads((self._path(step) / "data" / "metadata").read_text())
+        position = item["position"]
+        if zlib.crc32(position.encode()) != self._read_sealed(step)["data_crc32"]:
+            raise ValueError("its data position does not match its checksum")
+        return json.loads(position)
+
+    def _read_losses(self) -> dict[int, float]:
+        """Held-out losses of the checkpoints on disk; none of one that is damaged."""
+        losses = {}
+        for step in self.steps() if self.directory.is_dir() else []:
+            with contextlib.suppress(Exception):  # told of when it is the one to restore
+                losses[step] = float(self._read_meta(step)["eval_loss"])
+        return losses
+
+    def _read(
+        self, step: int, like: Any, iterator: Any, meta: dict[str, Any], partial: bool
+    ) -> Restored:
+        # First what is small: reading many arrays is not begun for a position that is refused.
         if iterator is not None:
-            restore(data=grain.checkpoint.CheckpointRestore(iterator))
-            position = json.dumps(iterator.get_state(), sort_keys=True)
-        meta = _unsealed(sealed, position)
-        return Restored(step, restore(state=DigestedRestore(_placed(like))).state, meta)
+            iterator.set_state(self._read_position(step))
+        like = _placed(like)
+        if partial:
+            wanted = ocp.args.PyTreeRestore(
+                like, ocp.checkpoint_utils.construct_restore_args(like), partial_restore=True
+            )
+            with ocp.PyTreeCheckpointer() as reader:
+                return Restored(step, reader.restore(self._path(step) / "state", wanted), meta)
+        arrays = ocp.args.Composite(state=DigestedRestore(like))
+        return Restored(step, self._manager.restore(step, args=arrays).state, meta)
+
+    def _path(self, step: int) -> Path:
+        return self.directory / str(step)
 
     def _set_aside(self, steps: list[int]) -> None:
         if self._read_only:
             return
-        for step in steps:
+        for step in steps if jax.process_index() == 0 else []:
             target = self.directory.with_name(f"{self.directory.name}_damaged") / str(step)
             target.parent.mkdir(exist_ok=True)
             number = sum(1 for _ in target.parent.iterdir())
-            (self.directory / str(step)).rename(target.with_name(f"{step}_{number}"))
+            self._path(step).rename(target.with_name(f"{step}_{number}"))
+        if jax.process_count() > 1:
+            multihost_utils.sync_global_devices("damaged checkpoints are set aside")
         self._manager.reload()
 
     @contextlib.contextmanager
@@ -202,12 +337,15 @@ def _sealed(meta: dict[str, Any], position: str) -> dict[str, Any]:
     }
 
 
-def _unsealed(found: dict[str, Any], position: str | None) -> dict[str, Any]:
-    if zlib.crc32(found["meta"].encode()) != found["meta_crc32"]:
-        raise ValueError("its description does not match its checksum")
-    if position is not None and zlib.crc32(position.encode()) != found["data_crc32"]:
-        raise ValueError("its data position does not match its checksum")
-    return json.loads(found["meta"])
+def _from_first_process(text: str) -> str:
+    """The first process's text, on every process."""
+    if jax.process_count() == 1:
+        return text
+    letters = np.zeros(MESSAGE_BYTES, np.uint8)
+    given = np.frombuffer(text.encode()[:MESSAGE_BYTES], np.uint8)
+    letters[: len(given)] = given
+    sent = np.asarray(multihost_utils.broadcast_one_to_all(letters))
+    return sent.tobytes().rstrip(b"\0").decode(errors="ignore")
 
 
 def _reason(error: BaseException) -> str:

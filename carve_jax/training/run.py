@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -10,6 +10,7 @@ import optax
 from jax.sharding import Mesh, NamedSharding, SingleDeviceSharding
 from ml_collections import ConfigDict
 
+from carve_jax.accounting import parameter_shapes
 from carve_jax.errors import UserError
 from carve_jax.model import LanguageModel
 from carve_jax.ops.gated_delta import resolve_implementation
@@ -17,6 +18,7 @@ from carve_jax.placement import check_mesh, state_shardings
 from carve_jax.sharding import make_mesh, spec
 from carve_jax.training.checkpoint import Checkpoints
 from carve_jax.training.data import DataPipeline, Tokenizer, make_pipeline, tokenizer_from_json
+from carve_jax.training.guard import Guard
 from carve_jax.training.metrics import write_atomically
 from carve_jax.training.optimizer import make_optimizer, make_schedule
 from carve_jax.training.settings import check_settings, load_config, make_model_config
@@ -53,6 +55,15 @@ class Run(NamedTuple):
     eval_sums: LossFn
 
 
+class Steps(NamedTuple):
+    """What of a run needs neither data nor a directory; fields as in `Run`."""
+
+    state_shapes: TrainState
+    init: Callable[[], TrainState]
+    train_step: Callable[[TrainState, Batch], tuple[TrainState, StepMetrics]]
+    eval_sums: LossFn
+
+
 class Trained(NamedTuple):
     """A model with the parameters of one checkpoint."""
 
@@ -72,10 +83,16 @@ def build(config: ConfigDict) -> Run:
     model = make_model(config)
     mesh = make_run_mesh(config, model)
     pipeline = build_pipeline(config, model)
+    return Run(config, model, pipeline, mesh, *build_steps(config, model, mesh))
+
+
+def build_steps(config: ConfigDict, model: LanguageModel, mesh: Mesh | None) -> Steps:
+    """The step functions of a run, whose devices need not be there to compile for them."""
     schedule = make_schedule(config.optimizer, config.steps)
     optimizer = make_optimizer(config.optimizer, schedule)
     loss = make_loss(model, loss_chunk=config.loss_chunk, z_loss=config.z_loss)
-    init = make_init(model, optimizer, config.seed, mesh)
+    guard = Guard.from_config(config.guard)
+    init = make_init(model, optimizer, config.seed, mesh, guard)
     shapes = jax.eval_shape(init)
     shardings = None if mesh is None else state_shardings(model.config, shapes, mesh)
     train_step = make_train_step(
@@ -84,16 +101,18 @@ def build(config: ConfigDict) -> Run:
         schedule,
         accumulate_steps=config.optimizer.accumulate_steps,
         state_shardings=shardings,
+        guard=guard,
+        with_norms=config.log_norms_every > 0,
     )
-    return Run(
-        config=config,
-        model=model,
-        pipeline=pipeline,
-        mesh=mesh,
+
+    def placed(function: Any) -> Any:
+        return function if mesh is None else OnMesh(mesh, function)
+
+    return Steps(
         state_shapes=_with_shardings(shapes, shardings),
         init=init,
-        train_step=train_step if mesh is None else OnMesh(mesh, train_step),
-        eval_sums=jax.jit(loss) if mesh is None else OnMesh(mesh, jax.jit(loss)),
+        train_step=placed(train_step),
+        eval_sums=placed(jax.jit(loss)),
     )
 
 
@@ -207,6 +226,7 @@ def make_init(
     optimizer: optax.GradientTransformation,
     seed: int,
     mesh: Mesh | None = None,
+    guard: Guard | None = None,
 ) -> Callable[[], TrainState]:
     """A jitted function that gives the state before the first step, on the mesh or one device.
 
@@ -215,7 +235,7 @@ def make_init(
 
     def init() -> TrainState:
         tokens = jnp.zeros((1, model.config.segment_alignment), jnp.int32)
-        return init_state(model, optimizer, jax.random.key(seed), tokens)
+        return init_state(model, optimizer, jax.random.key(seed), tokens, guard)
 
     # Placed as a restored state is, so that a run and its continuation are one program.
     if mesh is None:
@@ -223,23 +243,29 @@ def make_init(
     return jax.jit(init, out_shardings=state_shardings(model.config, jax.eval_shape(init), mesh))
 
 
-def load_trained(workdir: Path, *, step: int | None = None, say: Say = print) -> Trained:
+def load_trained(
+    workdir: Path, *, step: int | Literal["best"] | None = None, say: Say = print
+) -> Trained:
     """The model of a run directory with the parameters of its newest checkpoint, or of `step`.
 
-    Touches nothing in the directory, so the run may still be going on.
+    Touches nothing in the directory, so the run may still be going on. Nothing but the parameters
+    is read, onto one device.
+
+    Args:
+      step: a number, or "best" for the lowest held-out loss.
 
     Raises:
       UserError: no run there, or no usable checkpoint.
     """
     config = load_config(workdir)
     model = make_model(config)
-    schedule = make_schedule(config.optimizer, config.steps)
-    init = make_init(model, make_optimizer(config.optimizer, schedule), config.seed)
+    like = {"params": parameter_shapes(model.config)}
     with Checkpoints(workdir / CHECKPOINTS, say=say, read_only=True) as checkpoints:
-        restored = checkpoints.restore(jax.eval_shape(init), step=step)
+        number = checkpoints.best_step() if step == "best" else step
+        restored = checkpoints.restore(like, step=number, partial=True)
     if restored is None:
         raise UserError(f"{workdir} has no finished checkpoint yet: wait for one, or train on")
-    return Trained(config, model, restored.state.params, restored.step)
+    return Trained(config, model, restored.state["params"], restored.step)
 
 
 def save_tokenizer(workdir: Path, tokenizer: Tokenizer | None) -> None:

@@ -12,11 +12,13 @@ from ml_collections import ConfigDict
 from carve_jax.errors import UserError
 from carve_jax.model import LMConfig
 from carve_jax.sharding import AXES
+from carve_jax.training.guard import FIELDS as GUARD
+from carve_jax.training.guard import Guard
 from carve_jax.training.metrics import write_atomically
 
 FILE_NAME = "config.json"
 
-SECTIONS = ("model", "data", "optimizer", "mesh")
+SECTIONS = ("model", "data", "optimizer", "mesh", "guard")
 OPTIMIZER = (
     "peak_learning_rate", "warmup_fraction", "final_fraction", "weight_decay", "beta1", "beta2",
     "clip_norm", "accumulate_steps",
@@ -25,13 +27,18 @@ COUNTS = (
     "batch_size", "sequence_length", "steps", "loss_chunk", "eval_every", "log_every",
     "checkpoint_every", "keep_checkpoints",
 )  # fmt: skip
-OTHERS = ("seed", "z_loss", "sample_prompt", "sample_tokens")
+COUNTS_OR_ZERO = ("keep_every", "keep_best", "log_norms_every")
+OTHERS = (
+    "seed", "z_loss", "sample_prompt", "sample_tokens", "watchdog_seconds", "profile_steps",
+)  # fmt: skip
 
 # What a run may change when it is resumed: all that leaves parameters and data as they would be.
 RESUMABLE = frozenset(
     {
         "eval_every", "log_every", "checkpoint_every", "keep_checkpoints", "sample_prompt",
         "sample_tokens", "mesh.data", "mesh.fsdp", "mesh.tensor", "mesh.sequence",
+        "keep_every", "keep_best", "log_norms_every", "watchdog_seconds", "profile_steps",
+        "guard.loss_factor", "guard.grad_factor", "guard.action", "guard.limit",  # from there on
     }
 )  # fmt: skip
 
@@ -41,9 +48,12 @@ def check_settings(config: ConfigDict) -> None:
 
     The sections `model` and `data` are checked by the code they belong to.
     """
-    check_names(config.keys(), SECTIONS + COUNTS + OTHERS, "config")
+    check_names(config.keys(), SECTIONS + COUNTS + COUNTS_OR_ZERO + OTHERS, "config")
     check_names(config.optimizer.keys(), OPTIMIZER, "config.optimizer")
     check_names(config.mesh.keys(), AXES, "config.mesh")
+    check_names(config.guard.keys(), GUARD, "config.guard")
+    Guard.from_config(config.guard)
+    check_reports(config)
     counts = {f"config.{name}": config[name] for name in COUNTS}
     counts["config.optimizer.accumulate_steps"] = config.optimizer.accumulate_steps
     for name, value in counts.items():
@@ -53,6 +63,36 @@ def check_settings(config: ConfigDict) -> None:
         raise UserError(
             f"config.batch_size is {config.batch_size}, but must be a multiple of "
             f"config.optimizer.accumulate_steps, which is {config.optimizer.accumulate_steps}"
+        )
+
+
+def check_reports(config: ConfigDict) -> None:
+    """Raises UserError for a field, out of range, of what a run keeps and says."""
+    for name in COUNTS_OR_ZERO:
+        value = config[name]
+        if isinstance(value, bool) or not isinstance(value, int) or value < 0:
+            raise UserError(
+                f"config.{name} is {value!r}, but must be a whole number, or 0 for none"
+            )
+    seconds = config.watchdog_seconds
+    if isinstance(seconds, bool) or not isinstance(seconds, (int, float)) or not seconds >= 0:
+        raise UserError(
+            f"config.watchdog_seconds is {seconds!r}, but must be a number of seconds, or 0 for no "
+            "watchdog"
+        )
+    steps = tuple(config.profile_steps)
+    whole = len(steps) == 2 and all(type(step) is int for step in steps)
+    if not whole or (steps != (0, 0) and not 1 <= steps[0] <= steps[1]):
+        raise UserError(
+            f"config.profile_steps is {steps!r}, but must be the first and the last step to trace, "
+            "such as (10, 12), or (0, 0) for none"
+        )
+    often, seldom = sorted((config.eval_every, config.checkpoint_every))
+    if config.keep_best and seldom % often:
+        raise UserError(
+            "config.keep_best needs checkpoints that were evaluated at their step, but "
+            f"config.checkpoint_every is {config.checkpoint_every} and config.eval_every is "
+            f"{config.eval_every}: make one a multiple of the other"
         )
 
 

@@ -11,7 +11,9 @@ from flax import struct
 
 from carve_jax.model import LanguageModel
 from carve_jax.shapes import Array, Bool, Float32, Int32
+from carve_jax.training.guard import Guard, GuardState, Verdict
 from carve_jax.training.loss import LossSums, next_token_loss
+from carve_jax.training.norms import Norms, group_of, norms_by_group
 
 Batch = Mapping[str, Array]
 LossFn = Callable[[Any, Batch], LossSums]
@@ -21,14 +23,16 @@ LossFn = Callable[[Any, Batch], LossSums]
 class TrainState:
     """All that training carries from one step to the next, except the data iterator.
 
-    `healthy` turns False at the first loss or gradient that is not finite and stays so: from then
-    on no update is applied, and params and opt_state remain those of the last good step.
+    `healthy` turns False at the first loss or gradient that is not finite (or, where the guard does
+    not skip it, the first spike) and stays so: from then on no update is applied, and params and
+    opt_state remain those of the last good step.
     """
 
-    step: Int32[Array, ""]
+    step: Int32[Array, ""]  # updates applied
     params: Any
     opt_state: Any
     healthy: Bool[Array, ""]
+    guard: GuardState
 
 
 @struct.dataclass
@@ -40,10 +44,16 @@ class StepMetrics:
     param_norm: Float32[Array, ""]  # before the update
     learning_rate: Float32[Array, ""]
     finite: dict[str, Bool[Array, ""]]  # of "the loss", "the gradient norm", and each module
+    verdict: Verdict
+    norms: dict[str, Norms] | None  # of every layer, if asked for
 
 
 def init_state(
-    model: LanguageModel, optimizer: optax.GradientTransformation, rng: Array, tokens: Array
+    model: LanguageModel,
+    optimizer: optax.GradientTransformation,
+    rng: Array,
+    tokens: Array,
+    guard: Guard | None = None,
 ) -> TrainState:
     """The state before the first step; trace it with `jax.jit` or `jax.eval_shape`."""
     params = model.init(rng, tokens)["params"]
@@ -52,6 +62,7 @@ def init_state(
         params=params,
         opt_state=optimizer.init(params),
         healthy=jnp.ones((), jnp.bool_),
+        guard=(guard or Guard()).init(),
     )
 
 
@@ -118,16 +129,24 @@ def gradient(
 def finite_by_group(grads: Any, sums: LossSums) -> dict[str, Bool[Array, ""]]:
     """Whether the loss, and each parameter group's gradient, is free of NaN and infinity.
 
-    A group is a module as a reader of the parameter tree sees it: "embed", or
-    "blocks/layer_0_carve/mixer", repeats of a scanned layer together.
+    A group is that of `group_of`, repeats of a scanned layer together.
     """
     groups: dict[str, list[Array]] = {}
     for path, leaf in jax.tree_util.tree_leaves_with_path(grads):
-        keys = [str(getattr(key, "key", key)) for key in path]
-        name = "/".join(keys[:-1][:3]) or keys[0]
-        groups.setdefault(name, []).append(jnp.all(jnp.isfinite(leaf)))
+        groups.setdefault(group_of(path), []).append(jnp.all(jnp.isfinite(leaf)))
     finite = {name: jnp.all(jnp.stack(flags)) for name, flags in groups.items()}
     return {"the loss": jnp.isfinite(sums.nats + sums.penalty), **finite}
+
+
+def select(condition: Bool[Array, ""], new: Any, old: Any) -> Any:
+    """The one tree or the other."""
+    return jax.tree.map(lambda x, y: jnp.where(condition, x, y), new, old)
+
+
+def measure_norms(grads: Any, params: Any, updates: Any) -> dict[str, Norms]:
+    """Norms of every layer: gradients before clipping, parameters before the update, updates."""
+    trees = {"grad_norm": grads, "param_norm": params, "update_norm": updates}
+    return {name: norms_by_group(tree) for name, tree in trees.items()}
 
 
 def make_train_step(
@@ -137,24 +156,33 @@ def make_train_step(
     *,
     accumulate_steps: int = 1,
     state_shardings: Any = None,
+    guard: Guard | None = None,
+    with_norms: bool = False,
 ) -> Callable[[TrainState, Batch], tuple[TrainState, StepMetrics]]:
     """A jitted (state, batch) -> (state, metrics) that reuses the old state's memory.
 
     With `state_shardings`, a tree like the state, the new state lies as the old one did. A step
-    whose loss or gradient is not finite leaves the state as it was but for `healthy`.
+    whose loss or gradient is not finite leaves the state as it was but for `healthy`; a spike that
+    `guard` skips, as it was but for the guard's own count. `with_norms` measures every layer's.
     """
+    guard = guard or Guard()
 
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, StepMetrics]:
         grads, sums = gradient(loss, state.params, batch, accumulate_steps)
         grad_norm = optax.tree.norm(grads)
         finite = finite_by_group(grads, sums) | {"the gradient norm": jnp.isfinite(grad_norm)}
-        healthy = state.healthy & jnp.all(jnp.stack(list(finite.values())))
+        all_finite = jnp.all(jnp.stack(list(finite.values())))
+        mean = sums.nats / jnp.maximum(sums.tokens, 1.0)
+        verdict, judged = guard.judge(state.guard, mean, grad_norm, all_finite)
+        good = ~verdict.spike if guard.on else all_finite
+        healthy = state.healthy & (good | guard.skips)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         updated = TrainState(
             step=state.step + 1,
             params=optax.apply_updates(state.params, updates),
             opt_state=opt_state,
             healthy=healthy,
+            guard=judged,
         )
         metrics = StepMetrics(
             sums=sums,
@@ -162,9 +190,12 @@ def make_train_step(
             param_norm=optax.tree.norm(state.params),
             learning_rate=jnp.asarray(schedule(state.step), jnp.float32),
             finite=finite,
+            verdict=verdict,
+            norms=measure_norms(grads, state.params, updates) if with_norms else None,
         )
-        kept = dataclasses.replace(state, healthy=healthy)
-        return jax.tree.map(lambda new, old: jnp.where(healthy, new, old), updated, kept), metrics
+        counted = select(healthy, judged, state.guard)
+        kept = dataclasses.replace(state, healthy=healthy, guard=counted)
+        return select(state.healthy & good, updated, kept), metrics
 
     if state_shardings is None:
         return jax.jit(train_step, donate_argnums=0)

@@ -43,6 +43,12 @@ def test_evaluate_another_step(workdir, capsys):
     assert json.loads((workdir / "evaluation_1.json").read_text())["step"] == 1
     assert cli.call(evaluate.main, ["evaluate", f"--workdir={workdir}", "--step=9"]) == 2
     assert "error: no checkpoint of step 9 in" in capsys.readouterr().err
+    assert cli.call(evaluate.main, ["evaluate", f"--workdir={workdir}", "--step=best"]) == 0
+    assert "perplexity at step 2" in capsys.readouterr().out  # the one that was evaluated
+    assert cli.call(evaluate.main, ["evaluate", f"--workdir={workdir}", "--step=last"]) == 2
+    assert "error: --step='last': give the number of a checkpoint's step, or best" in (
+        capsys.readouterr().err
+    )
 
 
 @pytest.mark.skipif(jax.default_backend() == "gpu", reason="the kernels run here")

@@ -5,7 +5,7 @@ import json
 import jax
 import pytest
 
-from experiments import cli, memory
+from experiments import absent, cli, memory
 from experiments.contenders import Shape
 from pallas_kernels import device
 
@@ -18,11 +18,11 @@ SCALARS = HALF // SHAPE.channels
 
 
 @pytest.fixture
-def here() -> memory.Place:
-    return memory.on_device(jax.devices()[0])
+def here() -> absent.Place:
+    return absent.on_device(jax.devices()[0])
 
 
-def test_the_rules_arguments_are_counted(here: memory.Place) -> None:
+def test_the_rules_arguments_are_counted(here: absent.Place) -> None:
     found = memory.measure(here, ("rule",), ("chunked",), SHAPE, MODEL)["rule chunked"]
     shared = 6 * HALF  # query, key, value, the cotangent, and the log-decay in float32
     gate = 2 * 2 * SHAPE.heads * SHAPE.channels * 16  # content_down and content_up, of rank 16
@@ -30,7 +30,7 @@ def test_the_rules_arguments_are_counted(here: memory.Place) -> None:
     assert found["carve"]["arguments"] == shared + HALF + SCALARS + gate
 
 
-def test_totals_count_what_is_donated_once(here: memory.Place) -> None:
+def test_totals_count_what_is_donated_once(here: absent.Place) -> None:
     programs = ("layer", "train_step", "train_step_remat")
     found = memory.measure(here, programs, ("chunked",), SHAPE, MODEL)
     assert list(found) == [f"{program} chunked" for program in programs]
@@ -60,10 +60,10 @@ def test_the_command_writes_what_it_prints(here, tmp_path, monkeypatch, capsys) 
 
 
 def test_without_the_plugin_it_says_what_to_install(monkeypatch, capsys) -> None:
-    def absent(**_: str) -> None:
+    def no_plugin(**_: str) -> None:
         raise NotImplementedError("topology not implemented for cuda")
 
-    monkeypatch.setattr(memory.topologies, "get_topology_desc", absent)
+    monkeypatch.setattr(absent.topologies, "get_topology_desc", no_plugin)
     assert cli.call(memory.main, ["memory"]) == 2
     error = capsys.readouterr().err
     assert error.count("\n") == 1

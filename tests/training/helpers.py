@@ -3,11 +3,14 @@
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 from ml_collections import ConfigDict
 
+from carve_jax.training import loop
 from carve_jax.training.data import ByteTokenizer, ShardWriter
-from carve_jax.training.data.token_files import write_tokenizer
+from carve_jax.training.data.shard_writer import write_tokenizer
+from carve_jax.training.metrics import CLOCK, read_metrics
 from configs import base
 
 
@@ -66,3 +69,16 @@ def text_data(directory: Path, extra: str = "") -> ConfigDict:
             if extra:
                 shard.write(np.asarray(tokenizer.encode(extra), np.int32))
     return ConfigDict({"source": "token_files", "path": str(directory)})
+
+
+def train(config: ConfigDict, workdir: Path) -> tuple[Any, list[str]]:
+    """The final state, as numpy arrays, and the lines said."""
+    lines: list[str] = []
+    state = loop.train(config, workdir, say=lines.append)
+    return jax.tree.map(np.asarray, state), lines
+
+
+def figures(workdir: Path) -> list[dict[str, Any]]:
+    """Lines of metrics.jsonl without what a clock decides."""
+    lines = read_metrics(workdir)
+    return [{k: v for k, v in line.items() if k not in CLOCK} for line in lines]

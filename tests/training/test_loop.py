@@ -14,17 +14,10 @@ from ml_collections import ConfigDict
 
 from carve_jax.errors import UserError
 from carve_jax.training import loop
-from carve_jax.training.metrics import read_metrics
+from carve_jax.training.metrics import CLOCK, read_metrics
 from carve_jax.training.run import build, load_tokenizer, load_trained
 from carve_jax.training.stopping import Interrupted, TrainingDiverged
-from tests.training.helpers import text_data, tiny_config
-
-
-def train(config, workdir):
-    """The final state, as numpy arrays, and the lines said."""
-    lines = []
-    state = loop.train(config, workdir, say=lines.append)
-    return jax.tree.map(np.asarray, state), lines
+from tests.training.helpers import figures, text_data, tiny_config, train
 
 
 def before_step(monkeypatch, number, act):
@@ -42,12 +35,6 @@ def before_step(monkeypatch, number, act):
         return run._replace(train_step=train_step)
 
     monkeypatch.setattr(loop, "build", watched)
-
-
-def figures(workdir):
-    """Lines of metrics.jsonl without what a clock decides."""
-    lines = read_metrics(workdir)
-    return [{k: v for k, v in line.items() if k != "tokens_per_second"} for line in lines]
 
 
 @pytest.fixture(scope="module")
@@ -129,7 +116,10 @@ def test_metrics_of_a_run(golden):
         assert {"loss", "grad_norm", "param_norm", "learning_rate", "tokens"} <= line.keys()
         assert ("eval_loss" in line) == ("eval_accuracy" in line) == (line["step"] in (3, 6))
         assert "bits_per_byte" not in line  # associative recall is not text
-    assert [("tokens_per_second" in line) for line in lines] == [False] + [True] * 5
+    assert [line.keys() & CLOCK for line in lines] == [set()] + [CLOCK] * 5
+    for line in lines[1:]:
+        assert 0 <= line["data_wait_seconds"] < line["step_seconds"]
+        assert line["mfu"] is None  # a CPU is not in the table of peaks
     assert lines[-1]["tokens"] == 6 * lines[0]["tokens"]
     assert list((golden[0] / "tensorboard").glob("events.*"))
 
@@ -153,7 +143,7 @@ def test_provenance_of_a_run(golden, tmp_path):
 @pytest.mark.parametrize("name", ["recurrent", "chunked"])
 def test_a_named_implementation_is_the_one_recorded(name):
     run = build(tiny_config(model__implementation=name))
-    facts = loop.describe(run, jax.eval_shape(run.init), start=0)
+    facts = loop.describe(run, run.state_shapes, start=0)
     assert facts["implementation"] == name
 
 

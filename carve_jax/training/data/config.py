@@ -7,7 +7,7 @@ from typing import Any
 
 from carve_jax.errors import UserError
 
-SOURCES = ("stdlib", "token_files", "mqar")
+SOURCES = ("stdlib", "token_files", "mixture", "mqar")
 PARTS = ("topics", "docstrings", "sources")
 
 
@@ -16,12 +16,17 @@ class DataConfig:
     """The data section.
 
     Attributes:
-      source: "stdlib" (text of the Python that runs), "token_files" or "mqar".
+      source: "stdlib" (text of the Python that runs), "token_files", "mixture" or "mqar".
       parts: of "stdlib": any of "topics" (the language reference), "docstrings", "sources".
       tokenizer: of "stdlib": "bytes", "bpe" (trained on the training documents) or the path of a
         byte-level BPE's tokenizer.json. Token files name their own tokenizer.
       vocab_size: of "bpe" (separator included) and of "mqar".
       path: the directory of the token files, as `experiments.prepare_data` writes it.
+      paths: of "mixture": directories of token files, all of one tokenizer.
+      weights: of "mixture": the share of the rows that comes from each path; their sum is the
+        whole.
+      verify: of "token_files" and "mixture": whether every byte is held against its SHA-256 before
+        training. Without it, sizes, headers and offsets are, and tokens when they are first read.
       eval_fraction: of "stdlib": expected share of the documents that is held out.
       num_pairs: of "mqar": key-value pairs of an example.
       num_queries: of "mqar": how many of the keys are asked for; 0 asks for all, as Zoology does.
@@ -37,6 +42,9 @@ class DataConfig:
     tokenizer: str = "bytes"
     vocab_size: int = 1024
     path: str = ""
+    paths: tuple[str, ...] = ()
+    weights: tuple[float, ...] = ()
+    verify: bool = False
     eval_fraction: float = 0.05
     num_pairs: int = 8
     num_queries: int = 0
@@ -55,6 +63,28 @@ class DataConfig:
                 "docstrings; give one of the two."
             )
         check_fraction("data.eval_fraction", self.eval_fraction)
+        if self.source == "mixture":
+            self._check_mixture()
+
+    def _check_mixture(self) -> None:
+        if not self.paths or len(self.paths) != len(self.weights):
+            raise UserError(
+                f"data.paths names {len(self.paths)} directories and data.weights has "
+                f"{len(self.weights)} numbers; a mixture needs one weight for each directory."
+            )
+        for path, weight in zip(self.paths, self.weights, strict=True):
+            if isinstance(weight, bool) or not isinstance(weight, (int, float)):
+                raise UserError(f"data.weights gives {path!r} {weight!r}; give a number above 0.")
+            if not 0.0 < weight < float("inf"):
+                raise UserError(
+                    f"data.weights gives {path!r} the weight {weight}; give a finite number above "
+                    "0, or leave the directory out."
+                )
+            if self.paths.count(path) > 1:
+                raise UserError(
+                    f"data.paths names {path!r} more than once; name it once, with the sum of its "
+                    "weights."
+                )
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> "DataConfig":
@@ -69,9 +99,13 @@ class DataConfig:
         names = [field.name for field in dataclasses.fields(cls)]
         for name in values:
             check_name("the data section", name, names, what="key")
-        if "parts" in values:
-            parts = values["parts"]
-            values["parts"] = (parts,) if isinstance(parts, str) else tuple(parts)
+        for name in ("parts", "paths"):
+            if name in values:
+                given = values[name]
+                values[name] = (given,) if isinstance(given, str) else tuple(given)
+        if "weights" in values:
+            given = values["weights"]
+            values["weights"] = (given,) if isinstance(given, (int, float)) else tuple(given)
         return cls(**values)
 
 

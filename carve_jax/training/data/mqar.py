@@ -6,41 +6,38 @@ a key), values from the second, without repetition within an example. The place 
 a power law, so that most come soon after the pairs.
 """
 
-import grain
+from collections.abc import Sequence
+
 import numpy as np
 
 from carve_jax.errors import UserError
+from carve_jax.training.data.batches import BatchIterator, Block, CountedOrder, HeldOut
 from carve_jax.training.data.config import DataConfig
-from carve_jax.training.data.packing import READ_OPTIONS, Batch
+from carve_jax.training.data.packing import Batch
 
 # First word of the random key: one stream for each split, and held-out examples that are the same
 # for every training seed.
 _EVAL_STREAM, _TRAIN_STREAM = 0, 1
-_ENDLESS = 1 << 48
 
 
-class MQARSource(grain.sources.RandomAccessDataSource):
+class MQARExamples:
     """Examples by index, each a function of `key` and the index alone.
 
     Args:
       config: num_pairs, num_queries, power_a and vocab_size are used.
       sequence_length: tokens of an example.
       key: the random stream.
-      length: number of examples.
 
     Raises:
       UserError: the pairs or the queries do not fit, or the vocabulary is too small.
     """
 
-    def __init__(
-        self, config: DataConfig, sequence_length: int, key: tuple[int, ...], length: int
-    ) -> None:
+    def __init__(self, config: DataConfig, sequence_length: int, key: tuple[int, ...]) -> None:
         self._num_pairs = config.num_pairs
         self._num_queries = config.num_queries or config.num_pairs
         self._vocab_size = config.vocab_size
         self._sequence_length = sequence_length
         self._key = key
-        self._length = length
         self._check()
         # A query takes every second place behind the pairs.
         places = (sequence_length - 2 * self._num_pairs) // 2
@@ -64,9 +61,6 @@ class MQARSource(grain.sources.RandomAccessDataSource):
                 f"data.vocab_size is {self._vocab_size}; associative recall over {length} tokens "
                 f"and {pairs} pairs needs more than {max(length, 2 * pairs + 1)} (Zoology: 8192)."
             )
-
-    def __len__(self) -> int:
-        return self._length
 
     def __getitem__(self, index: int) -> Batch:
         rng = np.random.default_rng((*self._key, index))
@@ -93,24 +87,27 @@ class MQARSource(grain.sources.RandomAccessDataSource):
             "loss_mask": loss_mask,
         }
 
+    def batch(self, indices: Sequence[int | None]) -> Batch:
+        """The examples of these indices; None is a row of zeros, without targets."""
+        rows = [self[0 if index is None else index] for index in indices]
+        batch = {name: np.stack([row[name] for row in rows]) for name in rows[0]}
+        missing = [index is None for index in indices]
+        for values in batch.values():
+            values[missing] = 0
+        return batch
+
 
 def train_batches(
-    config: DataConfig, batch_size: int, sequence_length: int, seed: int
-) -> grain.IterDataset:
+    config: DataConfig, block: Block, sequence_length: int, seed: int
+) -> BatchIterator[int]:
     """Endless batches of fresh examples."""
-    source = MQARSource(config, sequence_length, (_TRAIN_STREAM, seed), _ENDLESS)
-    examples = grain.MapDataset.source(source).to_iter_dataset(READ_OPTIONS)
-    return examples.batch(batch_size, drop_remainder=True)
+    examples = MQARExamples(config, sequence_length, (_TRAIN_STREAM, seed))
+    return BatchIterator(CountedOrder(), examples.batch, block)
 
 
-def eval_batches(config: DataConfig, batch_size: int, sequence_length: int) -> grain.IterDataset:
+def eval_batches(config: DataConfig, block: Block, sequence_length: int) -> HeldOut[int]:
     """The fixed held-out examples; rows missing in the last batch have no targets."""
     if config.eval_examples < 1:
         raise UserError(f"data.eval_examples is {config.eval_examples}; give at least one.")
-    source = MQARSource(config, sequence_length, (_EVAL_STREAM,), config.eval_examples)
-    examples = grain.MapDataset.source(source).to_iter_dataset(READ_OPTIONS)
-
-    def pad(rows: list[Batch]) -> Batch:
-        return grain.experimental.batch_and_pad(rows, batch_size=batch_size)
-
-    return examples.batch(batch_size, drop_remainder=False, batch_fn=pad)
+    examples = MQARExamples(config, sequence_length, (_EVAL_STREAM,))
+    return HeldOut(lambda: iter(range(config.eval_examples)), examples.batch, block)

@@ -3,52 +3,64 @@
 A document of n tokens x is cut into pieces of at most T targets. The piece of the targets
 x[a:b] reads (separator, x[a], …, x[b-2]): its inputs are its targets moved right by one, so every
 token of the document is predicted exactly once and no position is spent on the overlap. Pieces are
-padded to a multiple of the segment alignment and packed into rows of T by Grain; each piece is a
-segment of its row.
-
-On the way through Grain a piece is one array, its targets plus one, so that the zeros with which
-Grain and we pad mean "no target".
+padded to a multiple of the segment alignment and packed into rows of T; each piece is a segment of
+its row.
 """
 
-import functools
-from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+import dataclasses
+from collections.abc import Iterable, Sequence
+from typing import Any
 
-import grain
 import numpy as np
 from jaxtyping import Int64
 
 from carve_jax.errors import UserError
 from carve_jax.shapes import Int32
+from carve_jax.training.data.order import pack
+from carve_jax.training.data.shard import Shard
 
 Batch = dict[str, Any]
-# Rows that are filled side by side: more leave less padding, and cost a longer way back on resume.
-_OPEN_ROWS = 64
-# The tokens are in memory or in mapped files: reading them needs no threads.
-READ_OPTIONS = grain.ReadOptions(num_threads=0, prefetch_buffer_size=0)
+_NO_TARGET = -1
 
 
-class TokenDocuments(NamedTuple):
-    """Tokens of many documents end to end, without separators; `offsets` says where each starts."""
+@dataclasses.dataclass(frozen=True)
+class Rows:
+    """Rows of a window, without their tokens.
 
-    tokens: np.ndarray
-    offsets: Int64[np.ndarray, " documents+1"]
+    Attributes:
+      places: of the pieces of all rows, row by row: shard, first token in it, number of tokens.
+      starts: where each row's pieces start; the last entry is how many there are.
+    """
 
-    @classmethod
-    def concatenate(cls, documents: Sequence[np.ndarray]) -> "TokenDocuments":
-        """Joins the ids of documents."""
-        offsets = np.cumsum([0, *(len(ids) for ids in documents)], dtype=np.int64)
-        return cls(np.concatenate([np.zeros(0, np.int32), *documents]), offsets)
+    places: Int64[np.ndarray, "pieces 3"]
+    starts: Int64[np.ndarray, " rows+1"]
+
+    @property
+    def count(self) -> int:
+        """How many rows."""
+        return len(self.starts) - 1
+
+    def row(self, index: int) -> Int64[np.ndarray, "pieces_of_row 3"]:
+        """The pieces of one row, in order."""
+        return self.places[self.starts[index] : self.starts[index + 1]]
+
+    def reordered(self, order: Int64[np.ndarray, " rows"]) -> "Rows":
+        """The same rows, row i being what was row order[i]."""
+        counts = np.diff(self.starts)[order]
+        starts = np.concatenate([[0], np.cumsum(counts)])
+        # From each place among the new pieces to the place among the old ones.
+        shift = np.repeat(self.starts[:-1][order] - starts[:-1], counts)
+        return Rows(self.places[np.arange(len(self.places)) + shift], starts)
 
 
-class PieceSource(grain.sources.RandomAccessDataSource):
-    """Random access to the padded pieces of all documents.
+class Pieces:
+    """The pieces of all documents, by number.
 
     Args:
-      shards: documents, possibly memory-mapped; each shard is indexed on its own.
+      shards: documents, possibly memory-mapped.
       sequence_length: the most targets a piece may have.
       segment_alignment: the length of a padded piece is a multiple of it.
-      vocab_size: an id at or above it is an error.
+      vocab_size: a token at or above it is an error.
 
     Raises:
       UserError: sequence_length is not a multiple of segment_alignment.
@@ -56,7 +68,7 @@ class PieceSource(grain.sources.RandomAccessDataSource):
 
     def __init__(
         self,
-        shards: Sequence[TokenDocuments],
+        shards: Sequence[Shard],
         sequence_length: int,
         segment_alignment: int,
         vocab_size: int,
@@ -64,34 +76,71 @@ class PieceSource(grain.sources.RandomAccessDataSource):
         check_alignment(sequence_length, segment_alignment)
         self._shards = shards
         self.sequence_length = sequence_length
-        self._segment_alignment = segment_alignment
+        self.segment_alignment = segment_alignment
         self._vocab_size = vocab_size
         # Pieces before each document of a shard, and before each shard.
         self._pieces = [
-            np.cumsum(np.concatenate([[0], -(-np.diff(s.offsets) // sequence_length)]))
+            np.cumsum(np.append(0, -(-np.diff(s.offsets) // sequence_length)), dtype=np.int32)
             for s in shards
         ]
         self._shard_starts = np.cumsum([0, *(int(pieces[-1]) for pieces in self._pieces)])
+        self.tokens = sum(int(s.offsets[-1]) for s in shards)
 
     def __len__(self) -> int:
         return int(self._shard_starts[-1])
 
-    def __getitem__(self, index: int) -> dict[str, Int32[np.ndarray, " piece"]]:
-        shard = int(np.searchsorted(self._shard_starts, index, side="right")) - 1
-        within = index - int(self._shard_starts[shard])
-        tokens, offsets = self._shards[shard]
-        pieces = self._pieces[shard]
-        document = int(np.searchsorted(pieces, within, side="right")) - 1
-        start = int(offsets[document]) + (within - int(pieces[document])) * self.sequence_length
-        end = min(start + self.sequence_length, int(offsets[document + 1]))
-        targets = tokens[start:end]
-        if targets.max() >= self._vocab_size:
+    def locate(self, numbers: Int64[np.ndarray, " pieces"]) -> Int64[np.ndarray, "pieces 3"]:
+        """Shard, first token and number of tokens of each piece."""
+        places = np.zeros((len(numbers), 3), np.int64)
+        shards = np.searchsorted(self._shard_starts, numbers, side="right") - 1
+        within = numbers - self._shard_starts[shards]
+        for shard in np.unique(shards):
+            here = np.flatnonzero(shards == shard)
+            pieces, offsets = self._pieces[shard], self._shards[shard].offsets
+            # Of one type, or all of `pieces` would be copied.
+            document = np.searchsorted(pieces, within[here].astype(np.int32), side="right") - 1
+            start = offsets[document] + (within[here] - pieces[document]) * self.sequence_length
+            places[here, 0] = shard
+            places[here, 1] = start
+            places[here, 2] = np.minimum(self.sequence_length, offsets[document + 1] - start)
+        return places
+
+    def packed(self, numbers: Int64[np.ndarray, " pieces"]) -> Rows:
+        """The pieces packed into rows."""
+        places = self.locate(numbers)
+        units = -(-places[:, 2] // self.segment_alignment)
+        rows, count = pack(units, self.sequence_length // self.segment_alignment)
+        order = np.argsort(rows, kind="stable")
+        starts = np.searchsorted(rows[order], np.arange(count + 1))
+        return Rows(places[order], starts)
+
+    def fill(
+        self,
+        places: Int64[np.ndarray, "pieces 3"],
+        targets: Int32[np.ndarray, " T"],
+        begins: Int32[np.ndarray, " T"],
+    ) -> None:
+        """Reads the pieces of one row into it.
+
+        Args:
+          places: of the row's pieces.
+          targets: positions that stay without a target are left alone.
+          begins: set to 1 where a segment begins.
+
+        Raises:
+          UserError: a token outside the vocabulary, or a shard that fails its checksum.
+        """
+        position = 0
+        for shard, start, length in places.tolist():
+            targets[position : position + length] = self._shards[shard].read(start, start + length)
+            begins[position] = 1
+            position += length + -length % self.segment_alignment
+        wrong = targets[(targets >= self._vocab_size) | (targets < _NO_TARGET)]
+        if len(wrong):
             raise UserError(
-                f"The data hold the token {targets.max()}, but the tokenizer's vocabulary ends at "
-                f"{self._vocab_size - 1}; prepare the data again."
+                f"The data hold the token {wrong[0].view(np.uint32)}, but the tokenizer's "
+                f"vocabulary ends at {self._vocab_size - 1}; prepare the data again."
             )
-        padding = -len(targets) % self._segment_alignment
-        return {"targets": np.pad(targets.astype(np.int32) + 1, (0, padding))}
 
 
 def check_alignment(sequence_length: int, segment_alignment: int) -> None:
@@ -103,63 +152,54 @@ def check_alignment(sequence_length: int, segment_alignment: int) -> None:
         )
 
 
-def train_batches(
-    pieces: PieceSource, finish: Callable[[Batch], Batch], batch_size: int, seed: int
-) -> grain.IterDataset:
-    """Endless batches of packed rows; the pieces are shuffled anew each epoch."""
-    shuffled = grain.MapDataset.source(pieces).seed(seed).shuffle().repeat()
-    packed = _pack(shuffled.to_iter_dataset(READ_OPTIONS), pieces, _OPEN_ROWS, seed)
-    return packed.batch(batch_size, drop_remainder=True).map(finish)
-
-
-def eval_batches(
-    pieces: PieceSource, finish: Callable[[Batch], Batch], batch_size: int
-) -> grain.IterDataset:
-    """All pieces once, in order; rows that are missing in the last batch have no targets."""
-    in_order = grain.MapDataset.source(pieces).to_iter_dataset(READ_OPTIONS)
-    packed = _pack(in_order, pieces, batch_size, None)
-    pad = functools.partial(grain.experimental.batch_and_pad, batch_size=batch_size)
-    return packed.batch(batch_size, drop_remainder=False, batch_fn=pad).map(finish)
-
-
-def _pack(
-    dataset: grain.IterDataset, pieces: PieceSource, open_rows: int, seed: int | None
-) -> grain.IterDataset:
-    return grain.experimental.FirstFitPackIterDataset(
-        dataset,
-        length_struct={"targets": pieces.sequence_length},
-        num_packing_bins=open_rows,
-        seed=seed or 0,
-        shuffle_bins=seed is not None,
-    )
-
-
-def finish_batch(
-    packed: Batch, *, separator: int, token_bytes: Int32[np.ndarray, " vocab"]
-) -> Batch:
-    """Grain's packed targets to a batch of the trainer.
+class Packer:
+    """Makes batches of rows.
 
     Args:
-      packed: `targets` int32 [B, T], ids plus one and 0 for none; `targets_segment_ids` int32
-        [B, T], counted from one and 0 on a row's unused end.
       separator: first input of every segment, and the filling of padding.
-      token_bytes: bytes each id stands for.
-
-    Returns:
-      tokens, targets, segment_ids, target_bytes int32 [B, T], and loss_mask float32 [B, T].
+      token_bytes: [vocab] int32, bytes each id stands for.
+      sequence_length: T.
     """
-    # A row's unused end becomes padding of its last segment.
-    segment_ids = np.maximum.accumulate(packed["targets_segment_ids"], axis=1)
-    segment_ids = np.maximum(segment_ids - 1, 0)
-    has_target = packed["targets"] > 0
-    targets = np.where(has_target, packed["targets"] - 1, 0)
-    tokens = np.full_like(targets, separator)
-    inside = has_target[:, 1:] & (segment_ids[:, 1:] == segment_ids[:, :-1])
-    tokens[:, 1:] = np.where(inside, targets[:, :-1], separator)
-    return {
-        "tokens": tokens,
-        "targets": targets,
-        "segment_ids": segment_ids,
-        "loss_mask": has_target.astype(np.float32),
-        "target_bytes": np.where(has_target, token_bytes[targets], 0),
-    }
+
+    def __init__(
+        self, separator: int, token_bytes: Int32[np.ndarray, " vocab"], sequence_length: int
+    ) -> None:
+        self._separator = separator
+        self._token_bytes = np.append(token_bytes, np.int32(0))  # the last is that of no target
+        self._sequence_length = sequence_length
+
+    def batch(self, rows: Iterable[tuple[Pieces, np.ndarray] | None]) -> Batch:
+        """A batch [B, T] of the trainer of these rows, each given as its source and places in it.
+
+        Args:
+          rows: B of them; None is a row without targets.
+
+        Returns:
+          tokens, targets, segment_ids, target_bytes int32 [B, T], and loss_mask float32 [B, T].
+
+        Raises:
+          UserError: see `Pieces.fill`.
+        """
+        rows = list(rows)
+        shape = len(rows), self._sequence_length
+        targets = np.full(shape, _NO_TARGET, np.int32)
+        begins = np.zeros(shape, np.int32)
+        begins[:, 0] = 1
+        for index, row in enumerate(rows):
+            if row is not None:
+                pieces, places = row
+                pieces.fill(places, targets[index], begins[index])
+        has_target = targets != _NO_TARGET
+        tokens = np.full(shape, self._separator, np.int32)
+        reads = has_target[:, 1:] & (begins[:, 1:] == 0)
+        np.copyto(tokens[:, 1:], targets[:, :-1], where=reads)
+        target_bytes = self._token_bytes[targets]
+        targets[~has_target] = 0
+        return {
+            "tokens": tokens,
+            "targets": targets,
+            # A row's unused end is padding of its last segment.
+            "segment_ids": np.cumsum(begins, axis=1, dtype=np.int32) - 1,
+            "loss_mask": has_target.astype(np.float32),
+            "target_bytes": target_bytes,
+        }

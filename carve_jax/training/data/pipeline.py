@@ -1,18 +1,24 @@
 """From a config's data section to batches."""
 
 import dataclasses
-import functools
 import platform
-from collections.abc import Iterable, Mapping
-from typing import Any
-
-import grain
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, NamedTuple
 
 from carve_jax.errors import UserError
-from carve_jax.training.data import mqar, packing
+from carve_jax.training.data import mqar
+from carve_jax.training.data.batches import (
+    BatchIterator,
+    Block,
+    HeldOut,
+    MixedOrder,
+    rows_in_order,
+)
 from carve_jax.training.data.config import DataConfig
 from carve_jax.training.data.documents import Document, fingerprint, split_documents
-from carve_jax.training.data.packing import Batch, PieceSource, TokenDocuments
+from carve_jax.training.data.order import WINDOW
+from carve_jax.training.data.packing import Batch, Packer, Pieces, check_alignment
+from carve_jax.training.data.shard import Shard
 from carve_jax.training.data.stdlib import stdlib_documents
 from carve_jax.training.data.token_files import TokenFiles
 from carve_jax.training.data.tokenizer import BPETokenizer, ByteTokenizer, Tokenizer, train_bpe
@@ -20,12 +26,12 @@ from carve_jax.training.data.tokenizer import BPETokenizer, ByteTokenizer, Token
 
 @dataclasses.dataclass(frozen=True)
 class DataPipeline:
-    """Training and held-out batches of one source.
+    """Training and held-out batches of one process.
 
-    A batch is a dict of NumPy arrays of shape [B, T]: `tokens`, `targets`, `segment_ids` int32,
-    `loss_mask` float32 (1 exactly where there is a target) and `target_bytes` int32 (bytes each
-    target stands for, 0 where masked; absent for "mqar"). Segment ids rise from 0 along a row;
-    padding belongs to the segment before it.
+    A batch is a dict of NumPy arrays of shape [B, T], B being this process's share of the global
+    batch: `tokens`, `targets`, `segment_ids` int32, `loss_mask` float32 (1 exactly where there is a
+    target) and `target_bytes` int32 (bytes each target stands for, 0 where masked; absent for
+    "mqar"). Segment ids rise from 0 along a row; padding belongs to the segment before it.
 
     Attributes:
       tokenizer: None for "mqar".
@@ -34,18 +40,22 @@ class DataPipeline:
 
     tokenizer: Tokenizer | None
     vocab_size: int
-    _train: grain.IterDataset
-    _held_out: grain.IterDataset
+    _train: Callable[[], BatchIterator]
+    _held_out: HeldOut
     _facts: dict[str, Any]
 
-    def train_iterator(self) -> grain.DatasetIterator:
-        """Endless training batches, a function of the seed; `get_state`, `set_state` resume it."""
-        return iter(self._train)
+    def train_iterator(self) -> BatchIterator:
+        """Endless training batches, a function of the seed; `get_state`, `set_state` resume it.
+
+        The state is the same in every process, and restores any number of them. `epochs()` says
+        how often each source has been through.
+        """
+        return self._train()
 
     def eval_batches(self) -> Iterable[Batch]:
         """All held-out documents, whole, in the same order each time it is iterated.
 
-        Rows missing in the last batch have no targets.
+        Every process gets as many batches. Rows missing in the last have no targets.
         """
         return self._held_out
 
@@ -63,8 +73,8 @@ def make_tokenizer(config: Mapping[str, Any]) -> Tokenizer | None:
     settings = DataConfig.from_config(config)
     if settings.source == "mqar":
         return None
-    if settings.source == "token_files":
-        return TokenFiles(settings.path).tokenizer
+    if settings.source in ("token_files", "mixture"):
+        return _common_tokenizer(_open_token_files(settings))
     train, _ = _stdlib_split(settings)
     return build_tokenizer(settings.tokenizer, settings.vocab_size, (d.text for d in train))
 
@@ -85,71 +95,99 @@ def make_pipeline(
     sequence_length: int,
     segment_alignment: int,
     seed: int,
+    process_index: int = 0,
+    process_count: int = 1,
 ) -> DataPipeline:
     """Builds the batches of a config's data section.
 
     Args:
       config: the data section; see `DataConfig`.
-      batch_size: rows of a batch.
+      batch_size: rows of the global batch, of all processes together; a multiple of their number.
       sequence_length: tokens of a row; a multiple of segment_alignment.
       segment_alignment: segments start on multiples of it (the model's gate chunk, or 1).
       seed: of the training order. The held-out set does not depend on it.
+      process_index: which block of each global batch is made here.
+      process_count: blocks. The global batches do not depend on it.
 
     Raises:
       UserError: a setting that is not allowed, an empty split, or unreadable data.
     """
     settings = DataConfig.from_config(config)
-    if batch_size < 1:
-        raise UserError(f"batch_size is {batch_size}; give at least one row.")
-    packing.check_alignment(sequence_length, segment_alignment)
+    block = Block.of_process(batch_size, process_index, process_count)
+    check_alignment(sequence_length, segment_alignment)
+    if seed < 0:
+        raise UserError(f"seed is {seed}; give 0 or a positive number.")
     if settings.source == "mqar":
         return DataPipeline(
             tokenizer=None,
             vocab_size=settings.vocab_size,
-            _train=mqar.train_batches(settings, batch_size, sequence_length, seed),
-            _held_out=mqar.eval_batches(settings, batch_size, sequence_length),
+            _train=lambda: mqar.train_batches(settings, block, sequence_length, seed),
+            _held_out=mqar.eval_batches(settings, block, sequence_length),
             _facts=_mqar_facts(settings),
         )
-    load = _from_token_files if settings.source == "token_files" else _from_stdlib
-    tokenizer, train, held_out, facts = load(settings)
-    finish = functools.partial(
-        packing.finish_batch, separator=tokenizer.separator, token_bytes=tokenizer.token_bytes
-    )
-    pieces = [
-        PieceSource(shards, sequence_length, segment_alignment, tokenizer.vocab_size)
-        for shards in (train, held_out)
-    ]
-    for split, source in zip(("training", "held-out"), pieces, strict=True):
-        if not len(source):
-            raise UserError(
-                f"The data set has no {split} text: {facts['train_documents']} training and "
-                f"{facts['eval_documents']} held-out documents; give more documents or another "
-                "eval_fraction."
-            )
+    if settings.source == "stdlib":
+        text = _from_stdlib(settings)
+    else:
+        text = _from_token_files(settings, process_index, process_count)
+    tokenizer = text.tokenizer
+
+    def pieces(shards: list[Shard]) -> Pieces:
+        return Pieces(shards, sequence_length, segment_alignment, tokenizer.vocab_size)
+
+    train = {name: pieces(shards) for name, shards in text.train.items()}
+    held_out = pieces(text.held_out)
+    _check_not_empty(train, held_out)
+    make = Packer(tokenizer.separator, tokenizer.token_bytes, sequence_length).batch
     return DataPipeline(
         tokenizer=tokenizer,
         vocab_size=tokenizer.vocab_size,
-        _train=packing.train_batches(pieces[0], finish, batch_size, seed),
-        _held_out=packing.eval_batches(pieces[1], finish, batch_size),
-        _facts={"source": settings.source, "vocab_size": tokenizer.vocab_size, **facts},
+        _train=lambda: BatchIterator(MixedOrder(train, text.weights, seed), make, block),
+        _held_out=HeldOut(lambda: rows_in_order(held_out, WINDOW), make, block),
+        _facts={"source": settings.source, "vocab_size": tokenizer.vocab_size, **text.facts},
     )
 
 
-_Loaded = tuple[Tokenizer, list[TokenDocuments], list[TokenDocuments], dict[str, Any]]
+def _check_not_empty(train: Mapping[str, Pieces], held_out: Pieces) -> None:
+    for name, pieces in train.items():
+        if not len(pieces):
+            where = f" in {name}" if len(train) > 1 else ""
+            raise UserError(
+                f"The data set has no training text{where}; give more documents or another "
+                "eval_fraction."
+            )
+    if not len(held_out):
+        raise UserError(
+            "The data set has no held-out text; give more documents or another eval_fraction."
+        )
+
+
+class _Text(NamedTuple):
+    """What a source of text holds.
+
+    Attributes:
+      train: shards of each source of a mixture, by name; of any other, of the one.
+      weights: of the sources.
+      held_out: shards of all sources.
+    """
+
+    tokenizer: Tokenizer
+    train: dict[str, list[Shard]]
+    weights: tuple[float, ...]
+    held_out: list[Shard]
+    facts: dict[str, Any]
 
 
 def _stdlib_split(settings: DataConfig) -> tuple[list[Document], list[Document]]:
     return split_documents(stdlib_documents(settings.parts), settings.eval_fraction)
 
 
-def _from_stdlib(settings: DataConfig) -> _Loaded:
+def _from_stdlib(settings: DataConfig) -> _Text:
     splits = _stdlib_split(settings)
     tokenizer = build_tokenizer(
         settings.tokenizer, settings.vocab_size, (d.text for d in splits[0])
     )
     shards = [
-        TokenDocuments.concatenate([tokenizer.encode(d.text) for d in documents])
-        for documents in splits
+        Shard.concatenate([tokenizer.encode(d.text) for d in documents]) for documents in splits
     ]
     facts: dict[str, Any] = {
         "parts": list(settings.parts),
@@ -164,12 +202,50 @@ def _from_stdlib(settings: DataConfig) -> _Loaded:
             f"{name}_tokens": len(shard.tokens),
             f"{name}_sha256": fingerprint(documents),
         }
-    return tokenizer, [shards[0]], [shards[1]], facts
+    return _Text(tokenizer, {"stdlib": [shards[0]]}, (1.0,), [shards[1]], facts)
 
 
-def _from_token_files(settings: DataConfig) -> _Loaded:
-    files = TokenFiles(settings.path)
+def _open_token_files(settings: DataConfig) -> dict[str, TokenFiles]:
+    paths = settings.paths if settings.source == "mixture" else (settings.path,)
+    return {path: TokenFiles(path) for path in paths}
+
+
+def _common_tokenizer(files: Mapping[str, TokenFiles]) -> Tokenizer:
+    (first, kept), *others = files.items()
+    for path, other in others:
+        if other.tokenizer.to_json() != kept.tokenizer.to_json():
+            raise UserError(
+                f"{path} and {first} were prepared with different tokenizers, of "
+                f"{other.tokenizer.vocab_size} and {kept.tokenizer.vocab_size} ids; prepare one "
+                "again with --tokenizer=DIR/tokenizer.json of the other."
+            )
+    return kept.tokenizer
+
+
+def _from_token_files(settings: DataConfig, process_index: int, process_count: int) -> _Text:
+    """The directories of a source; with `verify`, the processes share the reading of all bytes."""
+    files = _open_token_files(settings)
+    tokenizer = _common_tokenizer(files)
+    if settings.verify:
+        for one in files.values():
+            one.verify(process_index, process_count)
     facts: dict[str, Any] = {"path": settings.path}
+    if settings.source == "mixture":
+        sources = zip(files.items(), settings.weights, strict=True)
+        facts = {"mixture": {p: {"weight": w, **_split_facts(f)} for (p, f), w in sources}}
+    else:
+        facts |= _split_facts(files[settings.path])
+    return _Text(
+        tokenizer,
+        {path: one.documents("train") for path, one in files.items()},
+        settings.weights if settings.source == "mixture" else (1.0,),
+        [shard for one in files.values() for shard in one.documents("eval")],
+        facts,
+    )
+
+
+def _split_facts(files: TokenFiles) -> dict[str, Any]:
+    facts: dict[str, Any] = {}
     for split, headers in files.headers.items():
         facts |= {
             f"{split}_documents": sum(h.documents for h in headers.values()),
@@ -177,7 +253,7 @@ def _from_token_files(settings: DataConfig) -> _Loaded:
             f"{split}_tokens": sum(h.tokens for h in headers.values()),
             f"{split}_sha256": [h.sha256 for h in headers.values()],
         }
-    return files.tokenizer, files.documents("train"), files.documents("eval"), facts
+    return facts
 
 
 def _mqar_facts(settings: DataConfig) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from carve_jax.training.data import ByteTokenizer, ShardWriter
-from carve_jax.training.data.token_files import write_tokenizer
+from carve_jax.training.data.shard_writer import write_tokenizer
 
 
 def write_shards(directory: Path, tokenizer=None, **shards: list[bytes]) -> Path:

@@ -3,14 +3,12 @@ import pytest
 
 from carve_jax.errors import UserError
 from carve_jax.training.data import DataConfig, make_pipeline
-from carve_jax.training.data.mqar import MQARSource
+from carve_jax.training.data.mqar import MQARExamples
 from tests.training.data.helpers import assert_same, take
 
 
 def source(length=64, key=(1, 0), **settings):
-    return MQARSource(
-        DataConfig(source="mqar", **{"vocab_size": 8192, **settings}), length, key, 50
-    )
+    return MQARExamples(DataConfig(source="mqar", **{"vocab_size": 8192, **settings}), length, key)
 
 
 @pytest.mark.parametrize("queries", [0, 3])

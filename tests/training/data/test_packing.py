@@ -1,26 +1,43 @@
-import functools
-
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from carve_jax.errors import UserError
-from carve_jax.training.data import ByteTokenizer, packing
-from carve_jax.training.data.packing import PieceSource, TokenDocuments
+from carve_jax.training.data import ByteTokenizer
+from carve_jax.training.data.batches import (
+    BatchIterator,
+    Block,
+    HeldOut,
+    MixedOrder,
+    rows_in_order,
+)
+from carve_jax.training.data.packing import Packer, Pieces
+from carve_jax.training.data.shard import Shard
 from tests.training.data.helpers import predicted_pieces, take
 
 TOKENIZER = ByteTokenizer()
-FINISH = functools.partial(
-    packing.finish_batch, separator=TOKENIZER.separator, token_bytes=TOKENIZER.token_bytes
-)
 DOCUMENTS = st.lists(st.binary(min_size=0, max_size=70), min_size=1, max_size=12).filter(any)
 
 
-def piece_source(texts, length, alignment, shards=1):
+def all_pieces(texts, length, alignment, shards=1):
     parts = [texts[i::shards] for i in range(shards)]
-    encoded = [TokenDocuments.concatenate([TOKENIZER.encode(t) for t in p]) for p in parts]
-    return PieceSource(encoded, length, alignment, TOKENIZER.vocab_size)
+    encoded = [Shard.concatenate([TOKENIZER.encode(t) for t in p]) for p in parts]
+    return Pieces(encoded, length, alignment, TOKENIZER.vocab_size)
+
+
+def make_of(pieces):
+    return Packer(TOKENIZER.separator, TOKENIZER.token_bytes, pieces.sequence_length).batch
+
+
+def eval_batches(pieces, batch_size, window=8192):
+    block = Block.of_process(batch_size, 0, 1)
+    return HeldOut(lambda: rows_in_order(pieces, window), make_of(pieces), block)
+
+
+def train_batches(pieces, batch_size, seed):
+    block = Block.of_process(batch_size, 0, 1)
+    return BatchIterator(MixedOrder({"": pieces}, (1.0,), seed), make_of(pieces), block)
 
 
 def check_layout(batch, length, alignment, batch_size):
@@ -51,11 +68,14 @@ def check_layout(batch, length, alignment, batch_size):
     units=st.integers(1, 4),
     batch_size=st.integers(1, 3),
     shards=st.integers(1, 3),
+    window=st.sampled_from([1, 3, 8192]),
 )
-def test_held_out_text_is_predicted_exactly_once(texts, alignment, units, batch_size, shards):
+def test_held_out_text_is_predicted_exactly_once(
+    texts, alignment, units, batch_size, shards, window
+):
     length = alignment * units
-    pieces = piece_source(texts, length, alignment, shards)
-    batches = list(packing.eval_batches(pieces, FINISH, batch_size))
+    pieces = all_pieces(texts, length, alignment, shards)
+    batches = list(eval_batches(pieces, batch_size, window))
     for batch in batches:
         check_layout(batch, length, alignment, batch_size)
     assert sum(int(b["target_bytes"].sum()) for b in batches) == sum(map(len, texts))
@@ -75,7 +95,7 @@ def test_held_out_text_is_predicted_exactly_once(texts, alignment, units, batch_
     seed=st.integers(0, 9),
 )
 def test_training_batches_keep_the_layout(texts, alignment, seed):
-    batches = take(packing.train_batches(piece_source(texts, 16, alignment), FINISH, 2, seed), 5)
+    batches = take(train_batches(all_pieces(texts, 16, alignment), 2, seed), 5)
     whole = [t[i : i + 16] for t in texts for i in range(0, len(t), 16)]
     for batch in batches:
         check_layout(batch, 16, alignment, 2)
@@ -85,7 +105,7 @@ def test_training_batches_keep_the_layout(texts, alignment, seed):
 
 
 def test_a_small_row_by_hand():
-    batch = take(packing.eval_batches(piece_source([b"abcdefghij", b"xy"], 8, 4), FINISH, 2), 1)[0]
+    batch = take(eval_batches(all_pieces([b"abcdefghij", b"xy"], 8, 4), 2), 1)[0]
     sep = TOKENIZER.separator
     assert batch["tokens"].tolist() == [
         [sep, *b"abcdefg"],
@@ -98,21 +118,20 @@ def test_a_small_row_by_hand():
 
 def test_each_epoch_has_every_piece_in_another_order():
     texts = [bytes([i]) * 8 for i in range(256)]  # one full row each
-    batches = take(packing.train_batches(piece_source(texts, 8, 1), FINISH, 64, 0), 8)
+    batches = take(train_batches(all_pieces(texts, 8, 1), 64, 0), 8)
     order = [int(b["targets"][row, 0]) for b in batches for row in range(64)]
     first, second = order[:256], order[256:]
     assert sorted(first) == sorted(second) == list(range(256))
-    # Rows are packed and shuffled 64 at a time: other sets of 64 mean that the pieces moved too.
-    assert len({frozenset(range(64)), frozenset(first[:64]), frozenset(second[:64])}) == 3
+    assert len({tuple(range(256)), tuple(first), tuple(second)}) == 3
 
 
 def test_a_token_outside_the_vocabulary_is_said():
-    documents = TokenDocuments.concatenate([np.array([5, 300], np.int32)])
+    documents = Shard.concatenate([np.array([5, 300], np.int32)])
     with pytest.raises(UserError, match=r"token 300.*ends at 256"):
-        PieceSource([documents], 8, 1, TOKENIZER.vocab_size)[0]
+        next(train_batches(Pieces([documents], 8, 1, TOKENIZER.vocab_size), 1, 0))
 
 
 @pytest.mark.parametrize(("length", "alignment"), [(100, 64), (32, 64), (0, 1), (0, 64)])
 def test_rows_that_hold_no_whole_number_of_segments_are_refused(length, alignment):
     with pytest.raises(ValueError, match=f"sequence_length is {length}.*multiple of {alignment}"):
-        piece_source([b"abc"], length, alignment)
+        all_pieces([b"abc"], length, alignment)

@@ -95,7 +95,7 @@ def test_tokenizers_by_source(configs, tmp_path):
 @pytest.mark.parametrize(
     ("config", "said"),
     [
-        ({"source": "stdlb"}, "'stdlib', 'token_files', 'mqar'; did you mean 'stdlib'"),
+        ({"source": "stdlb"}, "'stdlib', 'token_files', 'mixture', 'mqar'; did you mean 'stdlib'"),
         ({"sauce": "stdlib"}, "key 'sauce'.*did you mean 'source'"),
         ({"parts": ("topic",)}, "did you mean 'topics'"),
         ({"parts": ()}, "at least one"),
@@ -120,6 +120,8 @@ def test_rows_that_do_not_fit_are_refused(configs):
         build(configs["mqar"], sequence_length=100)
     with pytest.raises(ValueError, match="batch_size is 0"):
         build(configs["mqar"], batch_size=0)
+    with pytest.raises(ValueError, match="seed is -1"):
+        build(configs["mqar"], seed=-1)
 
 
 @pytest.mark.parametrize("given", ["train", "eval"])
