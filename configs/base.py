@@ -44,7 +44,7 @@ def get_config() -> ConfigDict:
     config.steps = 10_000
     config.seed = 0
     config.z_loss = 0.0  # weight of log(Z)²; PaLM takes 1e-4
-    config.loss_chunk = 8192  # tokens whose float32 logits exist at once
+    config.loss_chunk = 8192  # tokens whose float32 logits exist at once on a device
     config.eval_every = 500
     config.log_every = 10
     config.checkpoint_every = 500

@@ -115,7 +115,8 @@ def notes(record: dict[str, Any]) -> list[str]:
         "loss, gathered weights) is "
     )
     text += (
-        "that of the traced operations before XLA fuses any, so more than it will be. "
+        "a guess from the operations before XLA fuses any (for carve_1b3 on eight H100s 2.4 times "
+        "what the compiled program holds). "
         if estimated
         else "what the compiled program holds besides. "
     )

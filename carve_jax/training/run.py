@@ -90,7 +90,9 @@ def build_steps(config: ConfigDict, model: LanguageModel, mesh: Mesh | None) -> 
     """The step functions of a run, whose devices need not be there to compile for them."""
     schedule = make_schedule(config.optimizer, config.steps)
     optimizer = make_optimizer(config.optimizer, schedule)
-    loss = make_loss(model, loss_chunk=config.loss_chunk, z_loss=config.z_loss)
+    # Of each chunk of tokens a device has its own: with few, the head would be gathered too often.
+    chunk = config.loss_chunk * (1 if mesh is None else mesh.size // mesh.shape["tensor"])
+    loss = make_loss(model, loss_chunk=chunk, z_loss=config.z_loss)
     guard = Guard.from_config(config.guard)
     init = make_init(model, optimizer, config.seed, mesh, guard)
     shapes = jax.eval_shape(init)

@@ -173,6 +173,15 @@ def test_a_sharded_step_sends_its_weights_and_gradients(two_devices):
     assert first["sent"] * first["turns"] <= figures["bytes_sent"][first["kind"]]
 
 
+def test_the_estimate_of_working_memory_is_of_the_right_size(two_devices):
+    """It knows no fusion, and not that CPU keeps gradients whole: a factor of three either way."""
+    figures, _ = two_devices
+    config = tiny_config(model__implementation="chunked", model__remat="full")
+    model = make_model(config).config
+    working = budget.estimated_working_bytes(config, model, SIZES | {"fsdp": 2})
+    assert 1 / 3 < working / figures["bytes"]["working memory"] < 3
+
+
 def test_floors_are_the_work_over_the_rates():
     step = budget.Work(tokens=1000, turns=2, passes=3, model_flops=30.0, flops=40.0)
     memory = {"parameters": 10.0, "optimizer state": 20.0, "gradients": 10.0}
