@@ -58,7 +58,7 @@ def costs(config: LMConfig, *, context: int, cache_lengths: tuple[int, ...] = ()
     return Costs(
         parameters=count_parameters(params),
         mixers=mixers,
-        state={m: state_size(config, m) for m in dict.fromkeys(config.pattern) if m not in SOFTMAX},
+        state={mixer: state_size(config) for mixer in config.pattern if mixer not in SOFTMAX},
         cache_bytes={length: cache_bytes(config, length) for length in cache_lengths},
         forward_flops=forward_flops(config, context),
         activation_bytes=activation_bytes(config, context),
@@ -82,9 +82,8 @@ def mixer_parameters(config: LMConfig, params: Any) -> dict[str, dict[str, int]]
     return {mixer: dict(counts) for mixer, counts in found.items()}
 
 
-def state_size(config: LMConfig, mixer: str) -> int:
-    """Floats of recurrent memory in one layer: N·K·V."""
-    del mixer  # All recurrent mixers of a model have the same heads.
+def state_size(config: LMConfig) -> int:
+    """Floats of recurrent memory in one layer, N·K·V whichever recurrent mixer it is."""
     return config.num_heads * config.key_dim * config.value_dim
 
 
