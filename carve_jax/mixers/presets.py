@@ -18,8 +18,9 @@ Initialisation: projections Xavier uniform with gain 2^-2.5, as in the code of R
 DeltaNet, Gated DeltaNet and GDN-2, or PyTorch's default for linear attention and Mamba;
 A_log = log U(1, 16), for Gated DeltaNet log U(0, 16); dt_bias gives steps from 1e-3 to 1e-1. Where
 a paper fixes the ratio of value to key channels (2 in RetNet, GLA and Gated DeltaNet) that is a
-matter of sizes, not of the preset. Two departures: linear attention's denominator is a norm, as in
-TransNormer (2210.10340), so that its state is the rule's; KDA's projections start as GDN-2's.
+matter of sizes, not of the preset. Departures: linear attention's denominator is a norm, as in
+TransNormer (2210.10340), so that its state is the rule's; KDA's projections start as GDN-2's;
+RetNet's output projection does too, where its code has gain 2^-1.
 """
 
 import dataclasses
