@@ -84,7 +84,7 @@ def estimated_working_bytes(config: ConfigDict, model: LMConfig, sizes: Mapping[
     again, or of the loss if that is larger; weights that are gathered for it included."""
     tokens = config.batch_size * config.sequence_length / token_parts(sizes)
     tokens /= config.optimizer.accumulate_steps
-    logits = 2 * 4 * model.vocab_size * config.loss_chunk / token_parts(sizes)  # and their gradient
+    logits = 2 * 4 * model.vocab_size * min(config.loss_chunk, tokens)  # and their gradient
     head = model.vocab_size * model.d_model * _itemsize(model)
     if model.remat != "full":
         return logits + head
@@ -98,19 +98,23 @@ def estimated_working_bytes(config: ConfigDict, model: LMConfig, sizes: Mapping[
 def estimated_sent_bytes(
     model: LMConfig, parameters: float, sizes: Mapping[str, int], step: Work
 ) -> dict[str, float]:
-    """Bytes that a device sends in a step at least, on rings: weights gathered for each pass and
-    gradients scattered in the model's dtype, gradients summed over "data" in float32, and two sums
-    of the residual stream a layer and pass over "tensor".
+    """Bytes that a device sends in a step at least, on rings.
+
+    Weights are gathered for each pass (the table of embeddings for one) and gradients scattered in
+    the model's dtype, gradients are summed over "data" in float32, and two sums of the residual
+    stream a layer and pass are taken over "tensor".
 
     Args:
       parameters: of the model, in numbers.
     """
     fsdp, tensor = sizes["fsdp"], sizes["tensor"]
     share = {axis: (size - 1) / size for axis, size in sizes.items()}
+    table = 0 if model.tie_embeddings else model.vocab_size * model.d_model
     whole = parameters / tensor * _itemsize(model)
+    read = ((parameters - table) * step.passes + table) / tensor * _itemsize(model)
     stream = step.tokens / token_parts(sizes) * model.d_model * _itemsize(model)
     return {
-        "all-gather": share["fsdp"] * whole * step.passes * step.turns,
+        "all-gather": share["fsdp"] * read * step.turns,
         "reduce-scatter": share["fsdp"] * whole * step.turns,
         "all-reduce": 2 * share["data"] * parameters * 4 / (fsdp * tensor)
         + 2 * share["tensor"] * stream * 2 * model.layers * step.passes,
