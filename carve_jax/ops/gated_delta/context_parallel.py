@@ -158,8 +158,7 @@ def carve_rule_over(
     kept = jax.lax.dynamic_slice_in_dim(outputs, index, micro_batches, axis=0)
     last = jax.tree.map(lambda x: x[count - 1 :], states)  # of the last device, which all are told
     last = jax.tree.map(lambda x: jax.lax.all_gather(x, axis)[-1], last)
-    merge = lambda x: x.reshape(batch, *x.shape[2:])  # noqa: E731
-    return merge(kept), jax.tree.map(merge, last)
+    return jax.tree.map(lambda x: x.reshape(batch, *x.shape[2:]), (kept, last))
 
 
 def bubble(micro_batches: int, devices: int) -> float:
