@@ -159,7 +159,7 @@ class LanguageModel(nn.Module):
         )
         self.blocks = nn.scan(
             Repeat,
-            variable_axes={"params": 0},
+            variable_axes={"params": 0, "intermediates": 0},
             split_rngs={"params": True},
             in_axes=(0, nn.broadcast),
             length=config.repeats,

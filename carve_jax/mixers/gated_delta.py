@@ -24,6 +24,7 @@ from carve_jax.mixers.layer import ACTIVATIONS, LayerSpec
 from carve_jax.ops.attention import document_positions, rope
 from carve_jax.ops.gated_delta import CarveState, carve_rule, gated_delta_rule
 from carve_jax.ops.gated_delta.context_parallel import carve_rule_over, gated_delta_rule_over
+from carve_jax.ops.gated_delta.reference import RuleInputs
 from carve_jax.ops.short_conv import short_conv
 from carve_jax.shapes import Array, Float, Float32, Int32
 from carve_jax.sharding import axis_size, constrain, per_device, spec
@@ -55,6 +56,9 @@ class GatedDeltaMixer(nn.Module):
     RMSNorm; output projection. As it stands it is the layer of GDN-2 (arXiv 2605.22791); with the
     content gate it is CARVE (arXiv 2606.27229); ``presets`` has the others. Parameters are
     float32, products are in ``compute_dtype``, log-decay and state in float32.
+
+    Where the collection ``intermediates`` is mutable, what the rule reads (``rule_inputs``, a
+    ``RuleInputs``) and what it gives (``rule_output``) are sown there; elsewhere nothing is.
 
     Attributes:
         gates: which gates there are and what they depend on.
@@ -155,6 +159,7 @@ class GatedDeltaMixer(nn.Module):
             query, key = jnp.repeat(query, repeats, axis=2), jnp.repeat(key, repeats, axis=2)
 
         output, state = self._rule(x, query, key, value, past.state, segment_ids)
+        self.sow("intermediates", "rule_output", output)
         if self.layer.skip:
             skip = self.param("D", nn.initializers.ones, (self.num_heads,), jnp.float32)
             output = (output + skip[None, None, :, None] * value).astype(output.dtype)
@@ -284,6 +289,7 @@ class GatedDeltaMixer(nn.Module):
         )
         stretches = axis_size("sequence")
         arrays = (query, key, value, decay, erase, write)
+        self.sow("intermediates", "rule_inputs", RuleInputs(*arrays))
         run = per_device(rule, in_specs, (by_head, state_spec))
         return run(arrays, content, state, segment_ids)
 
