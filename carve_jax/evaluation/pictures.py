@@ -1,0 +1,205 @@
+"""Pictures of a trace: gates, contents and states of a model, token by token.
+
+Gates are drawn in viridis, signed quantities in a diverging map about 0; both can be read by
+colour-blind eyes. A notebook shows a `Figure` after ``%matplotlib inline``;
+elsewhere ``figure.savefig(path)`` writes it.
+"""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.image import AxesImage
+
+from carve_jax.errors import UserError
+from carve_jax.evaluation.trace import Trace
+from carve_jax.shapes import Float
+
+SHARE, SIGNED = "viridis", "PuOr"
+DPI = 110
+MOST_LABELS = 72
+"""Of more tokens than this every second is labelled, or every third, and so on."""
+
+
+class _Panel(NamedTuple):
+    """One heat map: its title, values [T, channels] and the name of its channels."""
+
+    title: str
+    values: np.ndarray
+    channels: str
+
+
+def plot_gates(read: Trace, labels: Sequence[str], *, layer: int = 0, head: int = 0) -> Figure:
+    """All gates of one head above one another: a column a token, a row a channel.
+
+    Args:
+        read: the trace.
+        labels: a word a token.
+        layer: index into ``read.layers``.
+        head: a value head.
+
+    Raises:
+        UserError: no such layer or head, or another number of labels than tokens.
+    """
+    layers, _, heads = read.state_norm.shape
+    if not (0 <= layer < layers and 0 <= head < heads):
+        raise UserError(
+            f"layer={layer}, head={head}: the trace has layers 0 to {layers - 1} and heads 0 to "
+            f"{heads - 1}"
+        )
+    one = {name: getattr(read, name)[layer, :, head] for name in ("erase", "write", "content")}
+    panels = [
+        _Panel("kept: exp g", np.exp(read.log_decay[layer, :, head]), "key"),
+        _Panel("erase gate: b", one["erase"], "key"),
+        _Panel("write gate: w", one["write"], "value"),
+    ]
+    if read.content.any():
+        panels.append(_Panel("content: m", one["content"], "value"))
+    panels = [panel._replace(values=_without_repeats(panel.values)) for panel in panels]
+    rows = [max(0.35, 1.3 * panel.values.shape[1] / 32) for panel in panels]
+    figure = _figure(_width(len(labels)), 0.75 + sum(rows) + 0.35 * len(panels))
+    grid = figure.subplots(len(panels), sharex=True, squeeze=False, height_ratios=rows)
+    for axes, panel in zip(grid[:, 0], panels, strict=True):
+        signed = panel.values.min() < 0
+        # Gates range to 1, whatever they reach, or to 2 with negative eigenvalues.
+        largest = np.abs(panel.values).max()
+        image = _heat_map(axes, panel.values.T, signed, largest if signed else 1 + (largest > 1))
+        axes.set_title(panel.title, loc="left", fontsize=9)
+        several = panel.values.shape[1] > 1
+        axes.set_ylabel(f"{panel.channels} channel" if several else "", fontsize=8)
+        axes.set_yticks([0, panel.values.shape[1] - 1] if several else [])
+        figure.colorbar(image, ax=axes, pad=0.01, aspect=8)
+    _label_tokens(grid[-1, 0], labels, panels[0].values.shape[0])
+    figure.suptitle(f"layer {read.layers[layer]}, head {head}", fontsize=10)
+    return figure
+
+
+def plot_by_head(
+    values: Float[np.ndarray, "layers T N channels"],
+    labels: Sequence[str],
+    *,
+    layers: Sequence[str],
+    top: float | None = None,
+    title: str = "",
+) -> Figure:
+    """One quantity in small multiples: a row of pictures a layer, a column a head.
+
+    Args:
+        values: a field of a trace, such as ``read.erase``, or what is made of one: a difference of
+            two, or ``singular_values(read)``. All pictures share one scale.
+        labels: a word a token.
+        layers: a name a layer: ``read.layers``.
+        top: end of the scale, such as 1 for gates; the largest value if left out.
+        title: over all.
+
+    Raises:
+        UserError: another number of labels than tokens.
+    """
+    rows, tokens, heads, _ = values.shape
+    signed = bool(values.min() < 0)
+    top = float(np.abs(values).max()) if top is None else top
+    figure = _figure(min(2.0 + _width(tokens) * heads, 16), 0.7 + 1.9 * rows)
+    grid = figure.subplots(rows, heads, sharex=True, sharey=True, squeeze=False)
+    for row, name in enumerate(layers):
+        for head in range(heads):
+            axes = grid[row, head]
+            image = _heat_map(axes, values[row, :, head].T, signed, top)
+            axes.set_title(f"layer {name}, head {head}", loc="left", fontsize=9)
+            axes.set_yticks([0, values.shape[-1] - 1])
+    for axes in grid[-1]:
+        _label_tokens(axes, labels, tokens)
+    figure.colorbar(image, ax=grid, pad=0.01, aspect=30)
+    figure.suptitle(title, fontsize=10)
+    return figure
+
+
+def plot_states(
+    states: Float[np.ndarray, "T K V"],
+    labels: Sequence[str],
+    *,
+    at: Sequence[int] | None = None,
+    title: str = "",
+) -> Figure:
+    """The memory itself after some tokens, as matrices of key by value channels on one scale.
+
+    Args:
+        states: of one head: ``read.state[layer, :, head]``, or what a rule returned.
+        labels: a word a token.
+        at: after which tokens to show it; by default eight, evenly spread.
+        title: over all.
+
+    Raises:
+        UserError: another number of labels than tokens, or a token that is not there.
+    """
+    tokens = len(states)
+    _check_labels(labels, tokens)
+    if at is None:
+        at = np.unique(np.linspace(0, tokens - 1, min(8, tokens)).round().astype(int)).tolist()
+    outside = [token for token in at if not 0 <= token < tokens]
+    if outside or not len(at):
+        raise UserError(f"at={list(at)}: give at least one token, from 0 to {tokens - 1}")
+    columns = min(len(at), 8)
+    rows = -(-len(at) // columns)
+    height = min(max(1.5 * states.shape[1] / states.shape[2], 0.5), 4.0)
+    figure = _figure(1.2 + 1.5 * columns, 0.7 + (0.3 + height) * rows)
+    grid = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False)
+    top = np.abs(states[list(at)]).max()
+    for axes in grid.flat[len(at) :]:
+        axes.set_axis_off()
+    for axes, token in zip(grid.flat, at, strict=False):
+        image = _heat_map(axes, states[token], True, top, aspect="equal")
+        axes.set_title(f"{token}: {labels[token]}", fontsize=9)
+        axes.set_xticks([])
+        axes.set_yticks([])
+    grid[0, 0].set_ylabel("key channels", fontsize=8)
+    grid[-1, 0].set_xlabel("value channels", fontsize=8)
+    figure.colorbar(image, ax=grid, pad=0.01, aspect=15)
+    figure.suptitle(title, fontsize=10)
+    return figure
+
+
+def _figure(width: float, height: float) -> Figure:
+    # Not through pyplot: no window, no global state, and nothing to close.
+    figure = Figure(figsize=(width, height), dpi=DPI, layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure
+
+
+def _width(tokens: int) -> float:
+    return min(max(3.0, 1.6 + 0.17 * tokens), 13)
+
+
+def _without_repeats(values: np.ndarray) -> np.ndarray:
+    """A gate that is one a head needs one row."""
+    return values[:, :1] if (values == values[:, :1]).all() else values
+
+
+def _heat_map(
+    axes: Axes, values: np.ndarray, signed: bool, top: float, aspect: Any = "auto"
+) -> AxesImage:
+    top = float(top) or 1.0  # Where all is 0 any scale will do.
+    return axes.imshow(
+        values,
+        cmap=SIGNED if signed else SHARE,
+        aspect=aspect,
+        interpolation="nearest",
+        vmin=-top if signed else 0.0,
+        vmax=top,
+    )
+
+
+def _check_labels(labels: Sequence[str], tokens: int) -> None:
+    if len(labels) != tokens:
+        raise UserError(f"{len(labels)} labels for {tokens} tokens: give one a token")
+
+
+def _label_tokens(axes: Axes, labels: Sequence[str], tokens: int) -> None:
+    _check_labels(labels, tokens)
+    every = -(-tokens // MOST_LABELS)
+    shown = range(0, tokens, every)
+    long = max(map(len, labels), default=0) > 2
+    axes.set_xticks(list(shown), [labels[token] for token in shown], rotation=90 if long else 0)
+    axes.tick_params(axis="x", labelsize=7, length=2)
