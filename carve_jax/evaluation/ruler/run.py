@@ -1,0 +1,141 @@
+"""A probe put to a model: prompts read in chunks, replies decoded greedily, scored as RULER does.
+
+A model whose caches are of constant size needs the same memory at every length: a prompt is read
+`prefill_chunk` tokens at a time, and what is kept of it is the cache.
+"""
+
+import dataclasses
+import math
+from collections import Counter
+from typing import Any
+
+import numpy as np
+
+from carve_jax.evaluation.ruler.haystack import Haystack
+from carve_jax.evaluation.ruler.probes import Example, Probe, examples
+from carve_jax.evaluation.ruler.score import score
+from carve_jax.generate import generate
+from carve_jax.model import LanguageModel
+from carve_jax.shapes import Int32
+from carve_jax.training.data.stdlib import stdlib_documents
+from carve_jax.training.data.tokenizer import Tokenizer
+
+DEPTHS = 5  # parts of the filler that scores are told of apart
+
+
+@dataclasses.dataclass(frozen=True)
+class Asking:
+    """How a probe is put to a model.
+
+    Attributes:
+      count: examples.
+      seed: of the examples.
+      haystack: filler of the probes that take one; None for each probe's own: noise, or for those
+        that hide in a text the language reference of the Python that runs.
+      new_tokens: room for the reply; None for RULER's.
+      batch_size: prompts that are read together.
+      prefill_chunk: most tokens of them read in one call.
+    """
+
+    count: int = 100
+    seed: int = 0
+    haystack: Haystack | None = None
+    new_tokens: int | None = None
+    batch_size: int = 8
+    prefill_chunk: int = 2048
+
+
+def language_reference() -> Haystack:
+    """The text that every Python carries; it differs a little from version to version.
+
+    Raises:
+      UserError: this Python lacks it.
+    """
+    documents = stdlib_documents(("topics",))
+    return Haystack.text("\n".join(d.text.decode() for d in documents), name="language reference")
+
+
+def run_probe(
+    model: LanguageModel,
+    params: Any,
+    tokenizer: Tokenizer,
+    probe: Probe,
+    length: int,
+    asking: Asking = Asking(),
+) -> dict[str, dict[str, Any]]:
+    """The accuracy of a model in a probe at one length.
+
+    Args:
+      model: the model.
+      params: its parameters.
+      tokenizer: the model's; prompts begin with its separator, and replies end at it.
+      probe: one of PROBES, or another.
+      length: tokens of prompt (separator included) and reply together.
+      asking: how.
+
+    Returns:
+      `metrics`: `accuracy`, the mean score with the standard error over examples and their number.
+      `facts`: what was asked, how often each form of the probe came, and the mean score of
+      examples by the mean depth of their answers, from the first part of the filler to the last.
+
+    Raises:
+      UserError: see `example`.
+    """
+    haystack = asking.haystack
+    if haystack is None and probe.filler == "text":
+        haystack = language_reference()
+    start = np.array([tokenizer.separator], np.int32)
+
+    def encode(text: str) -> Int32[np.ndarray, " tokens"]:
+        return np.concatenate([start, tokenizer.encode(text)])
+
+    asked = examples(
+        probe,
+        length=length,
+        encode=encode,
+        count=asking.count,
+        seed=asking.seed,
+        haystack=haystack,
+        new_tokens=asking.new_tokens,
+    )
+    scores: list[float] = []
+    for first in range(0, len(asked), asking.batch_size):
+        batch = asked[first : first + asking.batch_size]
+        new = generate(
+            model,
+            params,
+            [encode(one.prompt) for one in batch],
+            max_new_tokens=max(one.max_new_tokens for one in batch),
+            stop_tokens=(tokenizer.separator,),
+            prefill_chunk=asking.prefill_chunk,
+        )
+        scores += [
+            score(tokenizer.decode(row[: one.max_new_tokens]), one.answers, probe.match)
+            for row, one in zip(np.asarray(new), batch, strict=True)
+        ]
+    return {
+        "metrics": {"accuracy": mean_and_error(scores)},
+        "facts": {
+            "length": length,
+            "seed": asking.seed,
+            "haystack": haystack.name if haystack is not None else probe.filler,
+            "new_tokens": max(one.max_new_tokens for one in asked),
+            "forms": dict(Counter(one.form for one in asked if one.form)),
+            "accuracy_by_depth": _by_depth(asked, scores),
+        },
+    }
+
+
+def mean_and_error(scores: list[float]) -> dict[str, float]:
+    """Mean, its standard error over examples (0 of a single one) and how many there are."""
+    count = len(scores)
+    spread = float(np.std(scores, ddof=1)) if count > 1 else 0.0
+    return {"value": float(np.mean(scores)), "stderr": spread / math.sqrt(count), "count": count}
+
+
+def _by_depth(asked: list[Example], scores: list[float]) -> list[float | None]:
+    parts: list[list[float]] = [[] for _ in range(DEPTHS)]
+    for one, value in zip(asked, scores, strict=True):
+        if one.depths:
+            parts[int(np.mean(one.depths) * DEPTHS)].append(value)
+    return [float(np.mean(part)) if part else None for part in parts]
