@@ -13,10 +13,10 @@ def get_config() -> ConfigDict:
     config.model = get_model()
     config.data = ConfigDict(
         {
-            "source": "stdlib",  # stdlib | token_files | mixture | mqar
+            "source": "stdlib",  # stdlib | token_files | mixture | a synthetic task, such as mqar
             "parts": ("topics", "docstrings"),  # of stdlib; also sources
             "tokenizer": "bytes",  # of stdlib: bytes | bpe | the path of a tokenizer.json
-            "vocab_size": 1024,  # of bpe and mqar
+            "vocab_size": 1024,  # of bpe and synthetic tasks
             "path": "",  # of token_files: what experiments.prepare_data wrote
             "paths": (),  # of mixture: directories of token files
             "weights": (),  # of mixture: share of the rows from each of the paths

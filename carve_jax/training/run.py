@@ -280,7 +280,7 @@ def load_tokenizer(workdir: Path) -> Tokenizer:
     """The tokenizer of a run directory.
 
     Raises:
-      UserError: its data has none ("mqar").
+      UserError: its data has none (a synthetic task).
     """
     path = workdir / TOKENIZER
     if not path.exists():

@@ -7,7 +7,14 @@ from typing import Any
 
 from carve_jax.errors import UserError
 
-SOURCES = ("stdlib", "token_files", "mixture", "mqar")
+SYNTHETIC = (
+    "mqar", "overwriting_recall", "selective_copying", "state_tracking", "content_erase",
+)  # fmt: skip
+"""The sources that are tasks of `synthetic`, made up and not read."""
+SOURCES = ("stdlib", "token_files", "mixture", *SYNTHETIC)
+GROUPS = {"parity": 2, "s3": 3, "s5": 5}
+"""Groups of "state_tracking": all permutations of so many things."""
+
 PARTS = ("topics", "docstrings", "sources")
 
 
@@ -16,11 +23,13 @@ class DataConfig:
     """The data section.
 
     Attributes:
-      source: "stdlib" (text of the Python that runs), "token_files", "mixture" or "mqar".
+      source: "stdlib" (text of the Python that runs), "token_files", "mixture", or a synthetic task
+        ("mqar", "overwriting_recall", "selective_copying", "state_tracking", "content_erase").
       parts: of "stdlib": any of "topics" (the language reference), "docstrings", "sources".
       tokenizer: of "stdlib": "bytes", "bpe" (trained on the training documents) or the path of a
         byte-level BPE's tokenizer.json. Token files name their own tokenizer.
-      vocab_size: of "bpe" (separator included) and of "mqar".
+      vocab_size: of "bpe" (separator included) and of the tasks, but for "state_tracking", whose
+        tokens are the elements of its group.
       path: the directory of the token files, as `experiments.prepare_data` writes it.
       paths: of "mixture": directories of token files, all of one tokenizer.
       weights: of "mixture": the share of the rows that comes from each path; their sum is the
@@ -28,10 +37,13 @@ class DataConfig:
       verify: of "token_files" and "mixture": whether every byte is held against its SHA-256 before
         training. Without it, sizes, headers and offsets are, and tokens when they are first read.
       eval_fraction: of "stdlib": expected share of the documents that is held out.
-      num_pairs: of "mqar": key-value pairs of an example.
-      num_queries: of "mqar": how many of the keys are asked for; 0 asks for all, as Zoology does.
+      num_pairs: of "mqar", "overwriting_recall" and "content_erase": different keys of an example.
+      num_queries: of the same: how many of the keys are asked for; 0 asks for all, as Zoology does.
+        Of "selective_copying": tokens to copy.
+      num_writes: of "overwriting_recall" and "content_erase": how often each key is written.
       power_a: of "mqar": exponent of the law of the gaps; 1 is uniform, small favours short gaps.
-      eval_examples: of "mqar": size of the fixed held-out set.
+      group: of "state_tracking": "parity", "s3" or "s5" (all permutations of 2, 3 or 5 things).
+      eval_examples: of the tasks: size of the fixed held-out set.
 
     Raises:
       UserError: a value that is not allowed; the sentence says what is.
@@ -48,7 +60,9 @@ class DataConfig:
     eval_fraction: float = 0.05
     num_pairs: int = 8
     num_queries: int = 0
+    num_writes: int = 3
     power_a: float = 0.01
+    group: str = "parity"
     eval_examples: int = 1024
 
     def __post_init__(self) -> None:

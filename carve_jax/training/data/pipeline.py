@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
 from carve_jax.errors import UserError
-from carve_jax.training.data import mqar
 from carve_jax.training.data.batches import (
     BatchIterator,
     Block,
@@ -14,12 +13,13 @@ from carve_jax.training.data.batches import (
     MixedOrder,
     rows_in_order,
 )
-from carve_jax.training.data.config import DataConfig
+from carve_jax.training.data.config import SYNTHETIC, DataConfig
 from carve_jax.training.data.documents import Document, fingerprint, split_documents
 from carve_jax.training.data.order import WINDOW
 from carve_jax.training.data.packing import Batch, Packer, Pieces, check_alignment
 from carve_jax.training.data.shard import Shard
 from carve_jax.training.data.stdlib import stdlib_documents
+from carve_jax.training.data.synthetic import TASKS, Task, eval_batches, train_batches
 from carve_jax.training.data.token_files import TokenFiles
 from carve_jax.training.data.tokenizer import BPETokenizer, ByteTokenizer, Tokenizer, train_bpe
 
@@ -31,10 +31,10 @@ class DataPipeline:
     A batch is a dict of NumPy arrays of shape [B, T], B being this process's share of the global
     batch: `tokens`, `targets`, `segment_ids` int32, `loss_mask` float32 (1 exactly where there is a
     target) and `target_bytes` int32 (bytes each target stands for, 0 where masked; absent for
-    "mqar"). Segment ids rise from 0 along a row; padding belongs to the segment before it.
+    synthetic tasks). Segment ids rise from 0 along a row; padding belongs to the segment before it.
 
     Attributes:
-      tokenizer: None for "mqar".
+      tokenizer: None for synthetic tasks.
       vocab_size: every token and target is below it.
     """
 
@@ -65,13 +65,13 @@ class DataPipeline:
 
 
 def make_tokenizer(config: Mapping[str, Any]) -> Tokenizer | None:
-    """The tokenizer of a data section; None for "mqar". A "bpe" is trained anew.
+    """The tokenizer of a data section; None for synthetic tasks. A "bpe" is trained anew.
 
     Raises:
       UserError: see `DataConfig` and the tokenizers.
     """
     settings = DataConfig.from_config(config)
-    if settings.source == "mqar":
+    if settings.source in SYNTHETIC:
         return None
     if settings.source in ("token_files", "mixture"):
         return _common_tokenizer(_open_token_files(settings))
@@ -117,13 +117,14 @@ def make_pipeline(
     check_alignment(sequence_length, segment_alignment)
     if seed < 0:
         raise UserError(f"seed is {seed}; give 0 or a positive number.")
-    if settings.source == "mqar":
+    if settings.source in SYNTHETIC:
+        task = TASKS[settings.source](settings, sequence_length)
         return DataPipeline(
             tokenizer=None,
-            vocab_size=settings.vocab_size,
-            _train=lambda: mqar.train_batches(settings, block, sequence_length, seed),
-            _held_out=mqar.eval_batches(settings, block, sequence_length),
-            _facts=_mqar_facts(settings),
+            vocab_size=task.vocab_size,
+            _train=lambda: train_batches(task, block, seed),
+            _held_out=eval_batches(task, block, settings.eval_examples),
+            _facts=_task_facts(settings, task),
         )
     if settings.source == "stdlib":
         text = _from_stdlib(settings)
@@ -256,6 +257,6 @@ def _split_facts(files: TokenFiles) -> dict[str, Any]:
     return facts
 
 
-def _mqar_facts(settings: DataConfig) -> dict[str, Any]:
-    names = ("source", "vocab_size", "num_pairs", "num_queries", "power_a", "eval_examples")
+def _task_facts(settings: DataConfig, task: Task) -> dict[str, Any]:
+    names = ("source", *task.settings, "eval_examples")
     return {name: getattr(settings, name) for name in names}

@@ -3,12 +3,14 @@ import pytest
 
 from carve_jax.errors import UserError
 from carve_jax.training.data import DataConfig, make_pipeline
-from carve_jax.training.data.mqar import MQARExamples
+from carve_jax.training.data.synthetic import Examples
+from carve_jax.training.data.synthetic.mqar import MQAR
 from tests.training.data.helpers import assert_same, take
 
 
 def source(length=64, key=(1, 0), **settings):
-    return MQARExamples(DataConfig(source="mqar", **{"vocab_size": 8192, **settings}), length, key)
+    config = DataConfig(source="mqar", **{"vocab_size": 8192, **settings})
+    return Examples(MQAR(config, length), key)
 
 
 @pytest.mark.parametrize("queries", [0, 3])

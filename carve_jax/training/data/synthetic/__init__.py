@@ -1,0 +1,28 @@
+"""Synthetic tasks: what a small model must hold, overwrite, skip, follow and decide to forget."""
+
+from collections.abc import Mapping
+
+from carve_jax.training.data.synthetic.content_erase import ContentErase
+from carve_jax.training.data.synthetic.mqar import MQAR
+from carve_jax.training.data.synthetic.overwriting_recall import OverwritingRecall
+from carve_jax.training.data.synthetic.selective_copying import SelectiveCopying
+from carve_jax.training.data.synthetic.state_tracking import StateTracking
+from carve_jax.training.data.synthetic.task import (
+    Example,
+    Examples,
+    MakeTask,
+    Task,
+    eval_batches,
+    train_batches,
+)
+
+TASKS: Mapping[str, MakeTask] = {
+    "mqar": MQAR,
+    "overwriting_recall": OverwritingRecall,
+    "selective_copying": SelectiveCopying,
+    "state_tracking": StateTracking,
+    "content_erase": ContentErase,
+}
+"""The tasks by the name of their source (`config.SYNTHETIC`)."""
+
+__all__ = ["TASKS", "Example", "Examples", "MakeTask", "Task", "eval_batches", "train_batches"]
