@@ -1,0 +1,1 @@
+"""The report of a sweep: `sweep` reads it, `compare` judges it, the rest shows it."""

@@ -1,0 +1,245 @@
+"""Reads the directory of a sweep: what was planned, and what became of each run."""
+
+import json
+import math
+import statistics
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from carve_jax.errors import UserError
+from carve_jax.training import provenance
+from carve_jax.training.metrics import read_metrics
+
+FILE_NAME = "sweep.json"
+FIELDS = ("name", "question", "baseline", "tasks", "variants", "runs")
+
+SILENT = {
+    "waiting": "it has not started",
+    "running": "it has not ended, or was cut off without a word",
+}
+
+
+class Metric(NamedTuple):
+    """A figure of `metrics.jsonl` that runs are compared by; `better` is "lower" or "higher"."""
+
+    name: str
+    better: str
+    title: str
+
+
+class Task(NamedTuple):
+    """What the variants were trained on; the first of its metrics is the one that figures show."""
+
+    name: str
+    title: str
+    metrics: tuple[Metric, ...]
+
+
+class Run(NamedTuple):
+    """One training run.
+
+    Attributes:
+      state: "waiting", "running", "done", "failed" or "diverged".
+      message: the last thing that it said, of a run that went wrong.
+      seconds: that it took; None if unknown.
+      memory: peak in bytes, of the device where it tells and else of the process; None if unknown.
+      on_device: whether `memory` is the device's.
+      jobs: how many runs shared the machine; None if unknown.
+      commits: of the code that trained it, all starts together.
+      lines: of its metrics.jsonl.
+    """
+
+    id: str
+    task: str
+    variant: str
+    seed: int
+    parameters: int | None
+    state: str
+    message: str
+    attempts: int
+    seconds: float | None
+    memory: int | None
+    on_device: bool
+    jobs: int | None
+    commits: frozenset[str]
+    lines: list[dict[str, Any]]
+
+    def curve(self, metric: str) -> dict[int, tuple[float, float]]:
+        """(tokens seen, value) by step, where the value is finite."""
+        return {
+            line["step"]: (line.get("tokens", line["step"]), line[metric])
+            for line in self.lines
+            if line.get(metric) is not None
+        }
+
+    def final(self, metric: str) -> float:
+        """The value at the last evaluation; NaN where it was not finite.
+
+        Raises:
+          UserError: the run never measured it.
+        """
+        values = [line[metric] for line in self.lines if metric in line]
+        if not values:
+            known = sorted({name for line in self.lines for name in line})
+            raise UserError(
+                f"the run {self.id} has no metric {metric!r} in its metrics.jsonl, which has "
+                f"{', '.join(known) or 'no lines'}: correct the metrics of {FILE_NAME}, or run it "
+                "again"
+            )
+        return math.nan if values[-1] is None else float(values[-1])
+
+    @property
+    def rate(self) -> float | None:
+        """Tokens a second: the median over the run's readings."""
+        rates = [line["tokens_per_second"] for line in self.lines if line.get("tokens_per_second")]
+        return statistics.median(rates) if rates else None
+
+    @property
+    def last_step(self) -> int:
+        """The last step with a line; 0 before the first."""
+        return self.lines[-1]["step"] if self.lines else 0
+
+
+class Sweep(NamedTuple):
+    """A sweep as it stands.
+
+    Attributes:
+      record: sweep.json as it is.
+      variants: titles by name, the baseline's first.
+    """
+
+    workdir: Path
+    record: dict[str, Any]
+    tasks: tuple[Task, ...]
+    variants: dict[str, str]
+    runs: tuple[Run, ...]
+
+    @property
+    def baseline(self) -> str:
+        """Name of the variant that the others are compared with."""
+        return self.record["baseline"]
+
+    def of(self, task: Task, variant: str) -> list[Run]:
+        """The runs of a variant on a task, by seed."""
+        return [r for r in self.runs if (r.task, r.variant) == (task.name, variant)]
+
+    def fault(self, run: Run) -> str | None:
+        """Why a run does not count; None if it does.
+
+        Raises:
+          UserError: it finished without a metric of its task.
+        """
+        if run.state != "done":
+            return run.message or SILENT.get(run.state, "it left no message")
+        for metric in next(task for task in self.tasks if task.name == run.task).metrics:
+            if not math.isfinite(run.final(metric.name)):
+                return f"it finished, but its {metric.title} is not a finite number"
+        return None
+
+    @property
+    def counted(self) -> list[Run]:
+        """The runs that finished with all their figures."""
+        return [run for run in self.runs if self.fault(run) is None]
+
+    @property
+    def commits(self) -> set[str]:
+        """Of all code that had a part in it."""
+        own = {self.record["commit"]} if self.record.get("commit") else set()
+        return own.union(*(run.commits for run in self.runs))
+
+
+def read_sweep(workdir: Path, *, allow_other_commit: bool = False) -> Sweep:
+    """The sweep of a directory, with every run that was planned.
+
+    Args:
+      allow_other_commit: takes runs that were trained by different code, which are else refused.
+
+    Raises:
+      UserError: no sweep there, a file that does not read, or runs of several commits.
+    """
+    path = workdir / FILE_NAME
+    if not path.exists():
+        raise UserError(
+            f"--workdir={workdir} has no {FILE_NAME}: give a directory that experiments.sweep wrote"
+        )
+    record = read_json(path)
+    missing = [field for field in FIELDS if field not in record]
+    if missing:
+        raise UserError(f"{path} has no {', '.join(missing)}: it was not written by this sweep")
+    baseline = record["baseline"]
+    if baseline not in record["variants"]:
+        raise UserError(
+            f"{path}: the baseline {baseline!r} is none of the variants "
+            f"{', '.join(record['variants'])}"
+        )
+    names = [baseline, *(name for name in record["variants"] if name != baseline)]
+    sweep = Sweep(
+        workdir=workdir,
+        record=record,
+        tasks=tuple(_task(name, task) for name, task in record["tasks"].items()),
+        variants={name: record["variants"][name].get("title", name) for name in names},
+        runs=tuple(_run(workdir / "runs", planned) for planned in record["runs"]),
+    )
+    if len(sweep.commits) > 1 and not allow_other_commit:
+        raise UserError(_which_commits(sweep))
+    return sweep
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The object in a JSON file.
+
+    Raises:
+      UserError: it does not read.
+    """
+    try:
+        found = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} does not read ({error}): restore it or run again") from error
+    if not isinstance(found, dict):
+        raise UserError(f"{path} holds no object: restore it or run again")
+    return found
+
+
+def _task(name: str, task: dict[str, Any]) -> Task:
+    metrics = [Metric(m["name"], m["better"], m.get("title", m["name"])) for m in task["metrics"]]
+    return Task(name, task.get("title", name), tuple(metrics))
+
+
+def _run(directory: Path, planned: dict[str, Any]) -> Run:
+    provenance_file = directory / planned["id"] / provenance.FILE_NAME
+    facts = read_json(provenance_file) if provenance_file.exists() else {}
+    status_file = directory / f"{planned['id']}.status.json"
+    status = read_json(status_file) if status_file.exists() else {}
+    device = status.get("device_peak_bytes")
+    return Run(
+        id=planned["id"],
+        task=planned["task"],
+        variant=planned["variant"],
+        seed=planned["seed"],
+        parameters=planned.get("parameters"),
+        state=status.get("state", "waiting"),
+        message=status.get("message") or "",
+        attempts=status.get("attempts") or 0,
+        seconds=status.get("seconds"),
+        memory=device or status.get("peak_rss_bytes"),
+        on_device=bool(device),
+        jobs=status.get("jobs"),
+        commits=_commits([status, facts, *facts.get("earlier", [])]),
+        lines=read_metrics(directory / planned["id"]),
+    )
+
+
+def _commits(starts: Iterable[dict[str, Any]]) -> frozenset[str]:
+    return frozenset(start["commit"] for start in starts if start.get("commit"))
+
+
+def _which_commits(sweep: Sweep) -> str:
+    own = sweep.record.get("commit")
+    other = next((run for run in sweep.runs if run.commits - {own}), sweep.runs[0])
+    short = ", ".join(sorted(commit[:8] for commit in other.commits - {own}))
+    started = f"the sweep by {own[:8]}" if own else "others by other code"
+    return (
+        f"the run {other.id} was trained by commit {short} and {started}: run it again, or give "
+        "--allow_other_commit to compare them all the same"
+    )

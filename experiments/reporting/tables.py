@@ -1,0 +1,165 @@
+"""The tables of a report: what differs, how sure that is, and what the variants cost."""
+
+import math
+import statistics
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from experiments.reporting import words
+from experiments.reporting.compare import Comparison, Verdict
+from experiments.reporting.sweep import Metric, Run, Sweep, Task
+from experiments.reporting.words import escape, number, signed
+
+
+class Findings(NamedTuple):
+    """All that a report tells.
+
+    Attributes:
+      pictures: of each task, file name and what it shows.
+      theory: of theory.json; None without.
+    """
+
+    sweep: Sweep
+    comparisons: Sequence[Comparison]
+    alpha: float
+    pictures: Mapping[str, Mapping[str, str]]
+    theory: dict[str, Any] | None
+
+    @property
+    def confidence(self) -> str:
+        """Of the intervals, as 95%."""
+        return f"{100 * (1 - self.alpha):g}%"
+
+    def of(self, task: Task, metric: Metric | None = None) -> list[Comparison]:
+        """The comparisons of a task, or of one of its metrics."""
+        return [
+            each for each in self.comparisons if each.task == task and metric in (None, each.metric)
+        ]
+
+
+def quality(found: Findings, task: Task, metric: Metric) -> str:
+    """Means, differences, intervals and verdicts."""
+    sweep, comparisons = found.sweep, {e.variant: e for e in found.of(task, metric)}
+    places = places_of(list(comparisons.values()))
+    rows = []
+    for variant, title in sweep.variants.items():
+        own = [r.final(metric.name) for r in sweep.of(task, variant) if sweep.fault(r) is None]
+        planned = len(sweep.of(task, variant))
+        result = number(statistics.fmean(own), places) if own else "–"
+        if len(own) > 1:
+            result += f" ± {number(statistics.stdev(own), places)}"
+        each = comparisons.get(variant)
+        rows.append(
+            [
+                escape(title),
+                "baseline" if each is None else signed(each.difference, places),
+                "" if each is None else interval(each, places),
+                "" if each is None else verdict(each),
+                result,
+                f"{len(own)}" if len(own) == planned else f"**{len(own)} of {planned}**",
+            ]
+        )
+    mean = "mean ± sd" if any("±" in row[4] for row in rows) else "result"
+    header = ["variant", "difference", f"{found.confidence} interval", "so", mean, "seeds"]
+    return words.table(header, rows)
+
+
+def verdict(each: Comparison) -> str:
+    """In a table."""
+    text = each.verdict.value
+    if each.verdict is Verdict.OPEN and each.excludes_zero:
+        text += " once corrected"
+    if each.verdict is Verdict.SMALL:
+        return f"**differs by less than {each.smallest:g}**"
+    return f"**{text}**" if each.verdict in (Verdict.BETTER, Verdict.WORSE) else text
+
+
+def interval(each: Comparison, places: int) -> str:
+    """In words; why not, where there is none."""
+    if each.paired is None:
+        return "none: one seed" if each.seeds else "none"
+    return f"{signed(float(each.paired.low), places)} to {signed(float(each.paired.high), places)}"
+
+
+def evidence(found: Findings, task: Task, metric: Metric) -> str:
+    """σ, p-values, effect sizes and power."""
+    comparisons = [each for each in found.of(task, metric) if each.paired is not None]
+    places = places_of(comparisons)
+    smallest = comparisons[0].smallest
+    rows = []
+    for each in comparisons:
+        assert each.paired is not None
+        row = [
+            escape(found.sweep.variants[each.variant]),
+            number(float(each.paired.sigma), 1),
+            number(each.in_runs, 1),
+            words.probability(each.p),
+            words.probability(each.corrected_p),
+            words.probability(each.flip_p),
+            number(float(each.paired.effect), 1),
+            number(each.detectable, places),
+            needed(each.needed),
+        ]
+        rows.append(row + ([needed(each.needed_for_smallest)] if smallest else []))
+    header = [
+        "variant", "σ", "in sds of a run", "p", "p corrected", "p by sign flips", "effect g",
+        "would show", "seeds for this difference",
+    ]  # fmt: skip
+    return words.table(header + ([f"seeds for {smallest:g}"] if smallest else []), rows)
+
+
+def needed(seeds: int | None) -> str:
+    """How many seeds a difference wants."""
+    return "over 10,000" if seeds is None else f"{seeds:,}"
+
+
+def places_of(comparisons: Sequence[Comparison]) -> int:
+    """Decimals that show two digits of the usual spread, the same for a whole table."""
+    spreads = [float(e.paired.sd) for e in comparisons if e.paired is not None and e.paired.sd > 0]
+    return words.decimals(statistics.median(spreads) if spreads else math.nan)
+
+
+def costs(sweep: Sweep, task: Task) -> str:
+    """Parameters, throughput, memory and time of runs that count."""
+
+    def mean(variant: str, read: Callable[[Run], float | None]) -> float | None:
+        runs = [run for run in sweep.of(task, variant) if sweep.fault(run) is None]
+        values = [value for run in runs if (value := read(run)) is not None]
+        return statistics.fmean(values) if values else None
+
+    def beside(value: float | None, base: float | None) -> str:
+        return "" if not value or not base or value == base else f" ({words.percent(value / base)})"
+
+    rows = []
+    for variant, title in sweep.variants.items():
+        row = [escape(title)]
+        for read, told in (
+            (lambda run: run.parameters, lambda x: number(x, 0)),
+            (lambda run: run.rate, lambda x: number(x, 0)),
+            (lambda run: run.memory, words.size),
+            (lambda run: run.seconds, words.duration),
+        ):
+            value, base = mean(variant, read), mean(sweep.baseline, read)
+            row.append(told(value) + beside(value, base))
+        rows.append(row)
+    return words.table(["variant", "parameters", "tokens a second", "peak memory", "a run"], rows)
+
+
+def cost_note(sweep: Sweep, task: Task) -> str:
+    """What the figures of `costs` are worth."""
+    runs = [run for run in sweep.counted if run.task == task.name]
+    note = (
+        "Means over seeds, beside the baseline's; the speed of a run is the median of its readings."
+    )
+    if any(run.memory and not run.on_device for run in runs):
+        note += (
+            " Memory is the peak of the whole process, Python and compilation included: unless "
+            "models are large, their differences drown in it."
+        )
+    together = max((run.jobs or 1 for run in runs), default=1)
+    if together > 1:
+        note += (
+            f" **{together} runs at a time shared the machine**, so that speeds are lower, and "
+            "less comparable, than those of runs that have it to themselves."
+        )
+    return note
