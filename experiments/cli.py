@@ -2,6 +2,7 @@
 
 import errno
 import inspect
+import json
 import re
 import runpy
 import sys
@@ -115,19 +116,32 @@ def checkpoint_step(value: str | None) -> int | Literal["best"] | None:
 
 
 def load_config(path: str, overrides: list[str]) -> ConfigDict:
-    """The config of a Python file's `get_config()`, with `--config.KEY=VALUE` applied and locked.
+    """The config of a file, with `--config.KEY=VALUE` applied and locked.
+
+    Args:
+      path: of a Python file with `get_config()`, or of the config.json of a run.
+      overrides: flags.
 
     Raises:
-      UserError: no such file, a file without `get_config`, or an override of an unknown field.
+      UserError: no such file, a file that holds no config, or an override of an unknown field.
       flags.Error: a value of the wrong type.
     """
-    config = _run_config(path)
+    return override(_run_config(path), overrides)
+
+
+def override(config: ConfigDict, overrides: list[str]) -> ConfigDict:
+    """A config with `--config.KEY=VALUE` applied and locked.
+
+    Raises:
+      UserError: an override of an unknown field.
+      flags.Error: a value of the wrong type.
+    """
     for argument in overrides:
         match = re.match(r"--?(?:no)?config\.([\w.]+)", argument)
         if match is None:
             name = argument.lstrip("-").split("=")[0]
             raise UserError(f"unknown flag --{name}; a config's fields are --config.NAME=VALUE")
-        _check_field(config, match[1])
+        check_field(config, match[1])
     values = flags.FlagValues()
     argv = ["", *overrides]
     holder = config_flags.DEFINE_config_dict("config", config, flag_values=values, sys_argv=argv)
@@ -141,6 +155,8 @@ def _run_config(path: str) -> ConfigDict:
         hint = f"; there are {', '.join(available)}" if available else ""
         raise UserError(f"--config={path}: no such file{hint}")
     try:
+        if path.endswith(".json"):
+            return ConfigDict(json.loads(Path(path).read_text()))
         names = runpy.run_path(path)
         config = names["get_config"]() if "get_config" in names else None
     except Exception as error:  # the file is the user's, and may raise anything
@@ -152,7 +168,8 @@ def _run_config(path: str) -> ConfigDict:
     return config
 
 
-def _check_field(config: ConfigDict, dotted: str) -> None:
+def check_field(config: ConfigDict, dotted: str) -> None:
+    """Raises UserError unless the config has the field of that dotted name."""
     section, known = config, "config"
     for name in dotted.split("."):
         if not isinstance(section, ConfigDict):

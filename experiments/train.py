@@ -4,7 +4,8 @@
 
   python -m experiments.train --config=configs/carve_1b3.py --describe [--compare=CONFIG]
 
-The same command again goes on from the newest checkpoint. DIR holds the resolved config,
+The same command again goes on from the newest checkpoint. A config may also be the config.json of
+another run. DIR holds the resolved config,
 metrics.jsonl, TensorBoard events, checkpoints, provenance.json and the loss curve.
 With --describe nothing is trained: it prints parameters, state, FLOPs and activation bytes, beside
 those of another config; CARVE's stand beside GDN-2's unless --compare says otherwise.
@@ -24,7 +25,7 @@ def main(argv: list[str]) -> None:
     """Parses the flags and trains; see `cli.call` for exit codes."""
     definitions = flags.FlagValues()
     path = flags.DEFINE_string(
-        "config", None, "Python file with get_config().", flag_values=definitions
+        "config", None, "Python file with get_config(), or config.json of a run.", flag_values=definitions
     )
     workdir = flags.DEFINE_string(
         "workdir", None, "Directory of the run: new, or one to go on with.", flag_values=definitions

@@ -54,6 +54,7 @@ def train(config: ConfigDict, workdir: Path, *, say: Say = say_above_bar) -> Tra
         provenance.write_provenance(workdir, describe(run, start.state, start.step))
         say(f"training from step {start.step} to {config.steps}; results go to {workdir}")
         state = take_steps(run, checkpoints, batches, start, workdir, say)
+    provenance.add_provenance(workdir, {"device_peak_bytes": provenance.device_peak_bytes()})
     finish(run, workdir, state, say)
     return state
 

@@ -46,6 +46,19 @@ def write_provenance(workdir: Path, facts: dict[str, Any]) -> None:
     write_atomically(path, json.dumps({**facts, "earlier": earlier}, indent=2) + "\n")
 
 
+def add_provenance(workdir: Path, facts: dict[str, Any]) -> None:
+    """Adds what is known only at the end to provenance.json."""
+    path = workdir / FILE_NAME
+    write_atomically(path, json.dumps({**json.loads(path.read_text()), **facts}, indent=2) + "\n")
+
+
+def device_peak_bytes() -> int | None:
+    """The most memory this process has held on one of its devices; None where JAX does not say."""
+    stats = [device.memory_stats() or {} for device in jax.local_devices()]
+    peaks = [stat["peak_bytes_in_use"] for stat in stats if "peak_bytes_in_use" in stat]
+    return max(peaks, default=None)
+
+
 def _version(package: str) -> str | None:
     try:
         return metadata.version(package)

@@ -1,0 +1,140 @@
+"""Trains every run of a sweep: tasks, variants and seeds, as many at once as the devices allow.
+
+  python -m experiments.sweep --config=configs/sweeps/NAME.py --workdir=DIR [--dry_run]
+      [--jobs=N] [--only=GLOB] [--index=I | --count] [--base=CONFIG] [--allow_other_commit]
+      [--set.KEY=VALUE …] [--config.KEY=VALUE …]
+
+The same command again goes on after any kill: what is done stays, what was cut off resumes from its
+checkpoint, what failed is tried again. A crash is tried once more at once; a run that diverged is
+not. Every run is a process and a run directory of experiments.train, DIR/runs/ID, with its log
+(whose first line is its command) and its status beside it. Exits with 1 if any run failed.
+
+--set.KEY=VALUE changes the config of all runs (--set.steps=20), --config.KEY=VALUE the sweep itself
+(--config.seeds=0,1), --base=configs/carve_1b3.py trains that model in place of the small ones.
+--dry_run lists the runs with parameters, tokens and estimated time. --count prints how many there
+are, and --index=I takes the I-th of them alone, counted from 0: for array jobs, all in one DIR.
+"""
+
+import fnmatch
+import sys
+from pathlib import Path
+from typing import Any
+
+import jax
+from absl import flags
+
+from carve_jax.errors import UserError
+from carve_jax.training.loop import say_above_bar
+from experiments import cli
+from experiments.sweep_machine import estimated_seconds, make_slots, probe
+from experiments.sweep_plan import Plan, PlannedRun, make_plan
+from experiments.sweep_runner import Runner
+from experiments.sweep_store import Store
+
+
+def define_flags() -> flags.FlagValues:
+    """The command's flags."""
+    values = flags.FlagValues()
+    flags.DEFINE_string("config", None, "Python file of the sweep.", flag_values=values)
+    flags.DEFINE_string("workdir", None, "Directory of the sweep.", flag_values=values)
+    flags.DEFINE_bool("dry_run", False, "List the runs; start none.", flag_values=values)
+    flags.DEFINE_integer("jobs", None, "Runs at once; as many as fit.", 1, flag_values=values)
+    flags.DEFINE_string("only", "*", "Runs whose id matches.", flag_values=values)
+    flags.DEFINE_integer("index", None, "The run to take alone, from 0.", 0, flag_values=values)
+    flags.DEFINE_bool("count", False, "Print the number of runs.", flag_values=values)
+    flags.DEFINE_string("base", None, "Config in place of the tasks'.", flag_values=values)
+    flags.DEFINE_bool(
+        "allow_other_commit", False, "Go on with runs of other code.", flag_values=values
+    )
+    return values
+
+
+def main(argv: list[str]) -> None:
+    """Parses the flags, checks every run, and trains them."""
+    values = define_flags()
+    rest = cli.parse_flags(values, argv)
+    settings = ["--config." + flag[len("--set.") :] for flag in rest if flag.startswith("--set.")]
+    path = cli.require(values.config, "config", "a file such as configs/sweeps/tiny.py")
+    sweep = cli.load_config(path, [flag for flag in rest if not flag.startswith("--set.")])
+    base = cli.load_config(values.base, []) if values.base else None
+    plan = make_plan(sweep, settings, base)
+    runs = chosen(plan, values.only, values.index)
+    if values.count:
+        print(len(runs))
+        return
+    store = Store(Path(cli.require(values.workdir, "workdir", "the directory of the sweep")))
+    facts = probe()
+    # An array job has its devices to itself.
+    slots = [{}] if values.index is not None else make_slots(plan, facts, values.jobs)
+    if values.dry_run:
+        print(table(plan, runs, store, facts, len(slots)))
+        return
+    store.claim(
+        plan, facts, cli.command_line("sweep", argv), other_commit=values.allow_other_commit
+    )
+    say_above_bar(f"{len(runs)} runs, {len(slots)} at once; {plan.matched}")
+    cached = [compiled(store) | slot for slot in slots]
+    Runner(store, cached, commit=facts["commit"], say=say_above_bar).run_all(runs)
+    if not summary(store, runs):
+        sys.exit(1)
+
+
+def compiled(store: Store) -> dict[str, str]:
+    """The environment in which runs share what they compile: seeds differ in nothing else."""
+    return {
+        "JAX_COMPILATION_CACHE_DIR": str((store.workdir / "compiled").absolute()),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+    }
+
+
+def chosen(plan: Plan, only: str, index: int | None) -> list[PlannedRun]:
+    """The runs that are asked for.
+
+    Raises:
+      UserError: there is none.
+    """
+    runs = [run for run in plan.runs if fnmatch.fnmatchcase(run.id, only)]
+    if not runs:
+        raise UserError(f"--only={only}: no run is called so; the first is {plan.runs[0].id}")
+    if index is None:
+        return runs
+    if index >= len(runs):
+        raise UserError(f"--index={index}: there are {len(runs)} runs, counted from 0")
+    return [runs[index]]
+
+
+def table(
+    plan: Plan, runs: list[PlannedRun], store: Store, facts: dict[str, Any], jobs: int
+) -> str:
+    """Runs with parameters, tokens and time, and what they take together."""
+    seconds, source = estimated_seconds(plan, store, facts, jobs)
+    width = max(len(run.id) for run in runs)
+    lines = [f"{'run':{width}} {'parameters':>14} {'tokens':>16} {'seconds':>10}  state"]
+    lines += [
+        f"{run.id:{width}} {run.parameters:>14,} {run.tokens:>16,} {seconds[run.id]:>10,.0f}"
+        f"  {store.status(run).state}"
+        for run in runs
+    ]
+    left = sum(seconds[run.id] for run in runs if not store.is_done(run))
+    lines += [
+        f"\n{plan.matched}",
+        f"{len(runs)} runs, {jobs} at once: {left / jobs / 60:,.1f} minutes are left ({source})",
+    ]
+    return "\n".join(lines)
+
+
+def summary(store: Store, runs: list[PlannedRun]) -> bool:
+    """Says how the runs ended; whether all are done."""
+    statuses = {run.id: store.status(run) for run in runs}
+    done = [name for name, status in statuses.items() if status.state == "done"]
+    print(f"{len(done)} of {len(runs)} runs are done; results are in {store.workdir}")
+    for name, status in statuses.items():
+        if status.state != "done":
+            print(f"{name}: {status.state}, {status.message}")
+    return len(done) == len(runs)
+
+
+if __name__ == "__main__":
+    # The devices are for the runs: a GPU that this process opened would be lost to them.
+    jax.config.update("jax_platforms", "cpu")
+    cli.run(main)

@@ -1,0 +1,44 @@
+"""A sweep whose runs are fake: python -m tests.experiments.sweep_harness DIRECTORY SECONDS_A_STEP."""
+
+import sys
+from pathlib import Path
+
+from ml_collections import ConfigDict
+
+from experiments import cli
+from experiments.sweep_plan import PlannedRun
+from experiments.sweep_runner import Runner
+from experiments.sweep_store import RUNS, Store
+
+FAKE = Path(__file__).with_name("fake_run.py")
+STEPS = 6
+
+
+def make_runs(count):
+    """Runs with nothing in their configs but steps."""
+    return [
+        PlannedRun(f"task.v.s{seed}", "task", "v", seed, {}, ConfigDict({"steps": STEPS}), 10, 60)
+        for seed in range(count)
+    ]
+
+
+def make_runner(directory, *, slots=2, pause=0.0, endings=None, say=print):
+    """A runner of fakes; `endings` says how a run ends by its id: exit code and how many times."""
+
+    def command(store, run):
+        ending = [str(x) for x in (endings or {}).get(run.id, ())]
+        return [sys.executable, str(FAKE), str(store.directory(run)), str(STEPS), str(pause), *ending]
+
+    (directory / RUNS).mkdir(parents=True, exist_ok=True)
+    return Runner(
+        Store(directory), [{}] * slots, commit="abc", command=command, say=say, pause=0.02
+    )
+
+
+def main(argv):
+    """Six runs, two at once."""
+    make_runner(Path(argv[1]), pause=float(argv[2])).run_all(make_runs(6))
+
+
+if __name__ == "__main__":
+    cli.run(main)
