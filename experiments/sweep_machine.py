@@ -33,7 +33,9 @@ def probe() -> dict[str, Any]:
     Raises:
       UserError: JAX does not start.
     """
-    done = subprocess.run([sys.executable, "-c", PROBE], capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [sys.executable, "-c", PROBE], capture_output=True, text=True, check=False
+    )
     if done.returncode != 0:
         last = done.stderr.strip().splitlines()[-1:]
         raise UserError(f"JAX does not start on this machine: {''.join(last)}")
@@ -105,7 +107,9 @@ def estimated_seconds(
     for run in plan.runs:
         model = make_model_config(run.config)
         flops = 3 * sum(forward_flops(model, run.config.sequence_length).values())
-        seconds[run.id] = flops * run.tokens / (rate * max(1, math.prod(dict(run.config.mesh).values())))
+        seconds[run.id] = (
+            flops * run.tokens / (rate * max(1, math.prod(dict(run.config.mesh).values())))
+        )
     return seconds, f"a rough guess, compilation not counted, from {words}"
 
 

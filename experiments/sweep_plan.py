@@ -94,9 +94,8 @@ def make_plan(sweep: ConfigDict, settings: list[str], base: ConfigDict | None = 
     variants = expand(sweep)
     names = [variant.name for variant in variants]
     if sweep.baseline not in names:
-        raise UserError(
-            f"the sweep's baseline {sweep.baseline!r} is no variant; {nearest(sweep.baseline, names)}"
-        )
+        near = nearest(sweep.baseline, names)
+        raise UserError(f"the sweep's baseline {sweep.baseline!r} is no variant; {near}")
     tasks = _tasks(sweep, settings, base)
     seeds = _seeds(sweep.seeds)
     widths = {}
@@ -144,7 +143,9 @@ def expand(sweep: ConfigDict) -> tuple[Variant, ...]:
     names = [variant.name for variant in variants]
     for name in names:
         if not re.fullmatch(r"[\w-]+", name):
-            raise UserError(f"the variant {name!r} names files: give letters, digits, - and _ alone")
+            raise UserError(
+                f"the variant {name!r} names files: give letters, digits, - and _ alone"
+            )
         if names.count(name) > 1:
             raise UserError(f"two variants are called {name!r}: give each label once")
     if not names:
@@ -264,9 +265,7 @@ def _has_equal(sweep: ConfigDict) -> Callable[[str], bool]:
     return lambda name: any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)
 
 
-def _equal_widths(
-    sweep: ConfigDict, shared: Mapping[str, ConfigDict]
-) -> dict[str, dict[str, Any]]:
+def _equal_widths(sweep: ConfigDict, shared: Mapping[str, ConfigDict]) -> dict[str, dict[str, Any]]:
     """Of each variant with the baseline's parameters, the MLP width that gives them."""
     wanted = parameters(_checked(shared[sweep.baseline], sweep.baseline))
     equal, widths = _has_equal(sweep), {}
@@ -282,7 +281,7 @@ def _equal_widths(
         if new < step:
             raise UserError(
                 f"{name} has {has:,} parameters and {sweep.baseline} {wanted:,}: no MLP is narrow "
-                "enough to make them equal; take a wider model or leave it out of matched.parameters"
+                "enough to make them equal; take a wider model, or do not match its parameters"
             )
         widths[name] = {"model.mlp_dim": new}
     return widths

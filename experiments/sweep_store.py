@@ -1,8 +1,8 @@
 """What a sweep leaves in its directory: sweep.json, and the state of every run.
 
 DIR/sweep.json holds the plan and where it was started; DIR/runs/ID is a run directory of
-experiments.train, DIR/runs/ID.status.json how it went, DIR/runs/ID.log what it said. DIR/runs/ID.lock
-is locked as long as a process of that run lives.
+experiments.train. Beside it, ID.status.json says how it went and ID.log what it said; ID.lock is
+locked as long as a process of that run lives.
 """
 
 import dataclasses

@@ -25,7 +25,10 @@ def main(argv: list[str]) -> None:
     """Parses the flags and trains; see `cli.call` for exit codes."""
     definitions = flags.FlagValues()
     path = flags.DEFINE_string(
-        "config", None, "Python file with get_config(), or config.json of a run.", flag_values=definitions
+        "config",
+        None,
+        "Python file with get_config(), or config.json of a run.",
+        flag_values=definitions,
     )
     workdir = flags.DEFINE_string(
         "workdir", None, "Directory of the run: new, or one to go on with.", flag_values=definitions

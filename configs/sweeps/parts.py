@@ -53,8 +53,8 @@ def text(**model: Any) -> ConfigDict:
     CPU core, and ends below gzip -9 (2.39 bits per byte).
     """
     config = quickstart.get_config()
-    config.model.update({"d_model": 128, "mlp_dim": 256, "num_heads": 2, **model})
-    config.steps = config.eval_every = config.checkpoint_every = 250
+    config.model.update({"d_model": 96, "mlp_dim": 256, "num_heads": 2, **model})
+    config.steps = config.eval_every = config.checkpoint_every = 200
     config.log_every = 10
     config.sample_tokens = 0
     return ConfigDict(

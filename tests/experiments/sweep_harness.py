@@ -1,5 +1,6 @@
-"""A sweep whose runs are fake: python -m tests.experiments.sweep_harness DIRECTORY SECONDS_A_STEP."""
+"""A sweep of fake runs: python -m tests.experiments.sweep_harness DIRECTORY SECONDS_A_STEP."""
 
+import os
 import sys
 from pathlib import Path
 
@@ -22,12 +23,19 @@ def make_runs(count):
     ]
 
 
+def fake_command(store, run, pause=0.0, ending=()):
+    """The command of a fake run; the run whose id is FAKE_RUN_FAILS crashes."""
+    if os.environ.get("FAKE_RUN_FAILS") == run.id:
+        ending = (1,)
+    arguments = (store.directory(run), run.config.steps, pause, *ending)
+    return [sys.executable, str(FAKE), *map(str, arguments)]
+
+
 def make_runner(directory, *, slots=2, pause=0.0, endings=None, say=print):
     """A runner of fakes; `endings` says how a run ends by its id: exit code and how many times."""
 
     def command(store, run):
-        ending = [str(x) for x in (endings or {}).get(run.id, ())]
-        return [sys.executable, str(FAKE), str(store.directory(run)), str(STEPS), str(pause), *ending]
+        return fake_command(store, run, pause, (endings or {}).get(run.id, ()))
 
     (directory / RUNS).mkdir(parents=True, exist_ok=True)
     return Runner(
