@@ -4,7 +4,6 @@ L changes what the model computes, the tile (`chunk_size`) only how fast; every 
 tiles, GDN-2 beside them. Times are worth something only if nothing else runs: --jobs=1.
 
 Command: python -m experiments.sweep --config=configs/sweeps/chunk_pareto.py --workdir=DIR --jobs=1
-Duration: DURATION
 At scale: for every I below what --count prints,
   python -m experiments.sweep --config=configs/sweeps/chunk_pareto.py --workdir=DIR --index=I
       --base=configs/carve_100m.py --set.data.path=TOKENS

@@ -4,7 +4,6 @@ One thing is changed at a time from CARVE as published (L = 64, rank 16, raw, wi
 Documents start at multiples of L, so a longer L leaves a few more positions empty.
 
 Command: python -m experiments.sweep --config=configs/sweeps/content_gate.py --workdir=DIR
-Duration: DURATION
 At scale: for every I below what --count prints,
   python -m experiments.sweep --config=configs/sweeps/content_gate.py --workdir=DIR --index=I
       --base=configs/carve_100m.py --set.data.path=TOKENS

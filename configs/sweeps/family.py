@@ -4,7 +4,6 @@ All have GDN-2's heads, so that recurrent states are of one size; Mamba's publis
 head, many small value heads) is in configs/mamba2_1b3.py. The window of `swa` is 64 of 256 tokens.
 
 Command: python -m experiments.sweep --config=configs/sweeps/family.py --workdir=DIR
-Duration: DURATION
 At scale: for every I below what --count prints,
   python -m experiments.sweep --config=configs/sweeps/family.py --workdir=DIR --index=I
       --base=configs/gdn2_100m.py --set.data.path=TOKENS

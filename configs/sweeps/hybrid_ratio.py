@@ -4,7 +4,6 @@ The window is 64 of 256 tokens, so that what lies further back must come through
 the parameters of pure CARVE, by the width of their MLPs.
 
 Command: python -m experiments.sweep --config=configs/sweeps/hybrid_ratio.py --workdir=DIR
-Duration: DURATION
 At scale: for every I below what --count prints (layers must be a multiple of four),
   python -m experiments.sweep --config=configs/sweeps/hybrid_ratio.py --workdir=DIR --index=I
       --base=configs/carve_swa_1b3.py --set.data.path=TOKENS --set.mesh.fsdp=8

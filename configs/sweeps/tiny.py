@@ -1,7 +1,6 @@
 """Two mixers, two seeds, a few steps of a very small model: to see a sweep and its report work.
 
 Command: python -m experiments.sweep --config=configs/sweeps/tiny.py --workdir=runs/tiny
-Duration: DURATION
 Expected: nothing; so short a run tells no mixers apart.
 """
 
