@@ -88,7 +88,7 @@ def curves(sweep: Sweep, task: Task) -> Figure:
             low, high = np.concatenate(seen).min(), np.concatenate(seen).max()
             margin = 0.06 * (high - low) or 0.01
             axes.set_ylim(low - margin, high + margin)
-        axes.set_xlabel("tokens seen")
+        axes.set_xlabel("tokens counted in the loss")
         axes.set_ylabel(_worded(metric))
         _name(figure, axes, ends, sweep)
         _thousands(axes)
@@ -96,20 +96,27 @@ def curves(sweep: Sweep, task: Task) -> Figure:
 
 
 def curve_metric(sweep: Sweep, task: Task) -> Metric:
-    """The first metric of the task; where it was measured too seldom, the same in training."""
-    metric = task.metrics[0]
-    training = metric.name.removeprefix("eval_")
+    """The task's first metric; measured too seldom, the first that training keeps count of."""
     runs = [run for run in sweep.counted if run.task == task.name]
-    if runs and all(len(run.curve(metric.name)) < 4 <= len(run.curve(training)) for run in runs):
-        title = metric.title.removeprefix("held-out ")
-        return Metric(training, metric.better, f"training {title}")
-    return metric
+
+    def often(name: str) -> bool:
+        return bool(runs) and all(len(run.curve(name)) >= 4 for run in runs)
+
+    first = task.metrics[0]
+    if often(first.name):
+        return first
+    for metric in task.metrics:
+        training = metric.name.removeprefix("eval_")
+        if often(training):
+            title = metric.title.removeprefix("held-out ")
+            return Metric(training, metric.better, f"training {title}")
+    return first
 
 
 def what_curves_show(sweep: Sweep, task: Task) -> str:
     """The caption of `curves`."""
     title = curve_metric(sweep, task).title
-    text = f"{title[:1].upper()}{title[1:]} by tokens seen: mean over seeds, lowest to highest"
+    text = f"{title[:1].upper()}{title[1:]}, by tokens: mean over seeds, lowest to highest"
     if any(sweep.fault(run) is not None for run in sweep.runs if run.task == task.name):
         text += "; dotted to a cross, runs that do not count"
     return text

@@ -52,16 +52,16 @@ def quality(found: Findings, task: Task, metric: Metric) -> str:
         rows.append(
             [
                 escape(title),
-                "baseline" if each is None else signed(each.difference, places),
+                "baseline" if each is None else verdict(each),
+                "" if each is None else signed(each.difference, places),
                 "" if each is None else interval(each, places),
-                "" if each is None else verdict(each),
                 result,
                 f"{len(own)}" if len(own) == planned else f"**{len(own)} of {planned}**",
             ]
         )
     mean = "mean ± sd" if any("±" in row[4] for row in rows) else "result"
-    header = ["variant", "difference", f"{found.confidence} interval", "so", mean, "seeds"]
-    return words.table(header, rows)
+    header = ["variant", "verdict", "difference", f"{found.confidence} interval", mean, "seeds"]
+    return words.table(header, rows, left=2)
 
 
 def verdict(each: Comparison) -> str:
@@ -142,7 +142,8 @@ def costs(sweep: Sweep, task: Task) -> str:
             value, base = mean(variant, read), mean(sweep.baseline, read)
             row.append(told(value) + beside(value, base))
         rows.append(row)
-    return words.table(["variant", "parameters", "tokens a second", "peak memory", "a run"], rows)
+    header = ["variant", "parameters", "tokens a second", "peak memory", "time a run"]
+    return words.table(header, rows)
 
 
 def cost_note(sweep: Sweep, task: Task) -> str:

@@ -43,9 +43,10 @@ def in_short(found: Findings) -> list[str]:
     """The answer before anything else."""
     sweep = found.sweep
     parts = [
-        "Small changes to a model often help or hurt by luck alone. This report says what a sweep "
-        "of training runs shows and what it does not. Its terms are explained under "
-        "[How to read this](#how-to-read-this).",
+        "This report is about language models that keep what they have read in a memory of fixed "
+        "size, and about rules for what such a memory erases and writes. Small changes to a model "
+        "often help or hurt by luck alone: it says what a sweep of training runs shows and what it "
+        "does not. Terms are explained under [How to read this](#how-to-read-this).",
         "## In short",
     ]
     for task in sweep.tasks:
@@ -120,11 +121,13 @@ def _tally(found: Findings) -> str:
             "given, because a single difference says nothing of how much differences vary."
         )
     counts = {v: sum(each.verdict is v for each in first) for v in Verdict}
+    rule = f"“Better” and “worse” are said where p is under {found.alpha:g}"
+    if tested == 1:
+        return f"{rule}. Further metrics are in the tables."
     told = words.join([f"{n} {v.value}" for v, n in counts.items() if n])
     return (
-        f"In all {words.count(len(first), 'comparison')}: {told}. “Better” and “worse” are said "
-        f"where p, corrected for {tested} comparisons, is under {found.alpha:g}. Further metrics "
-        "are in the tables."
+        f"Of {len(first)} comparisons: {told}. {rule} after correction for {tested} of them. "
+        "Further metrics are in the tables."
     )
 
 
@@ -151,7 +154,7 @@ def compared(found: Findings) -> list[str]:
         f"{words.count(len(seeds), 'seed')} ({', '.join(map(str, seeds))}). A seed fixes the "
         "initial weights and the order of the data, so runs of one seed make a pair, and each "
         f"variant is compared with {escape(sweep.variants[sweep.baseline])} pair by pair.",
-        *([f"Held equal: {escape(matched)}."] if matched else []),
+        *([f"Sizes: {escape(matched)}."] if matched else []),
         words.table(["variant", "name", *map(escape, labels)], rows, left=2 + len(labels)),
     ]
 

@@ -11,7 +11,7 @@ from markdown_it import MarkdownIt
 from experiments import cli, report
 from experiments.reporting import figures, page, words
 from experiments.reporting.compare import Verdict, compare
-from experiments.reporting.sweep import read_sweep
+from experiments.reporting.sweep import Metric, read_sweep
 from tests.experiments.sweeps import ACCURACY, BITS, COMMIT, truth_of, write_sweep
 
 TITLES = {"gdn2": "GDN-2", "carve": "CARVE", "kda": "KDA | *the* third", "gla": "GLA"}
@@ -82,7 +82,7 @@ def test_the_answer_comes_first(markdown):
     assert first.startswith("# Does CARVE predict text better than GDN-2?")
     assert "CARVE is **better** than GDN-2: −0.1" in first
     assert "KDA \\| \\*the\\* third differs from GDN-2 by **less than 0.05**" in first
-    assert "1 better" in first
+    assert "Of 3 comparisons: 1 better, 1 no difference that matters and 1 no difference shown." in first
     assert "**3 runs of 20 gave no result**" in first
 
 
@@ -90,8 +90,11 @@ def test_the_tables_hold_the_figures_of_the_comparison(written, markdown):
     sweep = read_sweep(written.parent)
     carve = compare(sweep, alpha=0.05, smallest={})[0]
     quality = row(markdown, "CARVE", 1)
-    assert quality[1] == words.signed(carve.difference, 4)
-    assert quality[3:] == ["**better**", quality[4], "5"]
+    assert quality[1:3] == ["**better**", words.signed(carve.difference, 4)]
+    assert (
+        quality[3] == f"{words.signed(carve.paired.low, 4)} to {words.signed(carve.paired.high, 4)}"
+    )
+    assert quality[5] == "5"
     evidence = row(markdown, "CARVE", 2)
     assert evidence[1] == words.number(float(carve.paired.sigma), 1)
     assert evidence[3:5] == [words.probability(carve.p), words.probability(carve.corrected_p)]
@@ -156,7 +159,7 @@ def test_one_seed_gives_no_interval_and_says_why(small):
     workdir = small(seeds=1)
     assert run(f"--workdir={workdir}", f"--output={workdir}/out") == 0
     markdown = (workdir / "out" / "report.md").read_text()
-    assert row(markdown, "CARVE", 1)[2] == "none: one seed"
+    assert row(markdown, "CARVE", 1)[3] == "none: one seed"
     assert "no interval or p-value is given, because a single difference" in markdown
     assert "How sure that is" not in markdown
     assert " ± " not in markdown[: markdown.index("## How to read")]
@@ -168,7 +171,7 @@ def test_a_sweep_without_any_result_is_still_told(small):
     markdown = (workdir / "report" / "report.md").read_text()
     assert "CARVE and GDN-2 have **no seed that both finished**" in markdown
     assert markdown.count("`no memory`") == 4
-    assert row(markdown, "CARVE", 1)[1:3] == ["–", "none"]
+    assert row(markdown, "CARVE", 1)[2:4] == ["–", "none"]
 
 
 def test_runs_of_another_commit_are_refused_unless_allowed(small, capsys):
@@ -343,6 +346,10 @@ def test_few_evaluations_give_way_to_training(small):
             line["bits_per_byte"] = line[BITS["name"]]
         for line in each.lines[:-1]:
             del line[BITS["name"]]
+    again = task._replace(
+        metrics=(Metric(**ACCURACY), *task.metrics)
+    )  # which training does not keep
+    assert figures.curve_metric(sweep, again).name == "bits_per_byte"
     found = figures.curve_metric(sweep, task)
     assert (found.name, found.title) == ("bits_per_byte", "training bits per byte")
 
