@@ -149,7 +149,11 @@ class Runner:
             log.flush()
             before = self._store.status(run)
             status = replace(
-                before, state="running", attempts=before.attempts + 1, commit=self._commit
+                before,
+                state="running",
+                attempts=before.attempts + 1,
+                commit=self._commit,
+                jobs=len(self._slots),
             )
             self._store.set_status(run, status)
             process = subprocess.Popen(

@@ -38,6 +38,7 @@ class Status:
       peak_rss_bytes: the most memory of any of them, Python and compilation included.
       device_peak_bytes: the most memory on a device; None where JAX does not say, as on CPUs.
       commit: of the code that ran last.
+      jobs: how many runs may have gone at once on the machine, this one counted.
     """
 
     state: str = "waiting"
@@ -48,6 +49,7 @@ class Status:
     peak_rss_bytes: int | None = None
     device_peak_bytes: int | None = None
     commit: str | None = None
+    jobs: int | None = None
 
 
 class Store:

@@ -10,8 +10,8 @@ from typing import Any, NamedTuple
 from carve_jax.errors import UserError
 from carve_jax.training import provenance
 from carve_jax.training.metrics import read_metrics
+from experiments.sweep_store import FILE_NAME, RUNS
 
-FILE_NAME = "sweep.json"
 FIELDS = ("name", "question", "baseline", "tasks", "variants", "runs")
 
 SILENT = {
@@ -179,7 +179,7 @@ def read_sweep(workdir: Path, *, allow_other_commit: bool = False) -> Sweep:
         record=record,
         tasks=tuple(_task(name, task) for name, task in record["tasks"].items()),
         variants={name: record["variants"][name].get("title", name) for name in names},
-        runs=tuple(_run(workdir / "runs", planned) for planned in record["runs"]),
+        runs=tuple(_run(workdir / RUNS, planned) for planned in record["runs"]),
     )
     if len(sweep.commits) > 1 and not allow_other_commit:
         raise UserError(_which_commits(sweep))

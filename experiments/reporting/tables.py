@@ -160,7 +160,7 @@ def cost_note(sweep: Sweep, task: Task) -> str:
     together = max((run.jobs or 1 for run in runs), default=1)
     if together > 1:
         note += (
-            f" **{together} runs at a time shared the machine**, so that speeds are lower, and "
+            f" **{together} runs at a time shared the machine**, so that speeds may be lower, and "
             "less comparable, than those of runs that have it to themselves."
         )
     return note

@@ -3,6 +3,7 @@
 import json
 import math
 import re
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,8 +13,11 @@ from experiments import cli, report
 from experiments.reporting import figures, page, words
 from experiments.reporting.compare import Verdict, compare
 from experiments.reporting.sweep import Metric, read_sweep
+from experiments.sweep_plan import make_plan
+from experiments.sweep_store import Status, Store
 from tests.experiments.sweeps import ACCURACY, BITS, COMMIT, truth_of, write_sweep
 
+ROOT = Path(__file__).parents[2]
 TITLES = {"gdn2": "GDN-2", "carve": "CARVE", "kda": "KDA | *the* third", "gla": "GLA"}
 DOWN = "error: training <b>diverged</b> at step 100: NaN | in `loss`"
 BROKEN = {
@@ -82,7 +86,10 @@ def test_the_answer_comes_first(markdown):
     assert first.startswith("# Does CARVE predict text better than GDN-2?")
     assert "CARVE is **better** than GDN-2: −0.1" in first
     assert "KDA \\| \\*the\\* third differs from GDN-2 by **less than 0.05**" in first
-    assert "Of 3 comparisons: 1 better, 1 no difference that matters and 1 no difference shown." in first
+    assert (
+        "Of 3 comparisons: 1 better, 1 no difference that matters and 1 no difference shown."
+        in first
+    )
     assert "**3 runs of 20 gave no result**" in first
 
 
@@ -172,6 +179,21 @@ def test_a_sweep_without_any_result_is_still_told(small):
     assert "CARVE and GDN-2 have **no seed that both finished**" in markdown
     assert markdown.count("`no memory`") == 4
     assert row(markdown, "CARVE", 1)[2:4] == ["–", "none"]
+
+
+def test_it_reads_what_a_sweep_writes(tmp_path):
+    plan = make_plan(cli.load_config(str(ROOT / "configs" / "sweeps" / "tiny.py"), []), [])
+    facts = {"commit": COMMIT, "uncommitted_changes": False, "started": "", "versions": {}}
+    store = Store(tmp_path)
+    store.claim(plan, facts | {"devices": ["cpu"]}, "a command", other_commit=False)
+    store.set_status(plan.runs[1], Status("failed", attempts=2, message="why", jobs=2))
+    sweep = read_sweep(tmp_path)
+    assert list(sweep.variants.items()) == [("gdn2", "GDN-2"), ("carve", "CARVE")]
+    assert [metric.name for metric in sweep.tasks[0].metrics] == ["eval_accuracy", "eval_loss"]
+    assert [run.parameters for run in sweep.runs] == [run.parameters for run in plan.runs]
+    found = sweep.runs[1]
+    assert (found.state, found.message, found.attempts, found.jobs) == ("failed", "why", 2, 2)
+    assert sweep.commits == {COMMIT}
 
 
 def test_runs_of_another_commit_are_refused_unless_allowed(small, capsys):

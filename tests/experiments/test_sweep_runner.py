@@ -58,6 +58,7 @@ def test_a_crash_is_tried_once_more_and_the_others_go_on(tmp_path):
         ("failed", 1, 2, "error: something broke"),
         ("done", 1, 0, ""),
     ]
+    assert {s.jobs for s in found} == {2}
     assert "task.v.s0 crashed (error: something broke): trying it once more" in said
     log = store.path(runs[0], "log")
     assert f"task.v.s0 failed: error: something broke; see {log}" in said
