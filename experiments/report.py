@@ -67,7 +67,7 @@ def find_theory(given: str | None, workdir: Path) -> tuple[dict[str, Any] | None
     """The record of the theory experiments, if there is one, and where its pictures lie.
 
     Raises:
-      UserError: a directory was named and has none.
+      UserError: a directory was named and has none, or its pictures are gone.
     """
     directory = Path(given) if given else workdir / "theory"
     if not (directory / THEORY).exists():
@@ -76,7 +76,14 @@ def find_theory(given: str | None, workdir: Path) -> tuple[dict[str, Any] | None
                 f"--theory={given} has no {THEORY}: give a directory that experiments.theory wrote"
             )
         return None, directory
-    return read_json(directory / THEORY), directory
+    found = read_json(directory / THEORY)
+    for each in found["experiments"]:
+        if each.get("figure") and not (directory / each["figure"]).exists():
+            raise UserError(
+                f"{directory / THEORY} shows {each['figure']}, which is not beside it: run "
+                "experiments.theory again"
+            )
+    return found, directory
 
 
 def draw(sweep: Sweep, comparisons: list[Comparison]) -> dict[str, dict[str, tuple[str, Figure]]]:

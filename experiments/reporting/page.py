@@ -26,8 +26,8 @@ def render(markdown: str, svgs: Mapping[str, str], pngs: Mapping[str, bytes]) ->
         name, shows = str(tokens[index].attrs["src"]), html.escape(tokens[index].content)
         if name in svgs:
             return f'<span class="figure" role="img" aria-label="{shows}">{svgs[name]}</span>'
-        data = base64.b64encode(pngs[name]).decode()
-        return f'<span class="figure"><img alt="{shows}" src="data:image/png;base64,{data}"></span>'
+        source = f"data:image/png;base64,{base64.b64encode(pngs[name]).decode()}"
+        return f'<span class="figure wide"><img alt="{shows}" src="{source}"></span>'
 
     def heading(tokens: Sequence[Token], index: int, options: Any, env: Any) -> str:
         slug = re.sub(r"[^\w]+", "-", tokens[index + 1].content.lower()).strip("-")

@@ -221,11 +221,11 @@ def theory(found: Findings) -> list[str]:
             parts.append(f"Where it fails: {escape(each['fails_where'])}")
         parts += _images({each["figure"]: each["title"]} if each.get("figure") else {})
         numbers = [
-            [escape(n["name"]), f"{n['value']:.4g}".replace("-", "−"), escape(n.get("unit", ""))]
+            [escape(n["name"]), f"{n['value']:.4g} {escape(n.get('unit', ''))}".replace("-", "−")]
             for n in each.get("numbers", [])
         ]
         if numbers:
-            parts.append(words.table(["measured", "value", "unit"], numbers))
+            parts.append(words.table(["measured", "value"], numbers))
     return parts
 
 

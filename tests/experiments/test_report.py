@@ -147,8 +147,15 @@ def test_what_a_run_said_stays_text(html):
 def test_theory_is_in_the_report(markdown, html):
     assert "| Memory holds K pairs | **holds within limits** |" in markdown
     assert "Where it fails: K \\< 2" in markdown
-    assert "| error | 1.5e−07 | nats |" in markdown
+    assert "| error | 1.5e−07 nats |" in markdown
     assert html.count("data:image/png") == 1
+
+
+def test_theory_without_its_picture_is_one_sentence(written, tmp_path, capsys):
+    text = (written.parent / "theory" / "theory.json").read_text()
+    (tmp_path / "theory.json").write_text(text)
+    said = mistake(capsys, f"--workdir={written.parent}", f"--theory={tmp_path}")
+    assert said.endswith("shows memory.png, which is not beside it: run experiments.theory again")
 
 
 @pytest.fixture
