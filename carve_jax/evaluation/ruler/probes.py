@@ -130,7 +130,7 @@ def example(
       seed: of all examples.
       haystack: the filler; None for noise, which will not do for a probe whose filler is text.
         Probes that make their own filler have no use for it.
-      new_tokens: room for the reply; None for RULER's, or what the answers need if that is more.
+      new_tokens: room for the reply; None for RULER's. What the answers need is the least.
 
     Raises:
       UserError: the length is too short, or there is not so much filler; a text is missing.
@@ -141,7 +141,8 @@ def example(
         haystack = Haystack.noise()
     needs = []
     for draft in probe.task.drafts(f"{probe.name}/{seed}/{index}", length, haystack):
-        room = new_tokens or max(probe.new_tokens, len(encode(draft.reply)))
+        wanted = probe.new_tokens if new_tokens is None else new_tokens
+        room = max(wanted, len(encode(draft.reply)))
         needs.append(len(encode(draft.write(draft.least))) + room)
         if needs[-1] <= length:
             break
