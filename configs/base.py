@@ -17,7 +17,7 @@ def get_config() -> ConfigDict:
             "parts": ("topics", "docstrings"),  # of stdlib; also sources
             "tokenizer": "bytes",  # of stdlib: bytes | bpe | the path of a tokenizer.json
             "vocab_size": 1024,  # of bpe and synthetic tasks
-            "path": "",  # of token_files: what experiments.prepare_data wrote
+            "path": "",  # of token_files: what experiments.prepare_data wrote; of ruler: a text
             "paths": (),  # of mixture: directories of token files
             "weights": (),  # of mixture: share of the rows from each of the paths
             "verify": False,  # hold all token files against their SHA-256 before training

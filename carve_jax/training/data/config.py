@@ -8,7 +8,7 @@ from typing import Any
 from carve_jax.errors import UserError
 
 SYNTHETIC = (
-    "mqar", "overwriting_recall", "selective_copying", "state_tracking", "content_erase",
+    "mqar", "overwriting_recall", "selective_copying", "state_tracking", "content_erase", "ruler",
 )  # fmt: skip
 """The sources that are tasks of `synthetic`, made up and not read."""
 SOURCES = ("stdlib", "token_files", "mixture", *SYNTHETIC)
@@ -24,13 +24,15 @@ class DataConfig:
 
     Attributes:
       source: "stdlib" (text of the Python that runs), "token_files", "mixture", or a synthetic task
-        ("mqar", "overwriting_recall", "selective_copying", "state_tracking", "content_erase").
+        ("mqar", "overwriting_recall", "selective_copying", "state_tracking", "content_erase",
+        "ruler").
       parts: of "stdlib": any of "topics" (the language reference), "docstrings", "sources".
       tokenizer: of "stdlib": "bytes", "bpe" (trained on the training documents) or the path of a
         byte-level BPE's tokenizer.json. Token files name their own tokenizer.
       vocab_size: of "bpe" (separator included) and of the tasks, but for "state_tracking", whose
-        tokens are the elements of its group.
-      path: the directory of the token files, as `experiments.prepare_data` writes it.
+        tokens are the elements of its group, and "ruler", whose are bytes.
+      path: the directory of the token files, as `experiments.prepare_data` writes it; of "ruler": a
+        text file to hide needles in, where noise will not do.
       paths: of "mixture": directories of token files, all of one tokenizer.
       weights: of "mixture": the share of the rows that comes from each path; their sum is the
         whole.
@@ -43,6 +45,7 @@ class DataConfig:
       num_writes: of "overwriting_recall" and "content_erase": how often each key is written.
       power_a: of "mqar": exponent of the law of the gaps; 1 is uniform, small favours short gaps.
       group: of "state_tracking": "parity", "s3" or "s5" (all permutations of 2, 3 or 5 things).
+      probe: of "ruler": the name of one of RULER's probes, such as "niah_single_1".
       eval_examples: of the tasks: size of the fixed held-out set.
 
     Raises:
@@ -63,6 +66,7 @@ class DataConfig:
     num_writes: int = 3
     power_a: float = 0.01
     group: str = "parity"
+    probe: str = "niah_single_1"
     eval_examples: int = 1024
 
     def __post_init__(self) -> None:

@@ -34,7 +34,7 @@ class DataPipeline:
     synthetic tasks). Segment ids rise from 0 along a row; padding belongs to the segment before it.
 
     Attributes:
-      tokenizer: None for synthetic tasks.
+      tokenizer: None for synthetic tasks, of which "ruler" alone is text.
       vocab_size: every token and target is below it.
     """
 
@@ -65,14 +65,14 @@ class DataPipeline:
 
 
 def make_tokenizer(config: Mapping[str, Any]) -> Tokenizer | None:
-    """The tokenizer of a data section; None for synthetic tasks. A "bpe" is trained anew.
+    """The tokenizer of a data section; None for tasks that are no text. A "bpe" is trained anew.
 
     Raises:
       UserError: see `DataConfig` and the tokenizers.
     """
     settings = DataConfig.from_config(config)
     if settings.source in SYNTHETIC:
-        return None
+        return _task_tokenizer(settings)
     if settings.source in ("token_files", "mixture"):
         return _common_tokenizer(_open_token_files(settings))
     train, _ = _stdlib_split(settings)
@@ -120,7 +120,7 @@ def make_pipeline(
     if settings.source in SYNTHETIC:
         task = TASKS[settings.source](settings, sequence_length)
         return DataPipeline(
-            tokenizer=None,
+            tokenizer=_task_tokenizer(settings),
             vocab_size=task.vocab_size,
             _train=lambda: train_batches(task, block, seed),
             _held_out=eval_batches(task, block, settings.eval_examples),
@@ -255,6 +255,10 @@ def _split_facts(files: TokenFiles) -> dict[str, Any]:
             f"{split}_sha256": [h.sha256 for h in headers.values()],
         }
     return facts
+
+
+def _task_tokenizer(settings: DataConfig) -> Tokenizer | None:
+    return ByteTokenizer() if settings.source == "ruler" else None
 
 
 def _task_facts(settings: DataConfig, task: Task) -> dict[str, Any]:

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from carve_jax.training.data.synthetic.content_erase import ContentErase
 from carve_jax.training.data.synthetic.mqar import MQAR
 from carve_jax.training.data.synthetic.overwriting_recall import OverwritingRecall
+from carve_jax.training.data.synthetic.ruler import Ruler
 from carve_jax.training.data.synthetic.selective_copying import SelectiveCopying
 from carve_jax.training.data.synthetic.state_tracking import StateTracking
 from carve_jax.training.data.synthetic.task import (
@@ -22,6 +23,7 @@ TASKS: Mapping[str, MakeTask] = {
     "selective_copying": SelectiveCopying,
     "state_tracking": StateTracking,
     "content_erase": ContentErase,
+    "ruler": Ruler,
 }
 """The tasks by the name of their source (`config.SYNTHETIC`)."""
 

@@ -18,13 +18,15 @@ SMALL = {
     "selective_copying": {"vocab_size": 16, "num_queries": 6},
     "state_tracking": {"group": "s3"},
     "content_erase": {"vocab_size": 13, "num_pairs": 5},
+    "ruler": {"probe": "niah_single_1"},
 }
+LENGTHS = dict.fromkeys(SMALL, 64) | {"ruler": 384}
 
 
-def examples(source, count=40, length=64, key=(1, 0), **settings):
+def examples(source, count=40, length=None, key=(1, 0), **settings):
     """Rows as lists: (tokens, targets by place)."""
     config = DataConfig(source=source, **{**SMALL[source], **settings})
-    rows = Examples(TASKS[source](config, length), key)
+    rows = Examples(TASKS[source](config, length or LENGTHS[source]), key)
     for row in (rows[i] for i in range(count)):
         asked = np.nonzero(row["loss_mask"])[0].tolist()
         assert set(row["loss_mask"].tolist()) <= {0.0, 1.0}
@@ -113,6 +115,26 @@ def test_content_erase_replaces_or_accumulates():
     assert 0.4 < len(against[1]) / 1000 < 0.6
 
 
+def test_ruler_asks_for_a_reply_that_ends(tmp_path):
+    text = tmp_path / "text.txt"
+    text.write_text("Über allen Gipfeln ist Ruh. In allen Wipfeln spürest du kaum einen Hauch.")
+    for settings in ({}, {"probe": "niah_multiquery", "path": str(text)}):
+        for tokens, answers in examples("ruler", count=10, length=700, **settings):
+            start, end = min(answers), max(answers)
+            assert list(answers) == list(range(start, end + 1))
+            assert end >= 698  # half of a letter may not fit
+            assert tokens[0] == answers[end] == 256
+            assert list(answers.values())[:-1] == tokens[start + 1 : end + 1]
+            prompt, reply = (
+                bytes(part).decode()
+                for part in (tokens[1 : start + 1], tokens[start + 1 : end + 1])
+            )
+            assert prompt.endswith((" text is", " text are"))
+            numbers = reply.strip().split(", ")
+            assert all(prompt.count(f" is: {number}.") == 1 for number in numbers)
+            assert len(numbers) == (4 if settings else 1)
+
+
 def test_examples_hang_on_key_and_index_alone():
     for source in SYNTHETIC:
         rows = list(examples(source, count=3))
@@ -123,13 +145,14 @@ def test_examples_hang_on_key_and_index_alone():
 
 def pipeline(source, seed=0, **settings):
     config = {"source": source, "eval_examples": 6, **SMALL[source], **settings}
-    return make_pipeline(config, batch_size=4, sequence_length=64, segment_alignment=16, seed=seed)
+    sizes = {"batch_size": 4, "sequence_length": LENGTHS[source], "segment_alignment": 16}
+    return make_pipeline(config, **sizes, seed=seed)
 
 
 @pytest.mark.parametrize("source", SYNTHETIC)
 def test_batches_resume_and_hold_out(source):
     ours = pipeline(source)
-    assert ours.tokenizer is None
+    assert (ours.tokenizer is None) == (source != "ruler")
     straight = take(ours.train_iterator(), 6)
     stopped = pipeline(source).train_iterator()
     assert_same(take(stopped, 2), straight[:2])
@@ -175,6 +198,10 @@ def test_every_synthetic_source_has_its_task():
         ("content_erase", {"num_writes": 1}, "at least 3"),
         ("content_erase", {"vocab_size": 9}, "at least 10"),
         ("content_erase", {"num_pairs": 9, "vocab_size": 14}, "of at least 68, but it is 64"),
+        ("ruler", {"probe": "niah"}, "data.probe has the value 'niah'"),
+        ("ruler", {"probe": "niah_single_2"}, "hides its needles in a text"),
+        ("ruler", {"path": "nowhere.txt"}, "cannot be read"),
+        ("ruler", {"probe": "niah_multikey_3"}, "does not fit in 385 tokens"),
     ],
 )
 def test_settings_that_do_not_fit_are_said(source, settings, said):
