@@ -60,15 +60,14 @@ class Plan:
     )
 
 
-def make_plan(lengths: list[str], only: tuple[str, ...]) -> Plan:
-    """The plan of the command's flags.
+def make_plan(lengths: list[str], only: tuple[str, ...], plan: Plan = Plan()) -> Plan:
+    """The plan of the command's flags, which change this one; no lengths leave its own.
 
     Raises:
       UserError: lengths that are no rising numbers beyond the prompt's, or no such pattern.
     """
-    plan = Plan()
     try:
-        numbers = tuple(int(text) for text in lengths)
+        numbers = tuple(int(text) for text in lengths or plan.lengths)
     except ValueError:
         numbers = ()
     if not numbers or list(numbers) != sorted(set(numbers)) or numbers[0] <= PROMPT:
@@ -106,27 +105,32 @@ def measure(name: str, plan: Plan) -> dict[str, Any]:
       it was reached, those of the cache there was (with room for the last), of all arrays on the
       device, of the process at its peak so far, and milliseconds a token.
     """
-    pattern = tuple(name.split("+"))
-    config = LMConfig(**{"layers": len(pattern), **plan.model, "pattern": pattern})
-    model = LanguageModel(config)
-    params = jax.jit(model.init)(jax.random.key(0), jnp.zeros((1, 1), jnp.int32))["params"]
-    full = "attention" in pattern
+    model, params = random_model(name, plan)
+    full = "attention" in model.config.pattern
     reached = [n for n in plan.lengths if not full or n <= plan.most_of_attention]
     lengths: dict[str, dict[str, float]] = {}
     for length in plan.lengths:
         room = jax.eval_shape(functools.partial(model.init_cache, 1, length))
-        lengths[str(length)] = {"cache_bytes": _bytes(room)}
+        lengths[str(length)] = {"cache_bytes": tree_bytes(room)}
     if reached:
         decoding = prefill(model, params, [list(range(PROMPT))], max_length=max(reached))
         for length in reached:
             decoding, seconds = _decode_to(model, params, decoding, length)
             lengths[str(length)] |= {
-                "held_cache_bytes": _bytes(decoding.cache),
+                "held_cache_bytes": tree_bytes(decoding.cache),
                 "live_bytes": _live_bytes(),
                 "peak_rss_bytes": _peak_rss_bytes(),
                 "milliseconds_a_token": round(1e3 * seconds, 4),
             }
-    return {"parameter_bytes": _bytes(params), "lengths": lengths}
+    return {"parameter_bytes": tree_bytes(params), "lengths": lengths}
+
+
+def random_model(name: str, plan: Plan) -> tuple[LanguageModel, Any]:
+    """The model of a pattern, and parameters as they are before training."""
+    pattern = tuple(name.split("+"))
+    config = LMConfig(**{"layers": len(pattern), **plan.model, "pattern": pattern})
+    model = LanguageModel(config)
+    return model, jax.jit(model.init)(jax.random.key(0), jnp.zeros((1, 1), jnp.int32))["params"]
 
 
 def _decode_to(
@@ -143,7 +147,8 @@ def _decode_to(
     return decoding, (time.perf_counter() - start) / timed
 
 
-def _bytes(tree: Any) -> int:
+def tree_bytes(tree: Any) -> int:
+    """Of all arrays of a tree, or of what they would be."""
     return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
 
 

@@ -5,6 +5,7 @@ A model whose caches are of constant size needs the same memory at every length:
 """
 
 import dataclasses
+import functools
 import math
 from collections import Counter
 from typing import Any
@@ -12,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from carve_jax.evaluation.ruler.haystack import Haystack
-from carve_jax.evaluation.ruler.probes import Example, Probe, examples
+from carve_jax.evaluation.ruler.probes import Probe, example
 from carve_jax.evaluation.ruler.score import score
 from carve_jax.generate import generate
 from carve_jax.model import LanguageModel
@@ -89,18 +90,21 @@ def run_probe(
     def encode(text: str) -> Int32[np.ndarray, " tokens"]:
         return np.concatenate([start, tokenizer.encode(text)])
 
-    asked = examples(
+    make = functools.partial(
+        example,
         probe,
         length=length,
         encode=encode,
-        count=asking.count,
         seed=asking.seed,
         haystack=haystack,
         new_tokens=asking.new_tokens,
     )
     scores: list[float] = []
-    for first in range(0, len(asked), asking.batch_size):
-        batch = asked[first : first + asking.batch_size]
+    parts: list[list[float]] = [[] for _ in range(DEPTHS)]
+    forms: Counter[str] = Counter()
+    for first in range(0, asking.count, asking.batch_size):
+        last = min(first + asking.batch_size, asking.count)
+        batch = [make(index) for index in range(first, last)]
         new = generate(
             model,
             params,
@@ -109,19 +113,20 @@ def run_probe(
             stop_tokens=(tokenizer.separator,),
             prefill_chunk=asking.prefill_chunk,
         )
-        scores += [
-            score(tokenizer.decode(row[: one.max_new_tokens]), one.answers, probe.match)
-            for row, one in zip(np.asarray(new), batch, strict=True)
-        ]
+        for row, one in zip(np.asarray(new), batch, strict=True):
+            reply = tokenizer.decode(row[: one.max_new_tokens])
+            scores.append(score(reply, one.answers, probe.match))
+            forms[one.form] += 1
+            if one.depths:
+                parts[int(np.mean(one.depths) * DEPTHS)].append(scores[-1])
     return {
         "metrics": {"accuracy": mean_and_error(scores)},
         "facts": {
             "length": length,
             "seed": asking.seed,
             "haystack": haystack.name if haystack is not None else probe.filler,
-            "new_tokens": max(one.max_new_tokens for one in asked),
-            "forms": dict(Counter(one.form for one in asked if one.form)),
-            "accuracy_by_depth": _by_depth(asked, scores),
+            "forms": {form: count for form, count in forms.items() if form},
+            "accuracy_by_depth": [float(np.mean(part)) if part else None for part in parts],
         },
     }
 
@@ -131,11 +136,3 @@ def mean_and_error(scores: list[float]) -> dict[str, float]:
     count = len(scores)
     spread = float(np.std(scores, ddof=1)) if count > 1 else 0.0
     return {"value": float(np.mean(scores)), "stderr": spread / math.sqrt(count), "count": count}
-
-
-def _by_depth(asked: list[Example], scores: list[float]) -> list[float | None]:
-    parts: list[list[float]] = [[] for _ in range(DEPTHS)]
-    for one, value in zip(asked, scores, strict=True):
-        if one.depths:
-            parts[int(np.mean(one.depths) * DEPTHS)].append(value)
-    return [float(np.mean(part)) if part else None for part in parts]

@@ -24,7 +24,7 @@ def test_an_untrained_model_finds_nothing():
     result = run_probe(model, params, TOKENIZER, PROBES["niah_single_1"], 512, asking)
     assert result["metrics"] == {"accuracy": {"value": 0.0, "stderr": 0.0, "count": 2}}
     assert result["facts"]["haystack"] == "noise"
-    assert result["facts"]["new_tokens"] == 16
+    assert result["facts"]["length"] == 512
 
 
 def test_replies_are_scored_against_the_prompts_that_were_read(monkeypatch):
