@@ -26,7 +26,7 @@ class Ruler:
       UserError: no such probe, a row too short for it, or no text for one that hides in a text.
     """
 
-    settings: ClassVar = ("probe", "path")
+    settings: ClassVar[tuple[str, ...]] = ("probe", "path")
 
     def __init__(self, config: DataConfig, sequence_length: int) -> None:
         check_name("data.probe", config.probe, PROBES)
@@ -34,7 +34,7 @@ class Ruler:
         self._haystack = Haystack.file(config.path) if config.path else None
         self._sequence_length = sequence_length
         self._bytes = ByteTokenizer()
-        self.vocab_size = self._bytes.vocab_size
+        self.vocab_size: int = self._bytes.vocab_size
         self._draw(0)  # says what is wrong before training does
 
     def example(self, rng: np.random.Generator) -> Example:
