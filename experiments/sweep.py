@@ -1,7 +1,8 @@
 """Trains every run of a sweep: tasks, variants and seeds, as many at once as the devices allow.
 
   python -m experiments.sweep --config=configs/sweeps/NAME.py --workdir=DIR [--dry_run]
-      [--jobs=N] [--only=GLOB] [--index=I | --count] [--base=CONFIG] [--allow_other_commit]
+      [--jobs=N] [--only=GLOB] [--index=I | --count] [--base=CONFIG] [--report]
+      [--allow_other_commit]
       [--set.KEY=VALUE …] [--config.KEY=VALUE …]
 
 The same command again goes on after any kill: what is done stays, what was cut off resumes from its
@@ -13,6 +14,7 @@ not. Every run is a process and a run directory of experiments.train, DIR/runs/I
 (--config.seeds=0,1), --base=configs/carve_1b3.py trains that model in place of the small ones.
 --dry_run lists the runs with parameters, tokens and estimated time. --count prints how many there
 are, and --index=I takes the I-th of them alone, counted from 0: for array jobs, all in one DIR.
+--report ends with what experiments.report says of DIR.
 """
 
 import fnmatch
@@ -25,7 +27,7 @@ from absl import flags
 
 from carve_jax.errors import UserError
 from carve_jax.training.loop import say_above_bar
-from experiments import cli
+from experiments import cli, report
 from experiments.sweep_machine import estimated_seconds, make_slots, probe
 from experiments.sweep_plan import Plan, PlannedRun, make_plan
 from experiments.sweep_runner import Runner
@@ -46,6 +48,7 @@ def define_flags() -> flags.FlagValues:
     flags.DEFINE_bool(
         "allow_other_commit", False, "Go on with runs of other code.", flag_values=values
     )
+    flags.DEFINE_bool("report", False, "Write the report at the end.", flag_values=values)
     return values
 
 
@@ -75,7 +78,11 @@ def main(argv: list[str]) -> None:
     say_above_bar(f"{len(runs)} runs, {len(slots)} at once; {plan.matched}")
     cached = [compiled(store) | slot for slot in slots]
     Runner(store, cached, commit=facts["commit"], say=say_above_bar).run_all(runs)
-    if not summary(store, runs):
+    all_done = summary(store, runs)
+    if values.report:
+        allow = ["--allow_other_commit"] if values.allow_other_commit else []
+        report.main(["report", f"--workdir={store.workdir}", *allow])
+    if not all_done:
         sys.exit(1)
 
 
@@ -118,9 +125,17 @@ def table(
     left = sum(seconds[run.id] for run in runs if not store.is_done(run))
     lines += [
         f"\n{plan.matched}",
-        f"{len(runs)} runs, {jobs} at once: {left / jobs / 60:,.1f} minutes are left ({source})",
+        f"{len(runs)} runs, {jobs} at once: {in_words(left / jobs)} are left ({source})",
     ]
     return "\n".join(lines)
+
+
+def in_words(seconds: float) -> str:
+    """A time in the unit that fits."""
+    for unit, size in (("days", 86400), ("hours", 3600)):
+        if seconds >= 2 * size:
+            return f"{seconds / size:,.1f} {unit}"
+    return f"{seconds / 60:.1f} minutes"
 
 
 def summary(store: Store, runs: list[PlannedRun]) -> bool:

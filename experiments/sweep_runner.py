@@ -116,7 +116,7 @@ class Runner:
         if stop.received:
             done = sum(self._store.is_done(run) for run in runs)
             raise Interrupted(
-                stop.received, f"{done} of {len(runs)} runs are done and the others have saved"
+                stop.received, f"{done} of {len(runs)} runs are done and those going on have saved"
             )
 
     def _is_over(self, run: PlannedRun) -> bool:

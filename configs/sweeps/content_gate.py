@@ -15,7 +15,7 @@ from configs.sweeps import parts
 
 
 def get_config() -> ConfigDict:
-    """Eleven variants, one task in rows of 512 tokens (two chunks of the longest), three seeds."""
+    """Twelve variants, one task in rows of 512 tokens (two chunks of the longest), three seeds."""
 
     def changed(label: str, title: str, **model: int | bool) -> dict[str, object]:
         return {**parts.mixer("carve", title, **model), "label": label, "value": label}

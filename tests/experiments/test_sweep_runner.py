@@ -64,7 +64,9 @@ def test_a_crash_is_tried_once_more_and_the_others_go_on(tmp_path):
     assert f"task.v.s0 failed: error: something broke; see {log}" in said
     assert any(line.endswith("eval_accuracy 0.2500") for line in said)
     assert log.read_text().startswith(f"$ {sys.executable} ")
-    assert all(s.seconds > 0 and s.peak_rss_bytes > 1e6 and s.commit == "abc" for s in found)
+    assert all(
+        s.seconds > 0 and s.peak_rss_bytes > 1e6 and (s.commit, s.jobs) == ("abc", 2) for s in found
+    )
     assert steps_of(store, runs[1]) == list(range(1, STEPS + 1))
 
     # Started again: what failed gets another chance, what diverged and what is done does not.
@@ -115,7 +117,7 @@ def test_a_stop_is_passed_on_and_gone_on_from(tmp_path):
     process.send_signal(signal.SIGTERM)
     _, err = process.communicate(timeout=120)
     assert process.returncode == 128 + signal.SIGTERM
-    assert "interrupted: 0 of 6 runs are done and the others have saved; run the same" in err
+    assert "interrupted: 0 of 6 runs are done and those going on have saved; run" in err
     assert {store.status(run).state for run in runs} == {"waiting"}
     make_runner(tmp_path).run_all(runs)
     assert all(steps_of(store, run) == list(range(1, STEPS + 1)) for run in runs)
