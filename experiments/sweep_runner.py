@@ -12,6 +12,7 @@ import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from tqdm import tqdm
@@ -44,6 +45,18 @@ def train_command(store: Store, run: PlannedRun) -> list[str]:
         *(sys.executable, "-m", "experiments.train"),
         *(f"--config={directory / CONFIG}", f"--workdir={directory}"),
     ]
+
+
+def peak_rss(pid: int) -> int | None:
+    """The most memory a living process has held, in bytes; None where Linux does not say.
+
+    What `os.wait4` says of a process that is over counts the memory of the one that started it too.
+    """
+    try:
+        lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    except OSError:
+        return None
+    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM")), None)
 
 
 class Child(NamedTuple):
@@ -83,6 +96,7 @@ class Runner:
         self._say = say
         self._pause = pause
         self._children: list[Child] = []
+        self._peaks: dict[str, int | None] = {}  # memory, by run
         self._asked = False
         self._crashed: set[str] = set()  # once
         self._elsewhere: set[str] = set()  # said to be run by another process
@@ -178,12 +192,14 @@ class Runner:
     def _collect(self, waiting: "collections.deque[PlannedRun]", stopping: bool) -> None:
         """Notes how the processes ended that have; a crash is put in line again, once."""
         for child in list(self._children):
+            self._peaks[child.run.id] = peak_rss(child.process.pid) or self._peaks.get(child.run.id)
             pid, code, usage = os.wait4(child.process.pid, os.WNOHANG)
             if pid == 0:
                 continue
             child.process.returncode = os.waitstatus_to_exitcode(code)
             self._children.remove(child)
-            if self._note(child, usage.ru_maxrss * MAXRSS_BYTES, stopping):
+            peak = self._peaks.pop(child.run.id) or usage.ru_maxrss * MAXRSS_BYTES
+            if self._note(child, peak, stopping):
                 waiting.append(child.run)
 
     def _note(self, child: Child, peak_rss: int, stopping: bool) -> bool:
