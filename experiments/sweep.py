@@ -8,7 +8,7 @@
 The same command again goes on after any kill: what is done stays, what was cut off resumes from its
 checkpoint, what failed is tried again. A crash is tried once more at once; a run that diverged is
 not. Every run is a process and a run directory of experiments.train, DIR/runs/ID, with its log
-(whose first line is its command) and its status beside it. Exits with 1 if any run failed.
+(which begins with its command) and its status beside it. Exits with 1 if any run failed.
 
 --set.KEY=VALUE changes the config of all runs (--set.steps=20), --config.KEY=VALUE the sweep itself
 (--config.seeds=0,1), --base=configs/carve_1b3.py trains that model in place of the small ones.

@@ -6,6 +6,7 @@ it, even if the sweep was killed. On Linux it is asked to stop when the sweep di
 
 import collections
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -17,12 +18,13 @@ from typing import Any, NamedTuple
 
 from tqdm import tqdm
 
+from carve_jax.errors import UserError
 from carve_jax.training.settings import FILE_NAME as CONFIG
 from carve_jax.training.settings import claim_workdir
 from carve_jax.training.stopping import Interrupted, StopRequests, TrainingDiverged
 from experiments.cli import USER_ERROR
 from experiments.sweep_plan import PlannedRun
-from experiments.sweep_store import Store
+from experiments.sweep_store import PROMPT, Store
 
 Say = Callable[[str], None]
 Command = Callable[[Store, PlannedRun], list[str]]
@@ -105,7 +107,6 @@ class Runner:
         """Runs those that are neither done nor diverged. Afterwards their status says how it went.
 
         Raises:
-          UserError: the directory of a run belongs to another config.
           Interrupted: ctrl-C or SIGTERM; the processes have saved and stopped.
         """
         finished = [run for run in runs if self._is_over(run)]
@@ -157,11 +158,16 @@ class Runner:
         with lock, self._store.path(run, "log").open("ab") as log:
             if self._is_over(run):
                 return True
-            claim_workdir(self._store.directory(run), run.config)
-            command = self._command(self._store, run)
-            log.write(f"$ {' '.join(command)}\n".encode())
-            log.flush()
             before = self._store.status(run)
+            try:
+                claim_workdir(self._store.directory(run), run.config)
+            except UserError as error:
+                self._store.set_status(run, replace(before, state="failed", message=str(error)))
+                self._say(f"{run.id} failed: {error}")
+                return True
+            command = self._command(self._store, run)
+            log.write(f"\n{PROMPT}{shlex.join(command)}\n".encode())
+            log.flush()
             status = replace(
                 before,
                 state="running",
@@ -242,7 +248,11 @@ class Runner:
     ) -> str:
         if state == "done":
             figures = self._store.last_figures(run)
-            shown = {n: f"{v:.4f}" for n, v in figures.items() if n.startswith("eval_") and v}
+            shown = {
+                name: "NaN" if value is None else f"{value:.4f}"
+                for name, value in figures.items()
+                if name.startswith("eval_")
+            }
             words = ", ".join(f"{name} {text}" for name, text in shown.items())
             return f"{run.id} done in {seconds:.0f} s: {words or 'no figures of held-out data'}"
         if again:

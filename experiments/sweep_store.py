@@ -22,6 +22,7 @@ from experiments.sweep_plan import Plan, PlannedRun
 FILE_NAME = "sweep.json"
 RUNS = "runs"
 FACTS = ("commit", "uncommitted_changes", "started", "versions", "devices")
+PROMPT = "$ "  # in a log, before the command of each process
 STATES = ("waiting", "running", "done", "failed", "diverged")
 
 
@@ -170,8 +171,9 @@ class Store:
         return self.last_figures(run).get("step") == run.config.steps
 
     def last_line(self, run: PlannedRun) -> str:
-        """The last line of a run's log; that of an error if there is one."""
-        lines = self.path(run, "log").read_text(errors="replace").strip().splitlines()
+        """What a run's last process said last; its line of error if there is one."""
+        _, _, text = self.path(run, "log").read_text(errors="replace").rpartition(f"\n{PROMPT}")
+        lines = text.strip().splitlines()
         errors = [line for line in lines if line.startswith("error: ")]
         return next(reversed(errors), lines[-1] if lines else "")
 

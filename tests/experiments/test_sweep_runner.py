@@ -63,7 +63,7 @@ def test_a_crash_is_tried_once_more_and_the_others_go_on(tmp_path):
     log = store.path(runs[0], "log")
     assert f"task.v.s0 failed: error: something broke; see {log}" in said
     assert any(line.endswith("eval_accuracy 0.2500") for line in said)
-    assert log.read_text().startswith(f"$ {sys.executable} ")
+    assert log.read_text().startswith(f"\n$ {sys.executable} ")
     assert all(s.seconds > 0 for s in found)
     assert {(s.commit, s.jobs) for s in found} == {("abc", 2)}
     if sys.platform == "linux":  # a Python that imports little; this process holds far more
@@ -76,6 +76,18 @@ def test_a_crash_is_tried_once_more_and_the_others_go_on(tmp_path):
         "done", "done", "diverged", "done", "done",
     ]  # fmt: skip
     assert [starts_of(store, run) for run in runs] == [3, 2, 1, 2, 1]
+
+
+def test_a_directory_of_another_config_is_told_and_the_others_go_on(tmp_path):
+    runs, said = make_runs(2), []
+    make_runner(tmp_path).run_all(runs[:1])
+    (tmp_path / "runs" / "task.v.s0.status.json").unlink()
+    (tmp_path / "runs" / "task.v.s0" / "config.json").write_text('{"steps": 7}')
+    make_runner(tmp_path, say=said.append).run_all(runs)
+    status = Store(tmp_path).status(runs[0])
+    assert status.state == "failed"
+    assert "belongs to a run of another config: steps is 7 there and 6 here" in status.message
+    assert Store(tmp_path).is_done(runs[1])
 
 
 def test_an_end_without_the_last_step_is_no_success(tmp_path):
