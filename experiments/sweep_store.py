@@ -38,7 +38,6 @@ class Status:
       seconds: of all its processes together.
       peak_rss_bytes: the most memory of any of them, Python and compilation included.
       device_peak_bytes: the most memory on a device; None where JAX does not say, as on CPUs.
-      jobs: runs that had the machine at once, this one included, as far as the sweep let them.
       commit: of the code that ran last.
       jobs: how many runs may have gone at once on the machine, this one counted.
     """
@@ -50,7 +49,6 @@ class Status:
     seconds: float = 0.0
     peak_rss_bytes: int | None = None
     device_peak_bytes: int | None = None
-    jobs: int | None = None
     commit: str | None = None
     jobs: int | None = None
 
