@@ -30,4 +30,5 @@ def test_every_config_and_command_named_exists() -> None:
     for path in set(re.findall(r"configs/\w+\.py", README)):
         assert (ROOT / path).exists(), path
     for module in set(re.findall(r"python -m (experiments\.\w+)", README)):
-        assert (ROOT / (module.replace(".", "/") + ".py")).exists(), module
+        path = ROOT / module.replace(".", "/")
+        assert path.with_suffix(".py").exists() or (path / "__main__.py").exists(), module

@@ -1,0 +1,93 @@
+"""Tests the theory of CARVE: for each claim a measurement, a verdict and a figure.
+
+  python -m experiments.theory [--only=NAME,…] [--output=DIR] [--quick]
+
+  solve         one triangular solve a tile: key-axis erase against value-axis erase.
+  capacity      how many pairs each mixer holds.
+  stability     can a state grow that nothing is written to?
+  chunk_mean    how far the mean of L outputs lies from their long-run mean.
+
+The verdict is computed from the measured numbers: "holds", "fails", or "holds within limits", with
+the place where it fails. DIR (by default a dated folder of experiments/results) gets theory.json
+and a PNG for each. All take about four minutes on two cores; --quick takes tiny sizes, whose
+verdicts may differ.
+"""
+
+import datetime
+import json
+import math
+import time
+from pathlib import Path
+from typing import Any
+
+from absl import flags
+
+from carve_jax.training.metrics import write_atomically
+from carve_jax.training.provenance import describe_environment
+from experiments import cli
+from experiments.memory import check_names
+from experiments.theory import capacity, chunk_mean, figures, solve, stability
+from experiments.theory.finding import Experiment
+
+RESULTS = Path(__file__).parents[1] / "results"
+FILE_NAME = "theory.json"
+
+EXPERIMENTS: dict[str, Experiment] = {
+    "solve": solve.EXPERIMENT,
+    "capacity": capacity.EXPERIMENT,
+    "stability": stability.EXPERIMENT,
+    "chunk_mean": chunk_mean.EXPERIMENT,
+}
+
+
+def run(name: str, quick: bool, directory: Path) -> dict[str, Any]:
+    """Measures, draws into the directory, prints the verdict; the record."""
+    started = time.monotonic()
+    finding = EXPERIMENTS[name].measure(quick)
+    figure = figures.new_figure(finding.title, finding.verdict)
+    EXPERIMENTS[name].draw(figure, finding)
+    figures.save(figure, directory / f"{name}.png")
+    seconds = time.monotonic() - started
+    print(f"{name}: {finding.verdict} ({seconds:.1f} s)\n  {finding.title}")
+    for check in finding.checks:
+        word = "met" if check.met else "limit" if check.edge else "MISSED"
+        print(f"  {word:<7} {check}")
+    for number in finding.numbers:
+        print(f"          {number.name}: {number.value:.4g} {number.unit}".rstrip(), flush=True)
+    return finding.record(name, f"{name}.png", seconds)
+
+
+def main(argv: list[str]) -> None:
+    """Parses the flags, runs the experiments, writes the JSON and the figures."""
+    values = flags.FlagValues()
+    flags.DEFINE_list("only", list(EXPERIMENTS), "Experiments.", flag_values=values)
+    flags.DEFINE_string("output", None, "Where the results go.", flag_values=values)
+    flags.DEFINE_bool("quick", False, "Tiny sizes.", flag_values=values)
+    cli.refuse_unknown(cli.parse_flags(values, argv), values)
+    names = check_names("only", values.only, tuple(EXPERIMENTS))
+    today = datetime.date.today().isoformat()
+    directory = Path(values.output or RESULTS / f"{today}_theory")
+    directory.mkdir(parents=True, exist_ok=True)
+    record: dict[str, Any] = {
+        "date": today,
+        **describe_environment(),
+        "command": cli.command_line("theory", argv),
+        "quick": values.quick,
+        "experiments": [run(name, values.quick, directory) for name in names],
+    }
+    path = directory / FILE_NAME
+    write_atomically(path, json.dumps(plain(record), indent=2, ensure_ascii=False) + "\n")
+    print(f"\nwritten to {path}")
+
+
+def plain(value: Any) -> Any:
+    """The record with null in place of numbers that JSON has not."""
+    if isinstance(value, dict):
+        return {key: plain(each) for key, each in value.items()}
+    if isinstance(value, list):
+        return [plain(each) for each in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+if __name__ == "__main__":
+    cli.run(main)

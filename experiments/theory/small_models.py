@@ -1,0 +1,86 @@
+"""The small models that some experiments train for a few steps, and a look inside their layers.
+
+The rule runs as `recurrent`: at these sizes compiling the chunked one takes longer than training.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import linen as nn
+from ml_collections import ConfigDict
+
+from carve_jax.model import LanguageModel, make_mixer
+from carve_jax.training.run import build
+from carve_jax.training.step import TrainState
+from configs import mqar, quickstart
+
+Watch = Callable[[TrainState, Any], None]
+
+
+def recall_config(mixer: str, steps: int, **model: Any) -> ConfigDict:
+    """Associative recall, 4 pairs in 64 tokens, four layers of width 32."""
+    config = mqar.get_config()
+    config.model.update({"d_model": 32, "layers": 4, "mlp_dim": 64, "num_heads": 2, "key_dim": 16})
+    config.model.update({"value_dim": 16, "pattern": (mixer,), **model})
+    config.model.implementation = "recurrent"
+    config.data.num_pairs = 4
+    config.batch_size, config.steps = 16, max(steps, 2)
+    return config
+
+
+def text_config(mixer: str, steps: int) -> ConfigDict:
+    """Bytes of Python's language reference, two layers of width 64."""
+    config = quickstart.get_config()
+    config.model.update({"d_model": 64, "mlp_dim": 128, "num_heads": 2, "value_dim": 32})
+    config.model.update({"pattern": (mixer,), "implementation": "recurrent"})
+    config.batch_size, config.steps = 4, max(steps, 2)
+    return config
+
+
+def train(
+    config: ConfigDict, steps: int, watch: Watch | None = None
+) -> tuple[LanguageModel, Any, Any]:
+    """The model, its parameters at initialisation and after the first steps of the config.
+
+    `watch` is called with the state and the batch before every step.
+    """
+    run = build(config)
+    state, batches = run.init(), run.pipeline.train_iterator()
+    initial = jax.device_get(state.params)
+    for _ in range(steps):
+        batch = next(batches)
+        if watch is not None:
+            watch(state, batch)
+        state, _ = run.train_step(state, batch)
+    return run.model, initial, jax.device_get(state.params)
+
+
+def first_outputs(model: LanguageModel, params: Any, inputs: jax.Array) -> np.ndarray:
+    """What the rule of the first layer returns, before norm and gate: [B, T, N, V].
+
+    Args:
+      inputs: tokens [B, T], or what stands in place of their embeddings [B, T, D].
+    """
+    config = model.config
+    name = f"layer_0_{config.pattern[0]}"
+    block = jax.tree.map(lambda leaf: jnp.asarray(leaf[0]), params["blocks"][name])
+    embedding = jnp.asarray(params["embed"]["embedding"])
+    norm = nn.RMSNorm(epsilon=config.norm_eps)
+    mixer = make_mixer(config, config.pattern[0])
+
+    @jax.jit
+    def outputs(x: jax.Array) -> jax.Array:
+        x = x if x.ndim == 3 else embedding[x]
+        x = norm.apply({"params": block["mixer_norm"]}, x)
+        _, seen = mixer.apply(
+            {"params": block["mixer"]},
+            x,
+            capture_intermediates=lambda _, method: method == "_rule",
+            mutable=["intermediates"],
+        )
+        return seen["intermediates"]["_rule"][0][0]
+
+    return np.asarray(outputs(inputs))

@@ -1,0 +1,214 @@
+"""Can a state grow that nothing is written to? Unit keys, erase gates in [0, 1], decay off.
+
+One transition has spectral radius 1 at most: it is the identity plus a rank-one edit whose
+eigenvalue is 1 − Σ b k² ∈ [0, 1]. But it is not normal, and its norm reaches 2/√3. If b is one
+number for all channels it is normal and a contraction. If b differs by channel but not by token,
+all transitions are contractions in the norm |√b ⊙ s|. If it changes with the token, no norm serves
+all, and products may grow. The search looks for those that do.
+"""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from matplotlib.figure import Figure
+
+from carve_jax.mixers.gates import init_a_log, init_dt_bias
+from carve_jax.ops.gated_delta import CarveState, carve_rule, gated_delta_rule
+from experiments.theory import transitions
+from experiments.theory.figures import COLOURS, label, panels, style
+from experiments.theory.finding import Check, Experiment, Finding, Number
+
+BOUND = 2 / np.sqrt(3)  # of the norm, for b ∈ [0, 1]; reached at |k on the erased channels|² = 1/3
+BOUND_NEGATIVE = np.sqrt(2)  # for b ∈ [0, 2]
+ROUNDING = 1e-9
+GATE_CHUNK = 64
+
+
+def pair() -> tuple[np.ndarray, np.ndarray]:
+    """Two tokens of two channels whose product has spectral radius 5/4: K = 2, [2, 2] twice."""
+    keys = np.sqrt(np.array([[1.0, 5.0], [5.0, 1.0]]) / 6)
+    return keys, np.array([[1.0, 0.0], [0.0, 1.0]])
+
+
+def unforced(keys: np.ndarray, erase: np.ndarray, tokens: int) -> np.ndarray:
+    """Norms of the rule's states, nothing written, these tokens repeated: [tokens]."""
+    count, channels = keys.shape
+    index = np.arange(tokens) % count
+    row = [jnp.asarray(x[index], jnp.float32)[None, :, None] for x in (keys, erase)]
+    zeros = jnp.zeros((1, tokens, 1, 1))
+    start = jnp.eye(channels)[None, None]
+    # Row i of the batch reads channel i of the state at every token.
+    queries = jnp.broadcast_to(jnp.eye(channels)[:, None, None], (channels, tokens, 1, channels))
+    batch = [jnp.broadcast_to(x, (channels, *x.shape[1:])) for x in (*row, zeros)]
+    read, _ = gated_delta_rule(
+        queries, batch[0], jnp.zeros((channels, tokens, 1, channels)), batch[2], batch[1], batch[2],
+        scale=1.0, initial_state=jnp.broadcast_to(start, (channels, *start.shape[1:])),
+        implementation="recurrent",
+    )  # fmt: skip
+    return np.sqrt(np.square(np.asarray(read, np.float64)).sum((0, 2, 3)))
+
+
+def random_products(rng: np.random.Generator, rows: int, channels: int, tokens: int) -> np.ndarray:
+    """Norms of products of random transitions, half with b uniform, half at its ends."""
+    state = np.broadcast_to(np.eye(channels), (rows, channels, channels))
+    found = []
+    for _ in range(tokens):
+        halves = [
+            transitions.random_tokens(rng, (rows // 2, channels), corners=corners)
+            for corners in (False, True)
+        ]
+        keys, erase = (np.concatenate(parts) for parts in zip(*halves, strict=True))
+        state = transitions.transitions(keys, erase) @ state
+        found.append(np.linalg.norm(state, ord=2, axis=(-2, -1)))
+    return np.stack(found, axis=1)
+
+
+def constant_gate_excess(rng: np.random.Generator, channels: int, tokens: int) -> float:
+    """Largest norm of products under one b for all tokens, over its bound √(max b / min b)."""
+    keys, _ = transitions.random_tokens(rng, (tokens, channels))
+    erase = 0.01 + 0.99 * rng.random(channels)
+    state, largest = np.eye(channels), 0.0
+    for each in transitions.transitions(keys, np.broadcast_to(erase, keys.shape)):
+        state = each @ state
+        largest = max(largest, np.linalg.norm(state, ord=2))
+    return largest / np.sqrt(erase.max() / erase.min())
+
+
+def closed_loop(chunks: int, strength: float, gate_chunk: int = GATE_CHUNK) -> np.ndarray:
+    """Norms of the state at the end of each gate chunk, the erase logits of all tokens being 0.
+
+    Keys and queries take turns by gate chunk. Where content is heard (`strength` of P_up) its sign
+    opens the erase gate of one channel and shuts the other's; where it is not, b = 1/2 throughout
+    and every transition is a contraction.
+    """
+    small = 1.256 / gate_chunk  # what drains most from one channel to the other in a chunk
+    keys = np.sqrt(np.array([[small, 1 - small], [1 - small, small]]))
+    turn = np.arange(chunks * gate_chunk) // gate_chunk % 2
+    row = [jnp.asarray(x[turn], jnp.float32)[None, :, None] for x in (np.eye(2), keys)]
+    zeros = jnp.zeros((1, len(turn), 1, 1))
+    state = CarveState(
+        jnp.asarray([[[[1.0], [0.0]]]]), jnp.zeros((1, 1, 1)), jnp.zeros((1, 1, 1)),
+        jnp.zeros((1,), jnp.int32),
+    )  # fmt: skip
+    down, up = jnp.ones((1, 1, 1)), strength * jnp.asarray([[[-1.0, 1.0]]])
+
+    @jax.jit
+    def chunk(state: CarveState, query: jax.Array, key: jax.Array) -> CarveState:
+        length = slice(0, gate_chunk)
+        nothing = zeros[:, length]
+        return carve_rule(
+            query, key, nothing, nothing, jnp.zeros_like(key), nothing, down, up, scale=1.0,
+            initial_state=state, gate_chunk=gate_chunk, implementation="recurrent",
+        )[1]  # fmt: skip
+
+    found = []
+    for start in range(0, len(turn), gate_chunk):
+        query, key = (x[:, start : start + gate_chunk] for x in row)
+        state = chunk(state, query, key)
+        found.append(float(jnp.linalg.norm(state.memory)))
+    return np.array(found)
+
+
+def share_of_slow_decays(limit: float) -> float:
+    """Share of channels whose decay is slower than `limit` at GDN-2's initialisation."""
+    heads, channels = 512, 64
+    rates = jnp.exp(init_a_log(jax.random.key(0), (heads,)))[:, None]
+    steps = jax.nn.softplus(init_dt_bias(jax.random.key(1), (heads * channels,)))
+    return float((rates * steps.reshape(heads, channels) < limit).mean())
+
+
+def measure(quick: bool) -> Finding:
+    """Radii, norms, searches, random products and the closed loop."""
+    rng = np.random.default_rng(0)
+    sizes = [(2, 2), (4, 4)] if quick else [(2, 2), (3, 3), (4, 4), (8, 8)]
+    steps, rows, tokens = (100, 8, 64) if quick else (400, 64, 512)
+    single = transitions.random_tokens(rng, (2000 if quick else 20000, 8))
+    searched = {
+        scale: [transitions.fastest(k, n, scale=scale, steps=steps)[0] for k, n in sizes]
+        for scale in (1.0, 2.0)
+    }
+    products = random_products(rng, rows, 16, tokens)
+    scalar = [np.asarray(single[0]), 2 * np.broadcast_to(single[1][..., :1], single[1].shape)]
+    growing = unforced(*pair(), tokens)
+    measured_rate = (growing[-1] / growing[-33]) ** (1 / 32)
+    chunks = 8 if quick else 16
+    loop, silent = closed_loop(chunks, 50.0), closed_loop(chunks, 0.0)
+    loop_rate = (loop[-1] / loop[1]) ** (1 / (GATE_CHUNK * (chunks - 2)))
+    best = max(max(searched[1.0]), measured_rate)
+    checks = (
+        Check("spectral radius of one transition less 1",
+              transitions.spectral_radii(*single).max() - 1, at_most=ROUNDING),
+        Check("norm of one transition", transitions.norms(*single).max(),
+              at_most=BOUND + ROUNDING),
+        Check("norm of one transition, b one number for all channels up to 2, less 1",
+              transitions.norms(*scalar).max() - 1, at_most=ROUNDING),
+        Check("norm of products under one b for all tokens, over √(max b / min b)",
+              max(constant_gate_excess(rng, 8, 4 * tokens) for _ in range(4)),
+              at_most=1 + ROUNDING),
+        Check("growth a token of random products, slowest decline of all rows",
+              (products[:, -1] ** (1 / tokens)).max(), at_most=1.0),
+        Check("growth a token that the search finds, b by channel and token", best,
+              at_most=1 + 1e-6),
+        Check("growth a token with the content gate closing the loop, all logits 0, L 64",
+              loop_rate, at_most=1 + 1e-6),
+    )  # fmt: skip
+    return Finding(
+        title=f"A state that nothing is written to can grow {best:.3f} times a token "
+        f"(norm's bound {BOUND:.3f}), {loop_rate:.3f} through the content gate alone",
+        claim="With unit keys, b in [0, 1] and no decay the state is stable: every transition has "
+        "spectral radius 1 at most, and no sequence of them, chosen freely or by the content gate, "
+        "makes a state grow that nothing is written to.",
+        setup=f"{len(single[0])} random transitions of K 8; {rows} random products of {tokens}, K "
+        f"16; gradient ascent from {transitions.RESTARTS} starts, {steps} steps, (K, period) "
+        f"{sizes}; content loop of {chunks} gate chunks of {GATE_CHUNK}, K 2; seed 0",
+        checks=checks,
+        numbers=(
+            *(
+                Number(f"growth a token found, K {k}, period {n}, b ≤ {scale:g}", rate, "times")
+                for scale, rates in searched.items()
+                for (k, n), rate in zip(sizes, rates, strict=True)
+            ),
+            Number("bound of growth a token, b ≤ 1", float(BOUND), "times"),
+            Number("bound of growth a token, b ≤ 2", float(BOUND_NEGATIVE), "times"),
+            Number("growth a token of the pair √(1/6), √(5/6) in the rule", measured_rate, "times"),
+            Number("largest norm on the way of random products", float(products.max())),
+            Number("log-decay that rules growth out", -float(np.log(BOUND)), "nats a token"),
+            Number(
+                "channels with a slower decay at initialisation",
+                share_of_slow_decays(float(np.log(BOUND))),
+                "share",
+            ),
+            Number("growth a gate chunk through the content", loop_rate**GATE_CHUNK, "times"),
+            Number("largest state of the same inputs without content", float(silent.max())),
+        ),
+        curves={
+            "sizes": sizes, "searched": searched, "pair": growing, "random": products,
+            "loop": loop, "silent": silent,
+        },
+    )  # fmt: skip
+
+
+def draw(figure: Figure, finding: Finding) -> None:
+    """Norms over time, and growth found against its bounds."""
+    left, right = panels(figure, 2)
+    curves = finding.curves
+    tokens = np.arange(1, curves["random"].shape[1] + 1)
+    ends = GATE_CHUNK * np.arange(1, len(curves["loop"]) + 1)
+    left.plot(tokens, curves["pair"], color=COLOURS[1], label="two tokens in turn, b of 0 and 1")
+    left.plot(tokens, curves["random"].max(0), color=COLOURS[0], label="random, the largest")
+    left.plot(ends, curves["loop"], label="b from content, logits 0", **style(2))
+    left.plot(ends, curves["silent"], label="the same, P_up = 0", **style(3))
+    left.set_yscale("log")
+    left.legend(fontsize=8, loc="upper right")
+    label(left, "tokens", "norm of the state", "Nothing is written, nothing decays")
+    names = [f"K {k}\nperiod {n}" for k, n in curves["sizes"]]
+    for index, (scale, rates) in enumerate(curves["searched"].items()):
+        bound = BOUND if scale == 1 else BOUND_NEGATIVE
+        right.plot(names, rates, label=f"found, b ≤ {scale:g}", **style(index))
+        right.axhline(bound, color=COLOURS[index], linestyle=":", label=f"bound, b ≤ {scale:g}")
+    right.axhline(1, color="black", linewidth=1)
+    right.legend(fontsize=8)
+    label(right, "", "growth a token", "Fastest growth found")
+
+
+EXPERIMENT = Experiment(measure, draw)

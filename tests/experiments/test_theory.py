@@ -1,0 +1,91 @@
+"""Each experiment of the theory at tiny sizes; and that each claim can be found false."""
+
+import json
+
+import numpy as np
+import pytest
+from matplotlib.image import imread
+
+from experiments import cli
+from experiments.theory import __main__ as theory
+from experiments.theory import chunk_mean, solve, stability, transitions
+from experiments.theory.finding import FAILS, HOLDS, LIMITED, Check, Finding
+
+VERDICTS = (HOLDS, LIMITED, FAILS)
+
+
+def finding(*checks: Check) -> Finding:
+    return Finding("title", "claim", "setup", checks, (), {})
+
+
+def test_the_verdict_follows_the_checks() -> None:
+    met, missed = Check("a", 1.0, at_most=1.0), Check("b", 2.0, at_most=1.0)
+    edge = missed._replace(edge=True)
+    assert finding(met).verdict == HOLDS
+    assert finding(met).fails_where == ""
+    assert finding(met, edge).verdict == LIMITED
+    assert finding(met, edge, missed).verdict == FAILS
+    assert finding(missed).fails_where == "b: 2, claimed at most 1"
+    assert finding(Check("c", float("nan"), at_least=0.0)).verdict == FAILS
+
+
+@pytest.mark.parametrize("name", list(theory.EXPERIMENTS))
+def test_an_experiment_in_quick_form(name, tmp_path, capsys) -> None:
+    argv = ["theory", f"--only={name}", f"--output={tmp_path}", "--quick"]
+    assert cli.call(theory.main, argv) == 0
+    record = json.loads((tmp_path / "theory.json").read_text())
+    assert record["command"] == f"python -m experiments.theory --only={name} --quick"
+    (entry,) = record["experiments"]
+    assert entry["name"] == name
+    assert entry["verdict"] in VERDICTS
+    assert (entry["fails_where"] == "") == (entry["verdict"] == HOLDS)
+    assert all(np.isfinite(number["value"]) for number in entry["numbers"])
+    assert all(np.isfinite(check["value"]) for check in entry["checks"])
+    assert imread(tmp_path / entry["figure"]).std() > 0
+    assert f"{name}: {entry['verdict']}" in capsys.readouterr().out
+
+
+def test_an_unknown_experiment_is_refused(capsys) -> None:
+    assert cli.call(theory.main, ["theory", "--only=sovle"]) == 2
+    assert "did you mean 'solve'" in capsys.readouterr().err
+
+
+def test_a_constant_mask_leaves_the_single_solve_exact() -> None:
+    tile = solve.random_tile(np.random.default_rng(1), 16, 8, 4)
+    same = np.full((16, 4), 0.3)
+    assert solve.single_solve_error(tile, same) < solve.EXACT
+    assert solve.distinct(solve.inverses(tile, same)) == 1
+    other = same.copy()
+    other[5, 2] = 0.9  # one token, one channel
+    assert solve.single_solve_error(tile, other) > 1e-6
+    assert solve.distinct(solve.inverses(tile, other)) == 2
+
+
+def test_growth_is_that_of_the_product_and_none_for_a_scalar_gate() -> None:
+    keys, erase = stability.pair()
+    assert transitions.growth(keys, erase) == pytest.approx(1.25**0.5, abs=1e-12)
+    assert transitions.norms(keys, erase).max() < stability.BOUND
+    assert transitions.growth(keys, np.full((2, 2), 0.7)) < 1
+    third = np.sqrt(np.array([[1 / 3, 2 / 3]]))
+    assert transitions.norms(third, np.array([[1.0, 0.0]]))[0] == pytest.approx(stability.BOUND)
+
+
+def test_the_slope_of_known_series_is_found() -> None:
+    rng = np.random.default_rng(0)
+    lengths, noise = [8, 16, 32, 64], rng.normal(size=(16, 4096, 4))
+    white = chunk_mean.variances(noise, lengths)
+    low, high = chunk_mean.interval(lengths, white)
+    assert low < -0.5 < high
+    assert high - low < 0.05
+    phi, series = 0.95, np.zeros_like(noise)
+    for t in range(1, noise.shape[1]):
+        series[:, t] = phi * series[:, t - 1] + noise[:, t]
+
+    def variance(length: int) -> float:  # of the mean of an AR(1), over that of one value
+        lags = np.arange(1, length)
+        return (1 + 2 * ((1 - lags / length) * phi**lags).sum()) / length
+
+    expected = chunk_mean.slope(lengths, np.array([[variance(length) for length in lengths]]))
+    found = chunk_mean.slope(lengths, chunk_mean.variances(series, lengths))
+    assert expected > -0.35
+    assert found == pytest.approx(expected, abs=0.05)
