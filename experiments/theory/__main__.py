@@ -5,6 +5,7 @@
   solve         one triangular solve a tile: key-axis erase against value-axis erase.
   capacity      how many pairs each mixer holds.
   stability     can a state grow that nothing is written to?
+  expressivity  a task that hangs on what memory holds.
   chunk_mean    how far the mean of L outputs lies from their long-run mean.
 
 The verdict is computed from the measured numbers: "holds", "fails", or "holds within limits", with
@@ -26,7 +27,7 @@ from carve_jax.training.metrics import write_atomically
 from carve_jax.training.provenance import describe_environment
 from experiments import cli
 from experiments.memory import check_names
-from experiments.theory import capacity, chunk_mean, figures, solve, stability
+from experiments.theory import capacity, chunk_mean, expressivity, figures, solve, stability
 from experiments.theory.finding import Experiment
 
 RESULTS = Path(__file__).parents[1] / "results"
@@ -36,6 +37,7 @@ EXPERIMENTS: dict[str, Experiment] = {
     "solve": solve.EXPERIMENT,
     "capacity": capacity.EXPERIMENT,
     "stability": stability.EXPERIMENT,
+    "expressivity": expressivity.EXPERIMENT,
     "chunk_mean": chunk_mean.EXPERIMENT,
 }
 

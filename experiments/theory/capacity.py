@@ -29,7 +29,7 @@ def log_decay(name: str, rows: int, channels: int) -> jax.Array:
     if spec.decay == "none":
         return jnp.zeros((rows, 1, 1, 1))
     if spec.decay == "constant":
-        return jnp.resize(retention_log_decay(8), rows).reshape(rows, 1, 1, 1)
+        return jnp.resize(retention_log_decay(8), (rows,)).reshape(rows, 1, 1, 1)
     width = channels if spec.decay == "channel" else 1
     if spec.decay_form == "logsigmoid":
         return jnp.full((rows, 1, 1, width), float(np.log(0.5)) / 16)
@@ -89,9 +89,9 @@ def orthogonal(key: jax.Array) -> jax.Array:
 def read_error(memory: jax.Array, key: jax.Array, value: jax.Array) -> float:
     """Error of reading every key, after the best common scale."""
     read = np.asarray(jnp.einsum("rkv,rnk->rnv", memory, key, precision="highest"), np.float64)
-    value = np.asarray(value, np.float64)
-    squares = max(np.square(read).sum() * np.square(value).sum(), np.finfo(float).tiny)
-    return float(1 - (read * value).sum() ** 2 / squares)
+    given = np.asarray(value, np.float64)
+    squares = max(np.square(read).sum() * np.square(given).sum(), np.finfo(float).tiny)
+    return float(1 - (read * given).sum() ** 2 / squares)
 
 
 def last_error(memory: jax.Array, key: jax.Array, value: jax.Array) -> float:

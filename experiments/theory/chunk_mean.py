@@ -7,6 +7,7 @@ once L is far above τ; below, chunks are not independent of themselves and the 
 from collections.abc import Sequence
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from matplotlib.figure import Figure
 
@@ -62,7 +63,9 @@ def all_series(rows: int, tokens: int, steps: int) -> dict[str, np.ndarray]:
     ages = {"initialised": initial, "trained": trained} if steps else {"initialised": initial}
     for name, params in ages.items():
         for kind, inputs in (("bytes in random order", shuffled), ("text", text)):
-            series[f"{kind}, {name}"] = small_models.first_outputs(model, params, inputs)
+            series[f"{kind}, {name}"] = small_models.first_outputs(
+                model, params, jnp.asarray(inputs)
+            )
     return {
         name: x.reshape(rows, tokens, -1)[:, tokens // 8 :].astype(np.float64)
         for name, x in series.items()

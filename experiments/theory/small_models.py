@@ -69,15 +69,14 @@ def first_outputs(model: LanguageModel, params: Any, inputs: jax.Array) -> np.nd
     block = jax.tree.map(lambda leaf: jnp.asarray(leaf[0]), params["blocks"][name])
     embedding = jnp.asarray(params["embed"]["embedding"])
     norm = nn.RMSNorm(epsilon=config.norm_eps)
-    mixer = make_mixer(config, config.pattern[0])
+    mixer: Any = make_mixer(config, config.pattern[0])
 
     @jax.jit
     def outputs(x: jax.Array) -> jax.Array:
         x = x if x.ndim == 3 else embedding[x]
-        x = norm.apply({"params": block["mixer_norm"]}, x)
         _, seen = mixer.apply(
             {"params": block["mixer"]},
-            x,
+            norm.apply({"params": block["mixer_norm"]}, x),
             capture_intermediates=lambda _, method: method == "_rule",
             mutable=["intermediates"],
         )

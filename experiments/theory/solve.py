@@ -160,7 +160,9 @@ def measure(quick: bool) -> Finding:
         relative(state_after(tile, noise, inverses(tile, noise)), oracle(tile, noise))
         for tile in drawn
     )
-    spread = [np.mean([single_solve_error(t, 1 - s * noise) for t in drawn]) for s in SPREADS]
+    spread = [
+        float(np.mean([single_solve_error(t, 1 - s * noise) for t in drawn])) for s in SPREADS
+    ]
     groups = [2**i for i in range(values.bit_length()) if 2**i <= values]
     systems = [
         distinct(inverses(drawn[0], np.repeat(noise[:, :count], values // count, axis=1)))
@@ -194,7 +196,7 @@ def measure(quick: bool) -> Finding:
         numbers=(
             Number("error of one solve, key axis", key_axis, "relative"),
             Number("error of V solves, value mask", each, "relative"),
-            Number("error of the best one solve, value mask", float(spread[-1]), "relative"),
+            Number("error of the best one solve, value mask", spread[-1], "relative"),
             Number("FLOPs of V inverses over one", float(values), "times"),
             Number("time of one inverse, 16 tiles", 1e3 * seconds["one"], "ms"),
             Number("time of V inverses, 16 tiles", 1e3 * seconds["each"], "ms"),

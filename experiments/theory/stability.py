@@ -70,7 +70,7 @@ def constant_gate_excess(rng: np.random.Generator, channels: int, tokens: int) -
     state, largest = np.eye(channels), 0.0
     for each in transitions.transitions(keys, np.broadcast_to(erase, keys.shape)):
         state = each @ state
-        largest = max(largest, np.linalg.norm(state, ord=2))
+        largest = max(largest, float(np.linalg.norm(state, ord=2)))
     return largest / np.sqrt(erase.max() / erase.min())
 
 

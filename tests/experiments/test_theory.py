@@ -8,7 +8,7 @@ from matplotlib.image import imread
 
 from experiments import cli
 from experiments.theory import __main__ as theory
-from experiments.theory import chunk_mean, solve, stability, transitions
+from experiments.theory import capacity, chunk_mean, expressivity, solve, stability, transitions
 from experiments.theory.finding import FAILS, HOLDS, LIMITED, Check, Finding
 
 VERDICTS = (HOLDS, LIMITED, FAILS)
@@ -89,3 +89,18 @@ def test_the_slope_of_known_series_is_found() -> None:
     found = chunk_mean.slope(lengths, chunk_mean.variances(series, lengths))
     assert expected > -0.35
     assert found == pytest.approx(expected, abs=0.05)
+
+
+def test_a_blind_gate_is_told_from_one_that_sees() -> None:
+    assert expressivity.value_dependence(carve=False) < 1e-5
+    assert expressivity.value_dependence(carve=True) > 0.1
+    assert expressivity.floor(np.array([0.5])) == pytest.approx(0.4 / 3)
+    task = expressivity.make_task(4, 2)
+    assert expressivity.error(task.target, task.target) == 0
+
+
+def test_reads_beyond_what_the_delta_rule_can_hold_err() -> None:
+    key, value = capacity.pairs(2, 8, 8)
+    turned = capacity.orthogonal(key)
+    assert capacity.read_error(capacity.stored("deltanet", turned, value), turned, value) < 1e-5
+    assert capacity.read_error(capacity.stored("deltanet", key, value), key, value) > 0.1
