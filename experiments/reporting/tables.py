@@ -91,25 +91,29 @@ def evidence(found: Findings, task: Task, metric: Metric) -> str:
         assert each.paired is not None
         row = [
             escape(found.sweep.variants[each.variant]),
+            str(len(each.seeds)),
             number(float(each.paired.sigma), 1),
+            number(float(each.paired.gaussian_sigma), 1),
             number(each.in_runs, 1),
             words.probability(each.p),
             words.probability(each.corrected_p),
             words.probability(each.flip_p),
             number(float(each.paired.effect), 1),
             number(each.detectable, places),
-            needed(each.needed),
+            needed(each, each.needed),
         ]
-        rows.append(row + ([needed(each.needed_for_smallest)] if smallest else []))
+        rows.append(row + ([needed(each, each.needed_for_smallest)] if smallest else []))
     header = [
-        "variant", "σ", "in sds of a run", "p", "p corrected", "p by sign flips", "effect g",
-        "would show", "seeds for this difference",
+        "variant", "pairs", "σ", "as Gaussian σ", "in sds of a run", "p", "p corrected",
+        "p by sign flips", "effect g", "would show", "seeds for this difference",
     ]  # fmt: skip
     return words.table(header + ([f"seeds for {smallest:g}"] if smallest else []), rows)
 
 
-def needed(seeds: int | None) -> str:
-    """How many seeds a difference wants."""
+def needed(each: Comparison, seeds: int | None) -> str:
+    """How many seeds a difference wants; not known without a spread."""
+    if each.paired is None or each.paired.sd == 0:
+        return "–"
     return "over 10,000" if seeds is None else f"{seeds:,}"
 
 

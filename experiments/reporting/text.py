@@ -1,6 +1,6 @@
 """The report in Markdown, from the answer to the evidence to every value."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -122,12 +122,12 @@ def _tally(found: Findings) -> str:
         )
     counts = {v: sum(each.verdict is v for each in first) for v in Verdict}
     rule = f"“Better” and “worse” are said where p is under {found.alpha:g}"
-    if tested == 1:
-        return f"{rule}. Further metrics are in the tables."
+    if len(first) == 1:
+        return f"{rule}."
     told = words.join([f"{n} {v.value}" for v, n in counts.items() if n])
     return (
-        f"Of {len(first)} comparisons: {told}. {rule} after correction for {tested} of them. "
-        "Further metrics are in the tables."
+        f"Of {len(first)} comparisons by the first metric of each task: {told}. {rule} after "
+        f"correction for the {tested} that have one."
     )
 
 
@@ -161,24 +161,18 @@ def compared(found: Findings) -> list[str]:
 
 def one_task(found: Findings, task: Task) -> list[str]:
     """Pictures and tables of a task."""
-    parts = [f"## {escape(task.title[:1].upper() + task.title[1:])}"]
-    pictures = found.pictures.get(task.name, {})
-    parts += _images(pictures)
+    pictures = found.pictures[task.name]
+    parts = [
+        f"## {escape(task.title[:1].upper() + task.title[1:])}",
+        "\n".join(f"![{escape(shows)}]({name})" for name, shows in pictures.items()),
+        "*" + " ".join(f"{escape(shows)}." for shows in pictures.values()) + "*",
+    ]
     for metric in task.metrics:
         parts.append(f"### {escape(metric.title[:1].upper() + metric.title[1:])}")
         parts.append(quality(found, task, metric))
         if any(each.paired is not None for each in found.of(task, metric)):
             parts += ["How sure that is:", evidence(found, task, metric)]
     return [*parts, "### Cost", costs(found.sweep, task), cost_note(found.sweep, task)]
-
-
-def _images(pictures: Mapping[str, str]) -> list[str]:
-    if not pictures:
-        return []
-    return [
-        "\n".join(f"![{escape(shows)}]({name})" for name, shows in pictures.items()),
-        "*" + " ".join(f"{shows}." for shows in map(escape, pictures.values())) + "*",
-    ]
 
 
 def left_out(sweep: Sweep) -> list[str]:
@@ -219,7 +213,8 @@ def theory(found: Findings) -> list[str]:
         parts.append(f"Setup: {escape(each['setup'])}")
         if each.get("fails_where"):
             parts.append(f"Where it fails: {escape(each['fails_where'])}")
-        parts += _images({each["figure"]: each["title"]} if each.get("figure") else {})
+        if each.get("figure"):
+            parts.append(f"![{escape(each['title'])}]({each['figure']})")
         numbers = [
             [escape(n["name"]), f"{n['value']:.4g} {escape(n.get('unit', ''))}".replace("-", "−")]
             for n in each.get("numbers", [])

@@ -50,7 +50,7 @@ def number(value: float | None, places: int) -> str:
     """With a true minus sign; a dash for what is unknown."""
     if value is None or math.isnan(value):
         return "–"
-    return f"{value:,.{places}f}".replace("-", "−")
+    return f"{value:,.{places}f}".replace("-", "−").replace("inf", "∞")
 
 
 def signed(value: float, places: int) -> str:
@@ -64,8 +64,8 @@ def probability(p: float) -> str:
     if math.isnan(p):
         return "–"
     if p < 0.0001:
-        return "< 0.0001"
-    return f"{p:.4f}" if p < 0.01 else f"{p:.3f}"
+        return "<\N{NO-BREAK SPACE}0.0001"
+    return f"{p:.4f}" if p < 0.1 else f"{p:.3f}"
 
 
 def count(number: int, thing: str) -> str:

@@ -10,7 +10,7 @@ import pytest
 from markdown_it import MarkdownIt
 
 from experiments import cli, report
-from experiments.reporting import figures, page, words
+from experiments.reporting import figures, page, tables, words
 from experiments.reporting.compare import Verdict, compare
 from experiments.reporting.sweep import Metric, read_sweep
 from experiments.sweep_plan import make_plan
@@ -86,10 +86,7 @@ def test_the_answer_comes_first(markdown):
     assert first.startswith("# Does CARVE predict text better than GDN-2?")
     assert "CARVE is **better** than GDN-2: −0.1" in first
     assert "KDA \\| \\*the\\* third differs from GDN-2 by **less than 0.05**" in first
-    assert (
-        "Of 3 comparisons: 1 better, 1 no difference that matters and 1 no difference shown."
-        in first
-    )
+    assert "Of 3 comparisons by the first metric of each task: 1 better, 1 no difference" in first
     assert "**3 runs of 20 gave no result**" in first
 
 
@@ -103,8 +100,8 @@ def test_the_tables_hold_the_figures_of_the_comparison(written, markdown):
     )
     assert quality[5] == "5"
     evidence = row(markdown, "CARVE", 2)
-    assert evidence[1] == words.number(float(carve.paired.sigma), 1)
-    assert evidence[3:5] == [words.probability(carve.p), words.probability(carve.corrected_p)]
+    assert evidence[1:3] == ["5", words.number(float(carve.paired.sigma), 1)]
+    assert evidence[5:7] == [words.probability(carve.p), words.probability(carve.corrected_p)]
     assert row(markdown, "CARVE", 3)[1:3] == ["780,000 (−2.5%)", "12,325"]
     assert row(markdown, "GLA", 1)[-1] == "**2 of 5**"
     assert "**2 runs at a time shared the machine**" in markdown
@@ -310,6 +307,7 @@ def test_verdicts(tmp_path):
     assert found["constant"].p == 1 / 16
     assert found["once"].excludes_zero
     assert 0.01 < found["once"].p < 0.05 < found["once"].corrected_p
+    assert tables.needed(found["same"], found["same"].needed) == "–"
     assert found["noisy"].needed > 5 > found["clear"].needed
     assert found["noisy"].detectable > found["clear"].detectable
 
@@ -418,7 +416,9 @@ def test_numbers():
     assert words.signed(0.0123, 3) == "+0.012"
     assert words.decimals(0.0123) == 3
     assert words.decimals(4.2) == 1
-    assert words.probability(0.00001) == "< 0.0001"
+    assert words.probability(0.00001) == "<\N{NO-BREAK SPACE}0.0001"
+    assert words.probability(1 / 16) == "0.0625"
+    assert words.number(-math.inf, 2) == "−∞"
     assert words.join(["a", "b", "c"]) == "a, b and c"
 
 
