@@ -1,4 +1,11 @@
-"""Content erase."""
+"""Content erase: a mode set long ago says whether a key written again replaces or accumulates.
+
+Source: synthetic, with the proof of what a memory-blind gate cannot do in
+carve_jax/training/data/synthetic/content_erase.py; 4 keys, each written 5 times, in a state of 4 × 4.
+Command: python -m experiments.train --config=configs/content_erase.py --workdir=runs/content_erase
+The figure to watch is eval_accuracy in metrics.jsonl: 1/2 is chance, 3/4 is what knowing one mode's
+answers gives in both. Seeds and mixers: configs/sweeps/content_erase.py.
+"""
 
 from ml_collections import ConfigDict
 
@@ -6,35 +13,35 @@ from configs import mqar
 
 
 def get_config() -> ConfigDict:
-    """One layer, one head."""
+    """One CARVE layer of width 32 and one head of 4 × 4; gate chunks of 4 tokens."""
     config = mqar.get_config()
     config.model.update(
         {
-            "vocab_size": 13,
-            "layers": 1,
+            "vocab_size": 9,
+            "d_model": 32,
+            "layers": 1,  # a second layer is not memory-blind: it sees what the first has read
+            "mlp_dim": 64,
             "num_heads": 1,
-            "key_dim": 8,
-            "value_dim": 8,
-            "mlp_dim": 128,
-            "gate_chunk": 8,
-            "chunk_size": 8,
+            "key_dim": 4,
+            "value_dim": 4,
+            "gate_chunk": 4,
         }
     )
     config.data = ConfigDict(
         {
             "source": "content_erase",
-            "vocab_size": 13,
-            "num_pairs": 8,
+            "vocab_size": 9,  # filler, modes and values are 5 of them: the same keys in every row
+            "num_pairs": 4,
             "num_queries": 0,
             "num_writes": 5,
             "eval_examples": 512,
         }
     )
-    config.batch_size = 32
-    config.sequence_length = 96
-    config.steps = 1000
-    config.eval_every = 100
-    config.log_every = 100
-    config.checkpoint_every = 100000
     config.optimizer.peak_learning_rate = 1e-2
+    config.batch_size = 64
+    config.sequence_length = 52  # mode, 7 of filler, 20 writes, 4 queries
+    config.steps = 1000
+    config.eval_every = 50
+    config.log_every = 50
+    config.checkpoint_every = 500
     return config

@@ -1,0 +1,39 @@
+"""State tracking: the parity of the ones so far, or the product of permutations so far."""
+
+from ml_collections import ConfigDict
+
+from configs import mqar
+
+
+def get_config() -> ConfigDict:
+    """One CARVE layer of width 32 whose erase gate reaches 2; rows of 32 tokens."""
+    config = mqar.get_config()
+    config.model.update(
+        {
+            "vocab_size": 120,  # S5; the smaller groups use the first of them
+            "d_model": 32,
+            "layers": 1,
+            "mlp_dim": 64,
+            "num_heads": 2,
+            "key_dim": 8,
+            "value_dim": 8,
+            "gate_chunk": 16,
+            "chunk_size": 16,
+            "negative_eigenvalues": True,
+        }
+    )
+    config.data = ConfigDict(
+        {
+            "source": "state_tracking",
+            "group": "parity",  # parity | s3 | s5
+            "eval_examples": 256,
+        }
+    )
+    config.optimizer.peak_learning_rate = 1e-2
+    config.batch_size = 32
+    config.sequence_length = 32
+    config.steps = 600
+    config.eval_every = 200
+    config.log_every = 50
+    config.checkpoint_every = 600
+    return config
