@@ -21,7 +21,7 @@ def get_config() -> ConfigDict:
     blind = parts.mixer("carve", "CARVE without content", content=False)
     return parts.sweep(
         "content_erase",
-        "Can a gate that sees memory erase or keep as a distant mode says, where a blind one cannot?",
+        "Does a gate that sees memory erase or keep as a distant mode says, and a blind one not?",
         baseline="gdn2",
         tasks={"content_erase": ConfigDict(task)},
         axes=[

@@ -7,6 +7,7 @@ from ml_collections import ConfigDict
 
 from carve_jax.errors import UserError
 from carve_jax.model import LMConfig
+from carve_jax.training.run import build_pipeline, make_model
 from carve_jax.training.settings import (
     RESUMABLE,
     check_settings,
@@ -15,16 +16,33 @@ from carve_jax.training.settings import (
     load_config,
     make_model_config,
 )
-from configs import base, mqar, quickstart, quickstart_gdn2
+from configs import (
+    base,
+    content_erase,
+    mqar,
+    overwriting_recall,
+    quickstart,
+    quickstart_gdn2,
+    selective_copying,
+    state_tracking,
+)
 from tests.training.helpers import tiny_config
 
+TASKS = (mqar, overwriting_recall, selective_copying, state_tracking, content_erase)
 
-@pytest.mark.parametrize("module", [base, quickstart, quickstart_gdn2, mqar])
+
+@pytest.mark.parametrize("module", [base, quickstart, quickstart_gdn2, *TASKS])
 def test_shipped_configs_are_valid(module):
     config = module.get_config()
     check_settings(config)
     model = make_model_config(config)
     assert config.sequence_length % model.segment_alignment == 0
+
+
+@pytest.mark.parametrize("module", TASKS)
+def test_configs_of_tasks_have_room_for_them(module):
+    config = module.get_config()
+    assert build_pipeline(config, make_model(config)).tokenizer is None
 
 
 def test_the_model_section_has_the_fields_of_lmconfig_and_no_other():
