@@ -1,8 +1,8 @@
 """Zoology's grid of associative recall: longer rows with more pairs (arXiv 2312.04927, figure 2).
 
-Lengths, pairs, vocabulary and the law of the gaps are the paper's; so are 100,000 examples in an
-epoch, of which the paper takes up to 64 at four learning rates and widths of 64 to 512. Here a run sees
-`steps` batches of fresh ones: six of those epochs.
+Lengths, pairs, vocabulary and the law of the gaps are the paper's. It goes up to 64 times through
+100,000 examples, at four learning rates and widths of 64 to 512; here 6.4 times as many examples
+are all fresh, at one of each.
 
 Command: python -m experiments.sweep --config=configs/sweeps/mqar_grid.py --workdir=DIR
 One point of the grid: --only='recall_64_4.*'; another width: --set.model.d_model=128.
