@@ -40,8 +40,8 @@ def get_config() -> ConfigDict:
     config.optimizer.peak_learning_rate = 1e-2
     config.batch_size = 64
     config.sequence_length = 52  # mode, 7 of filler, 20 writes, 4 queries
-    config.steps = 1000
-    config.eval_every = 50
-    config.log_every = 50
-    config.checkpoint_every = 500
+    config.steps = 1500
+    config.eval_every = 75
+    config.log_every = 75
+    config.checkpoint_every = 750
     return config

@@ -1,6 +1,7 @@
 """Content erase: a gate that sees memory against gates that do not, one layer of equal state.
 
-`carve_blind` is CARVE without the content: the same write gate and initial weights.
+`carve_norm` divides the content by its root mean square; `carve_blind` is CARVE without it, with the
+same write gate.
 
 Command: python -m experiments.sweep --config=configs/sweeps/content_erase.py --workdir=DIR --report
 """
@@ -12,12 +13,13 @@ from configs.sweeps import parts
 
 
 def get_config() -> ConfigDict:
-    """Three variants, three seeds."""
+    """Four variants, three seeds."""
     task = {
         "title": "content-dependent erase",
         "config": content_erase.get_config(),
         "metrics": (parts.ACCURACY, parts.LOSS),
     }
+    normed = parts.mixer("carve", "CARVE, content_norm", content_norm=True)
     blind = parts.mixer("carve", "CARVE without content", content=False)
     return parts.sweep(
         "content_erase",
@@ -29,6 +31,7 @@ def get_config() -> ConfigDict:
                 "mixer",
                 parts.mixer("gdn2", "GDN-2"),
                 parts.mixer("carve", "CARVE"),
+                {**normed, "label": "carve_norm"},
                 {**blind, "label": "carve_blind"},
             )
         ],
