@@ -39,6 +39,7 @@ def prefill(
     max_length: int | None = None,
     chunk: int = 2048,
     decoding: Decoding | None = None,
+    pad_to: int = 1,
 ) -> Decoding:
     """Read a prompt a row, in calls of ``chunk`` tokens, so that memory does not grow with T.
 
@@ -57,6 +58,8 @@ def prefill(
             to a multiple of the gate chunk, of which it takes one at least.
         decoding: goes on from there, and is used up (its arrays are donated). Rows then read what
             the shortest prompt has in chunks, and the rest token by token.
+        pad_to: length that rows are padded to at least; batches of like lengths then share their
+            programs. Rows of one length are padded too, and read as those of different lengths.
 
     Returns:
         The rows after their prompts; ``logits`` are those of each row's last token.
@@ -74,8 +77,9 @@ def prefill(
         if max_length is None:
             raise ValueError("prefill needs max_length: the most tokens a row will ever hold.")
         alignment = model.config.segment_alignment
-        ragged = bool((lengths != lengths[0]).any())
+        ragged = bool((lengths != lengths[0]).any()) or pad_to > 1
         together = lengths - lengths % alignment if ragged else lengths
+        pad_to = -(-pad_to // alignment) * alignment
         decoding = _empty(model, len(rows), max_length)
     else:
         if len(rows) != len(decoding.position):
@@ -85,9 +89,9 @@ def prefill(
             )
         if max_length is not None:
             decoding = extend(model, decoding, max_length)
-        together = np.full_like(lengths, lengths.min())
+        together, pad_to = np.full_like(lengths, lengths.min()), 1
     check_room(model, decoding, lengths, "prompt")
-    decoding = _read_together(model, params, rows, together, chunk, decoding)
+    decoding = _read_together(model, params, rows, together, chunk, decoding, pad_to)
     return _read_rest(model, params, rows, together, decoding)
 
 
@@ -192,13 +196,14 @@ def _read_together(
     together: Int32[np.ndarray, " B"],
     chunk: int,
     decoding: Decoding,
+    pad_to: int,
 ) -> Decoding:
     """Read the first ``together[i]`` tokens of each row so that all end at once.
 
     Where they differ, these are multiples of the alignment and the caches are empty.
     """
     cache, logits, position = decoding
-    longest = int(together.max())
+    longest = max(int(together.max()), pad_to if together.any() else 0)
     padding = longest - together
     padded = bool(padding.any())
     tokens = np.zeros((len(rows), longest), np.int32)

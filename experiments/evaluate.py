@@ -1,69 +1,257 @@
-"""Measures a trained model on its held-out documents.
+"""Measures a trained model: held-out text, and the tasks of lm-evaluation-harness.
 
-  python -m experiments.evaluate --workdir=DIR [--step=N|best] [--tasks=perplexity]
+  python -m experiments.evaluate --workdir=DIR [--tasks=NAME,…] [--step=N|best|average]
+      [--average=5] [--dtype=float32|bfloat16] [--limit=N] [--num_fewshot=N] [--batch_size=32]
+      [--call_tokens=16384] [--max_length=N] [--input_tokens=N] [--tokenizer=FILE|hf:NAME]
+      [--include_path=DIR …] [--seed=0] [--fresh] [--config.data.KEY=VALUE …]
+      [--config.sequence_length=N]
+  python -m experiments.evaluate --fetch --tasks=NAME,…
 
-Prints a table and writes DIR/evaluation_STEP.json.
+Tasks: perplexity (held-out text of the run's data; the default), the groups common_sense and
+recall, wikitext, and whatever else the harness and the YAML files of --include_path define. Every
+number comes with its standard error. Results go to DIR/evaluation_STEP.json after every task; run again,
+the command goes on from there, and what was measured with the same settings is not measured again
+(--fresh does). --step=average takes the mean of the parameters of the newest checkpoints.
+--config.data… measures on other data than the run was trained on, as longer sequences.
+
+The harness downloads its data. For a machine without a network, run --fetch on one that has it with
+HF_HOME=DIR, bring DIR, and set HF_HOME=DIR and HF_DATASETS_OFFLINE=1.
 """
 
+import dataclasses
 import json
+import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import jax
 from absl import flags
 
 from carve_jax.errors import UserError
-from carve_jax.evaluation.perplexity import perplexity
+from carve_jax.evaluation.harness_tasks import HarnessTasks
+from carve_jax.evaluation.held_out import held_out_perplexity
+from carve_jax.evaluation.subject import Subject, load_subject
+from carve_jax.evaluation.tasks import (
+    Figure,
+    NamedTasks,
+    Options,
+    Result,
+    Source,
+    Task,
+    average,
+    find_tasks,
+)
 from carve_jax.training.metrics import write_atomically
-from carve_jax.training.run import Trained, build_pipeline, load_trained
-from carve_jax.training.settings import nearest
-from carve_jax.training.step import make_loss
+from carve_jax.training.provenance import describe_environment
 from experiments import cli
 
-
-def held_out_perplexity(trained: Trained) -> dict[str, Any]:
-    """Loss and bits per byte over all held-out documents, each whole."""
-    pipeline = build_pipeline(trained.config, trained.model)
-    loss = jax.jit(make_loss(trained.model, loss_chunk=trained.config.loss_chunk))
-    figures = perplexity(loss, trained.params, pipeline.eval_batches())
-    return {**figures, "data": pipeline.describe()}
+OWN = NamedTasks({"perplexity": held_out_perplexity})
+CHANGEABLE = ("data.", "sequence_length", "batch_size")
 
 
-def print_table(figures: dict[str, Any]) -> None:
-    """One line a number; facts that are no numbers are left to the JSON."""
-    for name, value in figures.items():
-        if isinstance(value, float):
-            print(f"  {name:<15} {value:>14,.4f}")
-        elif isinstance(value, int):
-            print(f"  {name:<15} {value:>14,}")
+def define_flags() -> flags.FlagValues:
+    """The command's flags."""
+    values = flags.FlagValues()
+
+    def text(name: str, default: str | None, told: str) -> None:
+        flags.DEFINE_string(name, default, told, flag_values=values)
+
+    def whole(name: str, default: int | None, told: str, least: int = 1) -> None:
+        flags.DEFINE_integer(name, default, told, lower_bound=least, flag_values=values)
+
+    text("workdir", None, "Directory of a run.")
+    text("step", None, "Checkpoint: a step, best or average; newest by default.")
+    text("dtype", None, "float32 or bfloat16; that of the run by default.")
+    text("tokenizer", None, "bytes, a file, or hf:NAME; that of the run by default.")
+    flags.DEFINE_list("tasks", ["perplexity"], "Tasks and groups.", flag_values=values)
+    flags.DEFINE_multi_string("include_path", [], "YAML tasks.", flag_values=values)
+    whole("average", 5, "Checkpoints of --step=average.")
+    whole("limit", None, "Most examples of a task.")
+    whole("num_fewshot", None, "Examples in a prompt.", least=0)
+    whole("batch_size", 32, "Most rows of a call.")
+    whole("call_tokens", 16384, "Most tokens of a call.")
+    whole("max_length", None, "Most tokens of a row.")
+    whole("input_tokens", None, "Most tokens of a prompt that is continued.")
+    whole("seed", 0, "Of what is drawn.", least=0)
+    flags.DEFINE_bool("fresh", False, "Measure again.", flag_values=values)
+    flags.DEFINE_bool("fetch", False, "Only download the data.", flag_values=values)
+    flags.DEFINE_bool("progress", True, "Show bars.", flag_values=values)
+    flags.DEFINE_bool("share_contexts", True, "Read shared contexts once.", flag_values=values)
+    return values
 
 
-TASKS = {"perplexity": held_out_perplexity}
+class Record:
+    """Results in a file, each with the settings it was measured with.
+
+    Args:
+      path: of the file; there may be one.
+      facts: what is written beside the results.
+      fresh: measure what was measured before.
+    """
+
+    def __init__(self, path: Path, facts: Mapping[str, Any], fresh: bool) -> None:
+        self.path, self._facts = path, facts
+        self._results: list[dict[str, Any]] = []
+        self._measured: list[tuple[str, Any]] = []  # those that --fresh need not do again
+        if path.exists():
+            self._results = json.loads(path.read_text()).get("results", [])
+        if not fresh:
+            self._measured = [_key(entry) for entry in self._results]
+
+    def find(self, task: str, settings: Mapping[str, Any]) -> Result | None:
+        """What was measured, unless it is to be measured again."""
+        if (task, settings) not in self._measured:
+            return None
+        entry = next(old for old in self._results if _key(old) == (task, settings))
+        metrics = {name: Figure(**figure) for name, figure in entry["metrics"].items()}
+        return Result(metrics, entry["facts"])
+
+    def add(
+        self, task: str, settings: Mapping[str, Any], result: Result, seconds: float | None = None
+    ) -> None:
+        """Writes a result in place of an older one with the same settings."""
+        entry = {
+            "task": task,
+            "metrics": {
+                name: dataclasses.asdict(figure) for name, figure in result.metrics.items()
+            },
+            "settings": settings,
+            "seconds": seconds,
+            "facts": result.facts,
+        }
+        self._results = [old for old in self._results if _key(old) != (task, settings)]
+        self._results.append(entry)
+        record = {**self._facts, "results": self._results}
+        write_atomically(self.path, json.dumps(record, indent=2, ensure_ascii=False) + "\n")
+
+
+def _key(entry: Mapping[str, Any]) -> tuple[str, Any]:
+    return entry["task"], entry["settings"]
+
+
+def settings_of(values: flags.FlagValues, subject: Subject, changes: Sequence[str]) -> dict:
+    """What a result depends on besides model and checkpoint, as JSON gives it back."""
+    return {
+        "dtype": subject.model.config.compute_dtype,
+        "max_length": subject.scorer.max_length,
+        "changes": sorted(changes),
+        "include_path": list(values.include_path),
+        **{
+            name: getattr(values, name)
+            for name in ("limit", "num_fewshot", "input_tokens", "tokenizer", "seed")
+        },
+    }
+
+
+def measure(
+    tasks: Mapping[str, Task],
+    subject: Subject,
+    options: Options,
+    settings: dict[str, Any],
+    record: Record,
+) -> dict[str, Result]:
+    """Runs the tasks that are not in the record yet, and prints every figure."""
+    results = {}
+    for number, (name, task) in enumerate(tasks.items(), start=1):
+        found = record.find(name, settings)
+        if found is None:
+            print(f"[{number}/{len(tasks)}] {name}", flush=True)
+            keep = record.path.with_name(f".{record.path.stem}_{name.replace('/', '_')}")
+            start = time.perf_counter()
+            found = task(subject, options._replace(keep=keep))
+            record.add(name, settings, found, round(time.perf_counter() - start, 1))
+            for path in keep.parent.glob(f"{keep.name}*"):
+                path.unlink()
+        results[name] = found
+    return results
+
+
+def averages(
+    names: Sequence[str], sources: Sequence[Source], results: Mapping[str, Result]
+) -> dict[str, Result]:
+    """The mean over each group that was asked for."""
+    groups = {name: members for source in sources for name, members in source.groups().items()}
+    found = {}
+    for name in names:
+        if name in groups:
+            figures = [results[task].metrics[metric] for task, metric in groups[name].items()]
+            found[name] = Result({"average": average(figures)}, {"metrics": dict(groups[name])})
+    return found
+
+
+def print_table(results: Mapping[str, Result]) -> None:
+    """A line for each number."""
+    width = max([len(name) for name in results] + [8]) + 2
+    print(f"{'task':<{width}} {'metric':<22} {'value':>14} {'standard error':>15} {'count':>9}")
+    for name, result in results.items():
+        for metric, figure in result.metrics.items():
+            error = "" if figure.stderr is None else f"± {figure.stderr:,.4f}"
+            print(
+                f"{name:<{width}} {metric:<22} {figure.value:>14,.4f} {error:>15} "
+                f"{figure.count:>9,}"
+            )
+
+
+def changed(rest: Sequence[str], values: flags.FlagValues) -> list[str]:
+    """The overrides of the config among the arguments; UserError for any that is none of data."""
+    changes = [argument for argument in rest if argument.lstrip("-").startswith("config.")]
+    cli.refuse_unknown([argument for argument in rest if argument not in changes], values)
+    for change in changes:
+        field = change.lstrip("-").removeprefix("config.")
+        if not field.startswith(CHANGEABLE):
+            raise UserError(
+                f"--config.{field.split('=')[0]} belongs to the run: what it is measured on may "
+                f"change, which is {', '.join(f'config.{name}' for name in CHANGEABLE)}"
+            )
+    return changes
 
 
 def main(argv: list[str]) -> None:
     """Parses the flags, measures, prints and writes."""
-    definitions = flags.FlagValues()
-    workdir = flags.DEFINE_string("workdir", None, "Directory of a run.", flag_values=definitions)
-    step = flags.DEFINE_string(
-        "step", None, "Checkpoint: a step, or best; newest by default.", flag_values=definitions
+    values = define_flags()
+    changes = changed(cli.parse_flags(values, argv), values)
+    options = Options(
+        limit=values.limit,
+        num_fewshot=values.num_fewshot,
+        input_tokens=values.input_tokens,
+        include_path=tuple(values.include_path),
+        seed=values.seed,
     )
-    tasks = flags.DEFINE_list(
-        "tasks", ["perplexity"], f"Any of: {', '.join(TASKS)}.", flag_values=definitions
+    harness = HarnessTasks(options)
+    sources: list[Source] = [OWN, harness]
+    if values.fetch:
+        for name in [name for name in find_tasks(values.tasks, sources) if not OWN.find(name)]:
+            harness.fetch(name)
+            print(f"{name}: its data is here")
+        return
+    directory = Path(cli.require(values.workdir, "workdir", "the directory of a run"))
+    subject = load_subject(
+        directory,
+        **{
+            name: getattr(values, name)
+            for name in ("step", "average", "dtype", "batch_size", "call_tokens", "max_length")
+        },
+        **{name: getattr(values, name) for name in ("tokenizer", "share_contexts", "progress")},
+        change=lambda config: cli.change_config(config, changes),
     )
-    cli.refuse_unknown(cli.parse_flags(definitions, argv), definitions)
-    for name in tasks.value:
-        if name not in TASKS:
-            raise UserError(f"--tasks: unknown task {name!r}; {nearest(name, TASKS)}")
-    directory = Path(cli.require(workdir.value, "workdir", "the directory of a run"))
-    trained = load_trained(directory, step=cli.checkpoint_step(step.value))
-    results = {name: TASKS[name](trained) for name in tasks.value}
-    path = directory / f"evaluation_{trained.step}.json"
-    write_atomically(path, json.dumps({"step": trained.step, **results}, indent=2) + "\n")
-    for name, figures in results.items():
-        print(f"{name} at step {trained.step}")
-        print_table(figures)
-    print(f"written to {path}")
+    tasks = find_tasks(values.tasks, sources)
+    name = f"evaluation_{subject.step}"
+    if values.step == "average":
+        name += f"_average_{values.average}"
+    facts = {
+        "step": subject.step,
+        "checkpoint": subject.checkpoint,
+        "environment": describe_environment(),
+    }
+    record = Record(directory / f"{name}.json", facts, values.fresh)
+    settings = settings_of(values, subject, changes)
+    results = measure(tasks, subject, options, settings, record)
+    for group, result in averages(values.tasks, sources, results).items():
+        record.add(group, settings, result)
+        results[group] = result
+    print(f"{directory} at {subject.checkpoint}")
+    print_table(results)
+    print(f"written to {record.path}")
 
 
 if __name__ == "__main__":

@@ -6,19 +6,19 @@ from carve_jax.training.data.pipeline import DataPipeline, make_pipeline, make_t
 from carve_jax.training.data.shard_writer import ShardWriter
 from carve_jax.training.data.token_files import TokenFiles
 from carve_jax.training.data.tokenizer import (
-    BPETokenizer,
     ByteTokenizer,
+    LibraryTokenizer,
     Tokenizer,
     tokenizer_from_json,
     train_bpe,
 )
 
 __all__ = [
-    "BPETokenizer",
     "ByteTokenizer",
     "DataConfig",
     "DataPipeline",
     "Document",
+    "LibraryTokenizer",
     "ShardWriter",
     "TokenFiles",
     "Tokenizer",

@@ -27,8 +27,8 @@ class DataConfig:
         ("mqar", "overwriting_recall", "selective_copying", "state_tracking", "content_erase",
         "ruler").
       parts: of "stdlib": any of "topics" (the language reference), "docstrings", "sources".
-      tokenizer: of "stdlib": "bytes", "bpe" (trained on the training documents) or the path of a
-        byte-level BPE's tokenizer.json. Token files name their own tokenizer.
+      tokenizer: of "stdlib": "bytes", "bpe" (trained on the training documents), the path of a
+        tokenizer's file, or "hf:NAME" (see `open_tokenizer`). Token files name their own.
       vocab_size: of "bpe" (separator included) and of the tasks, but for "state_tracking", whose
         tokens are the elements of its group, and "ruler", whose are bytes.
       path: the directory of the token files, as `experiments.prepare_data` writes it; of "ruler": a

@@ -21,7 +21,8 @@ from carve_jax.training.data.shard import Shard
 from carve_jax.training.data.stdlib import stdlib_documents
 from carve_jax.training.data.synthetic import TASKS, Task, eval_batches, train_batches
 from carve_jax.training.data.token_files import TokenFiles
-from carve_jax.training.data.tokenizer import BPETokenizer, ByteTokenizer, Tokenizer, train_bpe
+from carve_jax.training.data.tokenizer import Tokenizer, train_bpe
+from carve_jax.training.data.tokenizer_files import open_tokenizer
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,12 +81,8 @@ def make_tokenizer(config: Mapping[str, Any]) -> Tokenizer | None:
 
 
 def build_tokenizer(name: str, vocab_size: int, texts: Iterable[bytes]) -> Tokenizer:
-    """A tokenizer by name: "bytes", "bpe" (trained on the texts) or a tokenizer JSON's path."""
-    if name == "bytes":
-        return ByteTokenizer()
-    if name == "bpe":
-        return train_bpe(texts, vocab_size)
-    return BPETokenizer.from_file(name)
+    """A tokenizer by name: "bpe" (trained on the texts), or what `open_tokenizer` takes."""
+    return train_bpe(texts, vocab_size) if name == "bpe" else open_tokenizer(name)
 
 
 def make_pipeline(
@@ -144,7 +141,12 @@ def make_pipeline(
         vocab_size=tokenizer.vocab_size,
         _train=lambda: BatchIterator(MixedOrder(train, text.weights, seed), make, block),
         _held_out=HeldOut(lambda: rows_in_order(held_out, WINDOW), make, block),
-        _facts={"source": settings.source, "vocab_size": tokenizer.vocab_size, **text.facts},
+        _facts={
+            "source": settings.source,
+            "vocab_size": tokenizer.vocab_size,
+            "lossless_tokenizer": tokenizer.lossless,
+            **text.facts,
+        },
     )
 
 

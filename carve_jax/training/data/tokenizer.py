@@ -1,11 +1,12 @@
-"""Tokenizers: bytes, or a byte-level BPE trained here or loaded from a tokenizer JSON.
+"""Tokenizers: bytes, a byte-level BPE trained here, or any of the `tokenizers` library.
 
-Both are lossless: `token_bytes` counts exactly the bytes each id stands for, so a loss in nats a
-token converts exactly to bits a byte.
+Where a tokenizer is lossless, `token_bytes` counts exactly the bytes each id stands for, so a loss
+in nats a token converts exactly to bits a byte. Others change text on its way through: their
+`token_bytes` are 0, and what is measured with them has no bits a byte.
 """
 
 import json
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -14,11 +15,12 @@ import tokenizers
 
 from carve_jax.errors import UserError
 from carve_jax.shapes import Int32
+from carve_jax.training.data.lossless import bytes_of_piece, lossless_bytes
+from carve_jax.training.data.sentencepiece_tokenizer import SentencePieceTokenizer
 
 SEPARATOR = "<|endoftext|>"
-# Starts without a space; holds runs of spaces, line ends, a control character, characters of one to
-# four bytes, a ligature, a decomposed letter and capitals: what normalizers change.
-_PROBE = "An  A\u030a\n\n\t\xe9\x00 \u6f22\u5b57\U0001f642 don't 12,345 <|endoftext|> \ufb01\n"
+# What other tokenizers end a document with.
+ENDS = (SEPARATOR, "<|end_of_text|>", "</s>", "<eos>", "<|im_end|>", "[SEP]", "<s>")
 
 
 class Tokenizer(Protocol):
@@ -27,11 +29,13 @@ class Tokenizer(Protocol):
     Attributes:
       vocab_size: number of ids, the separator included.
       separator: the id that starts each piece of a document; stands for no bytes.
-      token_bytes: bytes each id stands for.
+      lossless: whether decoding gives back every text, byte for byte.
+      token_bytes: bytes each id stands for; all 0 where it is not lossless.
     """
 
     vocab_size: int
     separator: int
+    lossless: bool
     token_bytes: Int32[np.ndarray, " vocab"]
 
     def encode(self, text: str | bytes) -> Int32[np.ndarray, " tokens"]:
@@ -52,6 +56,7 @@ class ByteTokenizer:
 
     vocab_size = 257
     separator = 256
+    lossless = True
 
     def __init__(self) -> None:
         self.token_bytes = np.ones(257, np.int32)
@@ -71,58 +76,50 @@ class ByteTokenizer:
         return json.dumps({"type": "bytes"})
 
 
-class BPETokenizer:
-    """A byte-level BPE of the `tokenizers` library.
+class LibraryTokenizer:
+    """A tokenizer of the `tokenizers` library: byte-level BPE and any other.
 
     Args:
-      tokenizer: its separator is the special token `<|endoftext|>`, which is appended to the
-        vocabulary where there is none.
-
-    Raises:
-      UserError: the tokenizer is not a lossless byte-level BPE.
+      tokenizer: its separator is the first of `ENDS` that it has; where it has none,
+        `<|endoftext|>` is appended to the vocabulary.
     """
 
     def __init__(self, tokenizer: tokenizers.Tokenizer) -> None:
-        tokenizer.add_special_tokens([SEPARATOR])
-        separator = tokenizer.token_to_id(SEPARATOR)
-        assert separator is not None  # it was just added
+        separator = next((end for end in ENDS if tokenizer.token_to_id(end) is not None), SEPARATOR)
+        tokenizer.add_special_tokens([separator])
+        number = tokenizer.token_to_id(separator)
+        assert number is not None  # it was just added
         tokenizer.no_truncation()
         tokenizer.no_padding()
         tokenizer.encode_special_tokens = True  # the separator's spelling in a text is plain text
         self._tokenizer = tokenizer
-        self.separator = separator
-        self.token_bytes = _token_bytes(tokenizer)
-        self.vocab_size = len(self.token_bytes)
-        probe = self.encode(_PROBE)
-        lossless = self.decode(probe) == _PROBE
-        if not lossless or self.token_bytes[probe].sum() != len(_PROBE.encode()):
-            raise UserError(
-                "The tokenizer changes text on its way through; bits per byte need a byte-level "
-                "BPE without normalizer and without added prefix space."
-            )
+        self.separator = number
+        self.vocab_size = max(tokenizer.get_vocab(with_added_tokens=True).values()) + 1
+        candidates = (_token_bytes(tokenizer, size) for size in (len, bytes_of_piece))
+        self.lossless, self.token_bytes = lossless_bytes(self.encode, self.decode, candidates)
 
     @classmethod
-    def from_file(cls, path: str | Path) -> "BPETokenizer":
+    def from_file(cls, path: str | Path) -> "LibraryTokenizer":
         """Loads a tokenizer JSON.
 
         Raises:
-          UserError: no such file, not a tokenizer JSON, or not a lossless byte-level BPE.
+          UserError: no such file, or not a tokenizer JSON.
         """
         try:
             text = Path(path).read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:
             raise UserError(
                 f"The tokenizer {str(path)!r} cannot be read ({error}); give 'bytes', 'bpe' or "
-                "the path of a tokenizer.json."
+                "the path of a tokenizer's file."
             ) from error
         return cls.from_json(text)
 
     @classmethod
-    def from_json(cls, text: str) -> "BPETokenizer":
+    def from_json(cls, text: str) -> "LibraryTokenizer":
         """Builds the tokenizer from the text of a tokenizer JSON.
 
         Raises:
-          UserError: not a tokenizer JSON, or not a lossless byte-level BPE.
+          UserError: not a tokenizer JSON.
         """
         try:
             parsed = tokenizers.Tokenizer.from_str(text)
@@ -156,20 +153,22 @@ class BPETokenizer:
         return self._tokenizer.to_str()
 
 
-def _token_bytes(tokenizer: tokenizers.Tokenizer) -> Int32[np.ndarray, " vocab"]:
-    """Bytes each id stands for: byte-level BPE spells each byte as one character."""
+def _token_bytes(
+    tokenizer: tokenizers.Tokenizer, size: Callable[[str], int]
+) -> Int32[np.ndarray, " vocab"]:
+    """Bytes each id stands for; byte-level BPE spells each byte as one character (`len`)."""
     vocabulary = tokenizer.get_vocab(with_added_tokens=True)
     added: dict[int, Any] = tokenizer.get_added_tokens_decoder()
     sizes = np.zeros(max(vocabulary.values()) + 1, np.int32)
     for spelled, index in vocabulary.items():
         if index not in added:
-            sizes[index] = len(spelled)
+            sizes[index] = size(spelled)
         elif not added[index].special:
             sizes[index] = len(spelled.encode())
     return sizes
 
 
-def train_bpe(texts: Iterable[bytes], vocab_size: int) -> BPETokenizer:
+def train_bpe(texts: Iterable[bytes], vocab_size: int) -> LibraryTokenizer:
     """Trains a byte-level BPE.
 
     Args:
@@ -195,7 +194,7 @@ def train_bpe(texts: Iterable[bytes], vocab_size: int) -> BPETokenizer:
         show_progress=False,
     )
     tokenizer.train_from_iterator((text.decode(errors="replace") for text in texts), trainer)
-    return BPETokenizer(tokenizer)
+    return LibraryTokenizer(tokenizer)
 
 
 def tokenizer_from_json(text: str) -> Tokenizer:
@@ -205,7 +204,12 @@ def tokenizer_from_json(text: str) -> Tokenizer:
       UserError: the text describes no tokenizer.
     """
     try:
-        is_bytes = json.loads(text) == {"type": "bytes"}
+        described = json.loads(text)
     except json.JSONDecodeError as error:
         raise UserError(f"The tokenizer's description is not JSON ({error}).") from error
-    return ByteTokenizer() if is_bytes else BPETokenizer.from_json(text)
+    kind = described.get("type") if isinstance(described, dict) else None
+    if kind == "bytes":
+        return ByteTokenizer()
+    if kind == "sentencepiece":
+        return SentencePieceTokenizer.from_description(described)
+    return LibraryTokenizer.from_json(text)

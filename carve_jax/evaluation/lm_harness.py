@@ -1,0 +1,227 @@
+"""lm-evaluation-harness on our decoding caches: the model `carve_jax`. Needs no PyTorch.
+
+Importing this module registers the model. The harness has no plug-ins, so its own command line is
+
+  python -m carve_jax.evaluation.lm_harness run --model carve_jax \
+      --model_args workdir=DIR[,step=N|best,dtype=bfloat16,max_length=N,…] --tasks wikitext …
+
+with all the options of `lm_eval`. Every text is scored behind the token that starts a document, as
+the model was trained. Where lm-evaluation-harness cuts a long document into windows, a recurrent
+model reads it whole, each token after all that came before; full attention takes windows of
+`max_length`, which is what it was trained on unless given. Inputs that do not fit are refused,
+never cut in silence.
+"""
+
+import collections
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from lm_eval.api.model import TemplateLM
+from lm_eval.api.registry import model_registry, register_model
+from lm_eval.models.utils import normalize_gen_kwargs
+from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
+
+from carve_jax.errors import UserError
+from carve_jax.evaluation.continuing import continue_texts
+from carve_jax.evaluation.scoring import Request, Score
+from carve_jax.evaluation.subject import Subject, load_subject
+
+MAX_NEW_TOKENS = 256  # where a task does not say, as for the harness's own models
+
+
+class CarveLM(TemplateLM):
+    """A `Subject` as the harness sees a model.
+
+    Args:
+      subject: model, parameters and tokenizer.
+      input_tokens: keep so many of the last tokens of a prompt to be continued; 0 keeps all. The
+        recall tasks of arXiv 2407.05483 are measured at 2,000 or so.
+    """
+
+    def __init__(self, subject: Subject, input_tokens: int = 0) -> None:
+        super().__init__()
+        self.subject = subject
+        self.input_tokens = input_tokens
+        self._tokenizer = subject.text_tokenizer()
+
+    @classmethod
+    def create_from_arg_obj(
+        cls, arg_dict: Mapping[str, Any], additional_config: Mapping[str, Any] | None = None
+    ) -> "CarveLM":
+        """The model of `--model_args`: `workdir`, and the options of `load_subject`."""
+        options = {**arg_dict, **{k: v for k, v in (additional_config or {}).items() if v}}
+        for name in ("device", "max_batch_size"):  # JAX chooses the device
+            options.pop(name, None)
+        input_tokens = int(options.pop("input_tokens", 0))
+        if "workdir" not in options:
+            raise UserError("--model_args: workdir is missing: give the directory of a run")
+        workdir = Path(str(options.pop("workdir")))
+        return cls(load_subject(workdir, **options), input_tokens)
+
+    @classmethod
+    def create_from_arg_string(
+        cls, arg_string: str, additional_config: dict | None = None
+    ) -> "CarveLM":
+        """As `create_from_arg_obj`, of NAME=VALUE,…"""
+        pairs = [part.partition("=")[::2] for part in arg_string.split(",") if part]
+        return cls.create_from_arg_obj(dict(pairs), additional_config)
+
+    @property
+    def eot_token_id(self) -> int:
+        """The token that ends a document, and starts the next."""
+        return self._tokenizer.separator
+
+    @property
+    def max_length(self) -> int | None:
+        """Most tokens of a row; None where there is no limit."""
+        return self.subject.scorer.max_length
+
+    @property
+    def tokenizer_name(self) -> str:
+        """Tells tokenizers apart where the harness keeps prompts."""
+        return f"carve_jax-{self._tokenizer.vocab_size}"
+
+    def get_model_info(self) -> dict[str, Any]:
+        """What the harness writes beside its results."""
+        return {
+            "model_dtype": self.subject.model.config.compute_dtype,
+            "model_revision": self.subject.checkpoint,
+        }
+
+    def tok_encode(
+        self, string: str, add_special_tokens: bool | None = None, **_: Any
+    ) -> list[int]:
+        """Tokens of a text, without a separator."""
+        return self._tokenizer.encode(string).tolist()
+
+    def tok_decode(self, tokens: Sequence[int], **_: Any) -> str:
+        """Text of tokens."""
+        return self._tokenizer.decode(tokens)
+
+    def loglikelihood(
+        self, requests: list[Any], disable_tqdm: bool = False
+    ) -> list[tuple[float, bool]]:
+        """Of each (context, continuation): log P(continuation | separator, context), and whether
+        all its tokens are the likeliest. Contexts may be empty."""
+        pairs = []
+        for context, continuation in (request.args for request in requests):
+            encoded = self._encode_pair(context, continuation) if context else None
+            pairs.append(
+                ((context, continuation), *(encoded or ([], self.tok_encode(continuation))))
+            )
+        return self._loglikelihood_tokens(pairs, disable_tqdm=disable_tqdm)
+
+    def _loglikelihood_tokens(
+        self, requests: list[Any], disable_tqdm: bool = False, **_: Any
+    ) -> list[tuple[float, bool]]:
+        def keep(number: int, score: Score) -> None:
+            self.cache_hook.add_partial("loglikelihood", requests[number][0], tuple(score))
+
+        asked = [self._request(context, then) for _, context, then in requests]
+        return [(*score,) for score in self.subject.scorer.score(asked, keep)]
+
+    def loglikelihood_rolling(self, requests: list[Any], disable_tqdm: bool = False) -> list[float]:
+        """Of each text: log P(text | separator)."""
+        pieces: list[Request] = []
+        owners: list[int] = []
+        for number, (text,) in enumerate(request.args for request in requests):
+            tokens = self.tok_encode(text)
+            found = self._windows(tokens)
+            pieces += found
+            owners += [number] * len(found)
+        totals = [0.0] * len(requests)
+        missing = collections.Counter(owners)
+
+        def keep(piece: int, score: Score) -> None:
+            owner = owners[piece]
+            totals[owner] += score.log_likelihood
+            missing[owner] -= 1
+            if not missing[owner]:
+                args = requests[owner].args
+                self.cache_hook.add_partial("loglikelihood_rolling", args, totals[owner])
+
+        self.subject.scorer.score(pieces, keep)
+        return totals
+
+    def _windows(self, tokens: list[int]) -> list[Request]:
+        """A document as requests: one, or the harness's windows where there is a limit."""
+        if self.max_length is None or len(tokens) < self.max_length:
+            return [self._request([], tokens)]
+        windows = get_rolling_token_windows(
+            tokens, self.eot_token_id, max_seq_len=self.max_length - 1, context_len=1
+        )
+        pairs = [make_disjoint_window(window) for window in windows]
+        return [Request(np.array(a, np.int32), np.array(b, np.int32)) for a, b in pairs]
+
+    def generate_until(self, requests: list[Any], disable_tqdm: bool = False) -> list[str]:
+        """The continuation of each text up to the first of its stops."""
+        by_options: dict[str, list[int]] = {}
+        for number, request in enumerate(requests):
+            by_options.setdefault(repr(request.args[1]), []).append(number)
+        texts = [""] * len(requests)
+        for numbers in by_options.values():
+            options = normalize_gen_kwargs(requests[numbers[0]].args[1], MAX_NEW_TOKENS)
+            prompts = [self._prompt(requests[number].args[0]) for number in numbers]
+            args = [requests[number].args for number in numbers]
+            for number, text in zip(numbers, self._continue(prompts, options, args), strict=True):
+                texts[number] = text
+        return texts
+
+    def _continue(
+        self, prompts: Sequence[np.ndarray], options: Mapping[str, Any], args: Sequence[tuple]
+    ) -> list[str]:
+        def keep(number: int, text: str) -> None:
+            self.cache_hook.add_partial("generate_until", args[number], text)
+
+        scorer = self.subject.scorer
+        sampling: dict[str, Any] = {}
+        if options["do_sample"]:
+            sampling = {name: options[name] for name in ("top_k", "top_p") if name in options}
+            sampling["temperature"] = options.get("temperature", 1.0)
+        return continue_texts(
+            self.subject.model,
+            self.subject.params,
+            prompts,
+            self._tokenizer.decode,
+            max_new_tokens=options["max_gen_toks"],
+            stops=_texts(options.get("until")),
+            end=self.eot_token_id,
+            batch_size=scorer.batch_size,
+            call_tokens=scorer.call_tokens,
+            max_length=scorer.max_length,
+            progress=scorer.progress,
+            on_text=keep,
+            **sampling,
+        )
+
+    def _prompt(self, text: str) -> np.ndarray:
+        tokens = self.tok_encode(text)
+        if self.input_tokens:
+            tokens = tokens[-self.input_tokens :]
+        return np.array([self.eot_token_id, *tokens], np.int32)
+
+    def _request(self, context: list[int], continuation: list[int]) -> Request:
+        given = np.array([self.eot_token_id, *context], np.int32)
+        return Request(given, np.array(continuation, np.int32))
+
+
+def _texts(until: str | Sequence[str] | None) -> list[str]:
+    return [until] if isinstance(until, str) else list(until or ())
+
+
+def register() -> None:
+    """Makes `carve_jax` a model of the harness; once is enough, and again does no harm."""
+    import lm_eval.models  # noqa: F401  # else the first look-up would not find the harness's own
+
+    if "carve_jax" not in model_registry:
+        register_model("carve_jax")(CarveLM)
+
+
+register()
+
+if __name__ == "__main__":
+    from lm_eval.__main__ import cli_evaluate
+
+    cli_evaluate()

@@ -1,0 +1,46 @@
+"""Tokenizers by name: a word, a path, or a name on the Hugging Face Hub."""
+
+from pathlib import Path
+
+import tokenizers
+
+from carve_jax.errors import UserError
+from carve_jax.training.data.sentencepiece_tokenizer import SentencePieceTokenizer
+from carve_jax.training.data.tokenizer import ByteTokenizer, LibraryTokenizer, Tokenizer
+
+HUB = "hf:"
+FILES = ("tokenizer.json", "tokenizer.model")
+
+
+def open_tokenizer(name: str) -> Tokenizer:
+    """The tokenizer of a name.
+
+    Args:
+      name: "bytes"; the path of a JSON of the `tokenizers` library, of a SentencePiece `.model`, or
+        of a directory that holds `tokenizer.json` or `tokenizer.model`; or "hf:NAME" for the one of
+        a model on the Hugging Face Hub, where there is a network.
+
+    Raises:
+      UserError: it cannot be had; the sentence says why.
+    """
+    if name == "bytes":
+        return ByteTokenizer()
+    if name.startswith(HUB):
+        return _from_hub(name.removeprefix(HUB))
+    path = Path(name)
+    if path.is_dir():
+        path = next((path / file for file in FILES if (path / file).is_file()), path / FILES[0])
+    if path.suffix == ".model":
+        return SentencePieceTokenizer.from_file(path)
+    return LibraryTokenizer.from_file(path)
+
+
+def _from_hub(name: str) -> Tokenizer:
+    try:
+        return LibraryTokenizer(tokenizers.Tokenizer.from_pretrained(name))
+    except Exception as error:  # the library raises bare Exception
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise UserError(
+            f"the tokenizer of {name!r} could not be had from the Hugging Face Hub ({reason}): "
+            "without a network, bring its tokenizer.json (or tokenizer.model) and give the path"
+        ) from error
