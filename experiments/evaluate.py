@@ -9,9 +9,9 @@
 
 Tasks: perplexity (held-out text of the run's data; the default), the groups common_sense and
 recall, wikitext, and whatever else the harness and the YAML files of --include_path define. Every
-number comes with its standard error. Results go to DIR/evaluation_STEP.json after every task; run again,
-the command goes on from there, and what was measured with the same settings is not measured again
-(--fresh does). --step=average takes the mean of the parameters of the newest checkpoints.
+number comes with its standard error. Results go to DIR/evaluation_STEP.json after every task; run
+again, the command goes on from there, and what was measured with the same settings is not measured
+again (--fresh does). --step=average takes the mean of the parameters of the newest checkpoints.
 --config.data… measures on other data than the run was trained on, as longer sequences.
 
 The harness downloads its data. For a machine without a network, run --fetch on one that has it with

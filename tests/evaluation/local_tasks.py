@@ -4,7 +4,11 @@ import json
 from pathlib import Path
 
 CHOICES = [
-    {"question": f"which rule is rule {n}?", "choices": ["the first", "a rule", "no"], "label": n % 3}
+    {
+        "question": f"which rule is rule {n}?",
+        "choices": ["the first", "a rule", "no"],
+        "label": n % 3,
+    }
     for n in range(4)
 ]
 TEXTS = [{"text": "the rule is the rule. " * n + f"and {n} it is."} for n in (1, 2, 9)]
@@ -12,7 +16,7 @@ QUESTIONS = [
     {"question": f"the rule is {n}. the rule is", "answer": answer}
     for n, answer in enumerate(("0", "1", "nothing"))
 ]
-LAST_WORDS = [{"context": text["text"][:-3], "word": " is."} for text in TEXTS]
+LAST_WORDS = [{"context": text["text"][:-4], "word": " is."} for text in TEXTS]
 
 YAML = {
     "local_choice": """

@@ -26,31 +26,6 @@ def workdir(tmp_path_factory):
     return directory / "run"
 
 
-def test_evaluate_agrees_with_training(workdir, capsys):
-    assert cli.call(evaluate.main, ["evaluate", f"--workdir={workdir}"]) == 0
-    out = capsys.readouterr().out
-    result = json.loads((workdir / "evaluation_2.json").read_text())
-    last = json.loads((workdir / "metrics.jsonl").read_text().splitlines()[-1])
-    figures = result["perplexity"]
-    assert figures["loss"] == pytest.approx(last["eval_loss"], rel=1e-6)
-    assert figures["bits_per_byte"] == pytest.approx(last["eval_bits_per_byte"], rel=1e-6)
-    assert figures["data"]["eval_documents"] == 3
-    assert f"bits_per_byte   {figures['bits_per_byte']:>14,.4f}" in out
-
-
-def test_evaluate_another_step(workdir, capsys):
-    assert cli.call(evaluate.main, ["evaluate", f"--workdir={workdir}", "--step=1"]) == 0
-    assert json.loads((workdir / "evaluation_1.json").read_text())["step"] == 1
-    assert cli.call(evaluate.main, ["evaluate", f"--workdir={workdir}", "--step=9"]) == 2
-    assert "error: no checkpoint of step 9 in" in capsys.readouterr().err
-    assert cli.call(evaluate.main, ["evaluate", f"--workdir={workdir}", "--step=best"]) == 0
-    assert "perplexity at step 2" in capsys.readouterr().out  # the one that was evaluated
-    assert cli.call(evaluate.main, ["evaluate", f"--workdir={workdir}", "--step=last"]) == 2
-    assert "error: --step='last': give the number of a checkpoint's step, or best" in (
-        capsys.readouterr().err
-    )
-
-
 @pytest.mark.skipif(jax.default_backend() == "gpu", reason="the kernels run here")
 def test_kernels_that_cannot_run_are_refused_in_one_sentence(tmp_path, monkeypatch):
     monkeypatch.delenv("CARVE_PALLAS", raising=False)

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from carve_jax.errors import UserError
-from carve_jax.training.data import BPETokenizer, ByteTokenizer, tokenizer_from_json, train_bpe
+from carve_jax.training.data import ByteTokenizer, LibraryTokenizer, tokenizer_from_json, train_bpe
 
 TEXT = b"A state remembers what keys wrote, erases what they name, decays with time. " * 20
 
@@ -58,8 +58,8 @@ def test_training_is_deterministic(bpe):
 def test_json_gives_back_an_equal_tokenizer(bpe, tmp_path):
     path = tmp_path / "tokenizer.json"
     path.write_text(bpe.to_json(), encoding="utf-8")
-    for again in (tokenizer_from_json(bpe.to_json()), BPETokenizer.from_file(path)):
-        assert isinstance(again, BPETokenizer)
+    for again in (tokenizer_from_json(bpe.to_json()), LibraryTokenizer.from_file(path)):
+        assert isinstance(again, LibraryTokenizer)
         assert again.encode(TEXT).tolist() == bpe.encode(TEXT).tolist()
         assert again.separator == bpe.separator
         np.testing.assert_array_equal(again.token_bytes, bpe.token_bytes)
@@ -95,9 +95,11 @@ def lossy(change) -> str:
         lambda d: d.update(pre_tokenizer={"type": "Whitespace"}),
     ],
 )
-def test_lossy_tokenizers_are_refused(change):
-    with pytest.raises(UserError, match="changes text"):
-        tokenizer_from_json(lossy(change))
+def test_lossy_tokenizers_count_no_bytes(change):
+    tokenizer = tokenizer_from_json(lossy(change))
+    assert not tokenizer.lossless
+    assert not tokenizer.token_bytes.any()
+    assert len(tokenizer.token_bytes) == tokenizer.vocab_size == 300
 
 
 def test_bad_input_is_said(bpe, tmp_path):
@@ -106,7 +108,7 @@ def test_bad_input_is_said(bpe, tmp_path):
     with pytest.raises(UserError, match="not UTF-8"):
         bpe.encode(b"\xff\xfe")
     with pytest.raises(UserError, match=r"cannot be read.*'bytes', 'bpe' or"):
-        BPETokenizer.from_file(tmp_path / "none.json")
+        LibraryTokenizer.from_file(tmp_path / "none.json")
     with pytest.raises(UserError, match="not JSON"):
         tokenizer_from_json("{")
     with pytest.raises(UserError, match="tokenizers library"):
