@@ -232,7 +232,7 @@ def main(argv: list[str]) -> None:
             for name in ("step", "average", "dtype", "batch_size", "call_tokens", "max_length")
         },
         **{name: getattr(values, name) for name in ("tokenizer", "share_contexts", "progress")},
-        change=lambda config: cli.change_config(config, changes),
+        change=lambda config: cli.override(config, changes),
     )
     tasks = find_tasks(values.tasks, sources)
     name = f"evaluation_{subject.step}"
