@@ -1,7 +1,6 @@
 """Content erase: a gate that sees memory against gates that do not, one layer of equal state.
 
-`carve_norm` divides the content by its root mean square; `carve_blind` is CARVE without it, with the
-same write gate.
+`carve_norm` divides the content by its root mean square, `carve_blind` has none.
 
 Command: python -m experiments.sweep --config=configs/sweeps/content_erase.py --workdir=DIR --report
 """
