@@ -25,6 +25,7 @@ COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#8
 DASHES = ("-", "--", "-.", ":")
 MARKERS = "osD^vP*X"
 WIDTH = 4.6  # inches: as drawn, points are about the pixels of a phone
+LONGEST = 28  # letters of a title beside a point; a longer one gives way to the variant's name
 STEEP = 0.15  # of the tokens, at the start: too steep to be shown in full
 BASELINE = (INK, "-", "o")
 
@@ -290,7 +291,7 @@ def _name(figure: Figure, axes: Axes, at: dict[str, tuple[float, float]], sweep:
     for name, y in zip(order, spread([heights[name] for name in order], line), strict=True):
         colour = style[name][0]
         axes.annotate(
-            textwrap.shorten(sweep.variants[name], 28, placeholder=" …"),
+            sweep.variants[name] if len(sweep.variants[name]) <= LONGEST else name,
             at[name], (1.04, y), "data", "axes fraction",
             va="center", fontsize=8, annotation_clip=False, color=colour,
             arrowprops={"arrowstyle": "-", "color": colour, "lw": 0.6, "alpha": 0.6,

@@ -422,6 +422,7 @@ def test_numbers():
     assert words.join(["a", "b", "c"]) == "a, b and c"
 
 
-def test_the_page_is_titled():
-    made = page.render("# A <question>?\n\ntext\n", {}, {})
+def test_the_page_is_titled_and_takes_no_html():
+    made = page.render("# A <question>?\n\n<b>text</b>\n", {}, {})
+    assert "&lt;b&gt;text&lt;/b&gt;" in made
     assert "<title>A &lt;question&gt;?</title>" in made
