@@ -17,7 +17,7 @@ from carve_jax.errors import UserError
 from carve_jax.training.settings import nearest
 from carve_jax.training.stopping import Interrupted, TrainingDiverged
 
-USER_ERROR = 2
+USER_ERROR = UserError.exit_code
 
 
 def run(main: Callable[[list[str]], None]) -> None:
@@ -42,7 +42,7 @@ def call(main: Callable[[list[str]], None], argv: list[str]) -> int:
     try:
         main([argv[0], *flags.FLAGS(argv, known_only=True)[1:]])
     except UserError as error:
-        return _fail(str(error), USER_ERROR)
+        return _fail(str(error), error.exit_code)
     except flags.Error as error:
         return _fail(str(error), USER_ERROR)
     except TrainingDiverged as error:

@@ -7,15 +7,22 @@
 The same command again goes on from the newest checkpoint. A config may also be the config.json of
 another run. DIR holds the resolved config,
 metrics.jsonl, TensorBoard events, checkpoints, provenance.json and the loss curve.
+On several machines, or in several processes of one, the same command runs in each, with
+--config.mesh and --distributed (SLURM's srun, Open MPI, TPU), or with --coordinator=HOST:PORT of
+the first, --processes=N and --process=0 to N-1 (in a Kubernetes indexed Job that is known); see
+experiments/launch/. --peer_timeout is how many seconds they wait for each other at the start.
 With --describe nothing is trained: it prints parameters, state, FLOPs and activation bytes, beside
 those of another config; CARVE's stand beside GDN-2's unless --compare says otherwise.
 """
 
+from collections.abc import Callable
 from pathlib import Path
 
 from absl import flags
 
 from carve_jax.errors import UserError
+from carve_jax.training import distributed
+from carve_jax.training.agreement import together
 from carve_jax.training.loop import train
 from experiments import cli
 from experiments.describe import describe, twin
@@ -42,17 +49,39 @@ def main(argv: list[str]) -> None:
         "With --describe: a config to set beside.",
         flag_values=definitions,
     )
+    peers = define_peers(definitions)
     overrides = cli.parse_flags(definitions, argv)
-    config = cli.load_config(
-        cli.require(path.value, "config", "a file such as configs/quickstart.py"), overrides
-    )
-    if only_describe.value:
-        other = cli.load_config(compare.value, []) if compare.value else twin(config)
-        print(describe(config, other))
-        return
-    if compare.value:
+    if compare.value and not only_describe.value:
         raise UserError("--compare is for --describe: give both, or neither")
-    train(config, Path(cli.require(workdir.value, "workdir", "the directory of the run")))
+    with distributed.joined(None if only_describe.value else peers()):
+        with together():
+            config = cli.load_config(
+                cli.require(path.value, "config", "a file such as configs/quickstart.py"), overrides
+            )
+            if only_describe.value:
+                other = cli.load_config(compare.value, []) if compare.value else twin(config)
+                print(describe(config, other))
+                return
+            directory = Path(cli.require(workdir.value, "workdir", "the directory of the run"))
+        train(config, directory)
+
+
+def define_peers(definitions: flags.FlagValues) -> Callable[[], distributed.Peers | None]:
+    """Defines the flags that tell of other processes; call the result once they are parsed."""
+    coordinator = flags.DEFINE_string(
+        "coordinator", None, "HOST:PORT of the first process.", flag_values=definitions
+    )
+    processes = flags.DEFINE_integer("processes", None, "How many.", flag_values=definitions)
+    process = flags.DEFINE_integer("process", None, "Which this is.", flag_values=definitions)
+    detect = flags.DEFINE_bool(
+        "distributed", False, "Let the cluster tell these three.", flag_values=definitions
+    )
+    timeout = flags.DEFINE_integer(
+        "peer_timeout", 300, "Seconds that all have to come.", flag_values=definitions
+    )
+    return lambda: distributed.peers_of(
+        coordinator.value, processes.value, process.value, detect.value, timeout.value
+    )
 
 
 if __name__ == "__main__":
