@@ -23,13 +23,14 @@ from carve_jax.training.stopping import Interrupted, TrainingDiverged
 
 COMPLETION_INDEX = "JOB_COMPLETION_INDEX"  # a Kubernetes indexed Job tells its pods theirs
 POLL_SECONDS = 0.5
-HEARD_SECONDS = 10.0  # that a process which stops waits for the others to hear of it
+GRACE_SECONDS = 5.0  # that a process whose peer is gone waits for that one's reason
+LAST_SECONDS = 20.0  # that the first process waits for the others to leave
 MARGIN_SECONDS = 60  # JAX ends the process when its own time to connect is over
 # How libraries say that another process is gone.
 _GONE = ("gloo", "nccl", "coordination", "heartbeat", "unavailable", "connection", "deadline")
 # Raised by all processes at the same step, or at the same point of agreement.
 _SHARED = (AgreedError, Interrupted, TrainingDiverged)
-_FAULT, _HEARD = f"{ROOM}/fault", f"{ROOM}/heard/"
+_FAULT, _LEFT = f"{ROOM}/fault", f"{ROOM}/left/"
 
 
 class PeerLost(RuntimeError):
@@ -122,7 +123,7 @@ def joined(peers: Peers | None) -> Iterator[None]:
         told = _as_told(error)
         watch.tell(told)
         # What JAX does at the end waits for the others, and they will not come.
-        atexit.register(_leave, _exit_code(told))
+        atexit.register(_leave_peers, _exit_code(told))
         if told is error:
             raise
         raise told from error
@@ -173,7 +174,7 @@ def _as_told(error: BaseException) -> BaseException:
     text = str(error)
     if isinstance(error, UserError) or not any(word in text.lower() for word in _GONE):
         return error
-    time.sleep(3 * POLL_SECONDS)  # if that one said why, `watch` ends this process meanwhile
+    time.sleep(GRACE_SECONDS)  # if that one said why, `_Watch` ends this process meanwhile
     first = next((line.strip() for line in text.splitlines() if line.strip()), "")
     return PeerLost(
         f"{who()} lost another process ({first[:160]}): the checkpoints that were finished are "
@@ -191,6 +192,19 @@ def _leave(code: int) -> None:
     os._exit(code)
 
 
+def _leave_peers(code: int) -> None:
+    """Ends this process at once; the first, whose end JAX answers by aborting the others, last."""
+    with contextlib.suppress(Exception):  # the first process is gone
+        if jax.process_index():
+            store().key_value_set(f"{_LEFT}{jax.process_index()}", "")
+        end, others = time.monotonic() + LAST_SECONDS, jax.process_count() - 1
+        while jax.process_index() == 0 and len(store().key_value_dir_get(_LEFT)) < others:
+            if time.monotonic() > end:
+                break
+            time.sleep(POLL_SECONDS / 5)
+    _leave(code)
+
+
 class _Watch:
     """A thread that ends this process when another one has said why it stops."""
 
@@ -205,20 +219,15 @@ class _Watch:
         self._thread.join()
 
     def tell(self, error: BaseException) -> None:
-        """Says to the others why this process stops, and gives them time to hear it."""
+        """Says to the others why this process stops."""
         self.stop()
         reason = str(error) if isinstance(error, (UserError, PeerLost)) else repr(error)
         with contextlib.suppress(Exception):  # another was first, or the first process is gone
             store().key_value_set(_FAULT, json.dumps([who(), reason, _exit_code(error)]))
-            end = time.monotonic() + HEARD_SECONDS
-            others = jax.process_count() - 1
-            while time.monotonic() < end and len(store().key_value_dir_get(_HEARD)) < others:
-                time.sleep(POLL_SECONDS / 5)
 
     def _listen(self) -> None:
         while not self._over.wait(POLL_SECONDS):
             with contextlib.suppress(Exception):  # nothing has been said
                 name, reason, code = json.loads(store().key_value_try_get(_FAULT))
                 print(f"error: {name} stopped: {reason}", file=sys.stderr)
-                store().key_value_set(f"{_HEARD}{jax.process_index()}", "")
-                _leave(code)
+                _leave_peers(code)
