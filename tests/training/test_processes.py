@@ -265,10 +265,9 @@ def test_a_run_says_how_idle_its_pipeline_is():
 
 def flags_of(text):
     """The flags of the training command in a launch file."""
-    words = [word.removeprefix("- ") for word in text.replace("\\\n", " ").splitlines()]
-    lines = [word.strip().removeprefix("- ").split(" #")[0] for word in words]
-    found = [word for line in lines for word in shlex.split(line) if word.startswith("--")]
-    return found
+    lines = text.replace("\\\n", " ").splitlines()
+    words = [word for line in lines for word in shlex.split(line, comments=True)]
+    return [word for word in words if word.startswith("--")]
 
 
 @pytest.mark.parametrize("name", ["slurm.sh", "kubernetes.yaml"])
