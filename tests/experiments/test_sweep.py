@@ -153,9 +153,10 @@ def test_the_command_runs_all_and_then_nothing(command, tmp_path):
     config = json.loads((tmp_path / "runs" / run["id"] / "config.json").read_text())
     assert (config["steps"], config["model"]["pattern"]) == (6, ["carve"])
 
-    code, out, _ = command()
+    code, out, _ = command("--report")
     assert code == 0
     assert "4 of 4 runs came to their end before" in out
+    assert "no difference" in (tmp_path / "report" / "report.md").read_text().lower()
     starts = [(tmp_path / "runs" / r["id"] / "starts").read_text() for r in record["runs"]]
     assert [text.count("\n") for text in starts] == [1] * 4
     code, out, _ = command("--dry_run")

@@ -62,7 +62,7 @@ def test_a_crash_is_tried_once_more_and_the_others_go_on(tmp_path):
     assert "task.v.s0 crashed (error: something broke): trying it once more" in said
     log = store.path(runs[0], "log")
     assert f"task.v.s0 failed: error: something broke; see {log}" in said
-    assert any(line.endswith("eval_accuracy 0.2500") for line in said)
+    assert any(line.endswith("eval_accuracy 0.2500, eval_loss 1.5000") for line in said)
     assert log.read_text().startswith(f"\n$ {sys.executable} ")
     assert all(s.seconds > 0 for s in found)
     assert {s.commit for s in found} == {"abc"}
