@@ -27,7 +27,7 @@ def get_config() -> ConfigDict:
         "gates",
         "Which of the gates' changes from GDN-2 to CARVE helps, and which gate needs its channels?",
         baseline="gdn2",
-        tasks={"text": parts.text(), "recall": parts.recall()},
+        tasks={"text": parts.text(), "overwriting": parts.overwriting()},
         axes=[
             parts.axis(
                 "gates",

@@ -22,7 +22,7 @@ def get_config() -> ConfigDict:
         "gdn2_vs_carve",
         "Does a content-aware erase gate with a scalar write gate learn better than GDN-2?",
         baseline="gdn2",
-        tasks={"text": parts.text(), "recall": parts.recall()},
+        tasks={"text": parts.text(), "overwriting": parts.overwriting()},
         axes=[
             parts.axis(
                 "mixer",

@@ -9,7 +9,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from configs import mqar, quickstart
+from configs import mqar, overwriting_recall, quickstart
 
 BITS = {"name": "eval_bits_per_byte", "better": "lower", "title": "held-out bits per byte"}
 LOSS = {"name": "eval_loss", "better": "lower", "title": "held-out loss, nats a token"}
@@ -64,11 +64,17 @@ def text(**model: Any) -> ConfigDict:
 
 def recall(**model: Any) -> ConfigDict:
     """Multi-query associative recall: what a fixed-size state can look up."""
-    config = mqar.get_config()
+    return _asked("associative recall", mqar.get_config(), model)
+
+
+def overwriting(**model: Any) -> ConfigDict:
+    """Recall of keys that are written again: what a state can replace."""
+    return _asked("recall with overwriting", overwriting_recall.get_config(), model)
+
+
+def _asked(title: str, config: ConfigDict, model: Mapping[str, Any]) -> ConfigDict:
     config.model.update(model)
-    return ConfigDict(
-        {"title": "associative recall", "config": config, "metrics": (ACCURACY, LOSS)}
-    )
+    return ConfigDict({"title": title, "config": config, "metrics": (ACCURACY, LOSS)})
 
 
 def sweep(
