@@ -59,7 +59,8 @@ def plot_gates(read: Trace, labels: Sequence[str], *, layer: int = 0, head: int 
     if read.content.any():
         panels.append(_Panel("content: m", one["content"], "value"))
     panels = [panel._replace(values=_without_repeats(panel.values)) for panel in panels]
-    rows = [max(0.35, 1.3 * panel.values.shape[1] / 32) for panel in panels]
+    counts = [panel.values.shape[1] for panel in panels]
+    rows = [0.35 if count == 1 else max(0.75, 0.04 * count) for count in counts]
     figure = _figure(_width(len(labels)), 0.75 + sum(rows) + 0.35 * len(panels))
     grid = figure.subplots(len(panels), sharex=True, squeeze=False, height_ratios=rows)
     for axes, panel in zip(grid[:, 0], panels, strict=True):
@@ -200,6 +201,7 @@ def _label_tokens(axes: Axes, labels: Sequence[str], tokens: int) -> None:
     _check_labels(labels, tokens)
     every = -(-tokens // MOST_LABELS)
     shown = range(0, tokens, every)
-    long = max(map(len, labels), default=0) > 2
-    axes.set_xticks(list(shown), [labels[token] for token in shown], rotation=90 if long else 0)
+    axes.set_xticks(list(shown), [labels[token] for token in shown])
+    for text in axes.get_xticklabels():
+        text.set_rotation(90 if len(text.get_text()) > 2 else 0)
     axes.tick_params(axis="x", labelsize=7, length=2)
