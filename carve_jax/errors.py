@@ -3,3 +3,5 @@
 
 class UserError(ValueError):
     """A mistake in what the user gave: says what was given, what is allowed and what to do."""
+
+    exit_code = 2  # of a command that ends with it

@@ -9,6 +9,7 @@ from jax.sharding import Mesh, PartitionSpec
 from carve_jax.config import LMConfig
 from carve_jax.mixers import GATES, LAYERS, SOFTMAX
 from carve_jax.model import layer_names
+from carve_jax.ops.gated_delta.context_parallel import bubble
 from carve_jax.sharding import PARAMETERS, named, spec
 
 
@@ -43,6 +44,19 @@ def check_mesh(config: LMConfig, mesh: Mapping[str, int], batch_size: int, lengt
     for name, size in cut.items():
         if size % tensor:
             raise ValueError(f"tensor={tensor} of the mesh does not divide {name}={size}.")
+
+
+def pipeline_bubble(config: LMConfig, mesh: Mapping[str, int], batch_size: int) -> float | None:
+    """Share of their time in which CARVE's layers leave devices of the mesh idle; None without.
+
+    Args:
+      config: of the model.
+      mesh: sizes by axis.
+      batch_size: rows that are taken at a time, over all devices.
+    """
+    if mesh["sequence"] == 1 or not config.has_content_gate:
+        return None
+    return bubble(batch_size // (mesh["data"] * mesh["fsdp"]), mesh["sequence"])
 
 
 def state_shardings(config: LMConfig, state: Any, mesh: Mesh) -> Any:

@@ -133,6 +133,35 @@ def make_mesh(sizes: Mapping[str, int], devices: Sequence[Any] | None = None) ->
     return Mesh(grid, AXES, axis_types=(AxisType.Auto,) * len(AXES))
 
 
+def row_share(devices: np.ndarray, process: int) -> tuple[int, int]:
+    """Which share of a batch's rows the devices of a process hold, and of how many equal shares.
+
+    Processes whose devices differ along ``tensor`` or ``sequence`` alone hold the same rows.
+
+    Args:
+      devices: of a mesh, in the shape of ``AXES``.
+      process: its index.
+
+    Raises:
+      ValueError: the shares of the processes are not equal, or overlap in part.
+    """
+    rows = devices.reshape(devices.shape[0] * devices.shape[1], -1)
+    held: dict[int, set[int]] = {}
+    for row, members in enumerate(rows):
+        for device in members:
+            held.setdefault(device.process_index, set()).add(row)
+    size = len(held[process])
+    for group in held.values():
+        start = min(group) - min(group) % size
+        if group != set(range(start, start + size)):
+            raise ValueError(
+                f"the processes' devices would hold unequal shares of the rows, or overlapping "
+                f"ones, on the mesh {dict(zip(AXES, devices.shape, strict=True))}; let tensor x "
+                "sequence divide the devices of each process, or be a multiple of them."
+            )
+    return min(held[process]) // size, len(rows) // size
+
+
 def constrain(x: Array, *axes: str | None) -> Array:
     """``x``, which lies where these logical axes say; as it is where no mesh is set."""
     mesh = current_mesh()

@@ -14,15 +14,12 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
-import numpy as np
 import orbax.checkpoint as ocp
-from jax.experimental import multihost_utils
 from orbax.checkpoint import checkpoint_managers as policies
 
 from carve_jax.errors import UserError
+from carve_jax.training.agreement import exchange, from_first, is_first
 from carve_jax.training.digest import DigestedRestore, DigestedSave, verify_digests
-
-MESSAGE_BYTES = 1024  # of what one process tells the others
 
 
 class Restored(NamedTuple):
@@ -199,7 +196,7 @@ class Checkpoints:
         for unfinished in self._unfinished:
             self._say(f"checkpoint of step {unfinished} was not finished; it is not used")
         self._unfinished.clear()
-        steps = self.steps()
+        steps = self._steps_of_first()
         if step is not None:
             if step not in steps:
                 raise UserError(f"no checkpoint of step {step} in {self.directory}: it has {steps}")
@@ -217,6 +214,7 @@ class Checkpoints:
                     raise
                 except Exception as error:  # of many kinds
                     reason = _reason(error)
+                reason = next(filter(None, exchange(reason or "")), None)
             if reason is not None:
                 self._say(f"checkpoint of step {candidate} cannot be used: {reason}")
                 damaged.append(candidate)
@@ -234,22 +232,26 @@ class Checkpoints:
 
     def forget_after(self, step: int) -> None:
         """Deletes the checkpoints of later steps: the run has gone back to `step`."""
-        for later in self.steps():
+        for later in self._steps_of_first():
             if later > step:
                 self._manager.delete(later)
                 self._losses.pop(later, None)
 
+    def _steps_of_first(self) -> list[int]:
+        """`steps`, the same in every process while the first deletes some."""
+        return json.loads(from_first(json.dumps(self.steps())))
+
     def _fault(self, step: int) -> str | None:
         """What is wrong with a checkpoint's bytes, or None; all processes get the same answer."""
         reason = ""
-        if jax.process_index() == 0:
+        if is_first():
             try:
                 self._read_meta(step)
                 self._read_position(step)
                 verify_digests(self._path(step) / "state")
             except Exception as error:  # whatever a damaged file makes a reader raise
                 reason = _reason(error)
-        return _from_first_process(reason) or None
+        return from_first(reason) or None
 
     def _read_sealed(self, step: int) -> dict[str, Any]:
         return json.loads((self._path(step) / "meta" / "metadata").read_text())
@@ -297,13 +299,12 @@ class Checkpoints:
     def _set_aside(self, steps: list[int]) -> None:
         if self._read_only:
             return
-        for step in steps if jax.process_index() == 0 else []:
+        for step in steps if is_first() else []:
             target = self.directory.with_name(f"{self.directory.name}_damaged") / str(step)
             target.parent.mkdir(exist_ok=True)
             number = sum(1 for _ in target.parent.iterdir())
             self._path(step).rename(target.with_name(f"{step}_{number}"))
-        if jax.process_count() > 1:
-            multihost_utils.sync_global_devices("damaged checkpoints are set aside")
+        exchange("")  # nobody looks before they are gone
         self._manager.reload()
 
     @contextlib.contextmanager
@@ -335,17 +336,6 @@ def _sealed(meta: dict[str, Any], position: str) -> dict[str, Any]:
         "meta_crc32": zlib.crc32(body.encode()),
         "data_crc32": zlib.crc32(position.encode()),
     }
-
-
-def _from_first_process(text: str) -> str:
-    """The first process's text, on every process."""
-    if jax.process_count() == 1:
-        return text
-    letters = np.zeros(MESSAGE_BYTES, np.uint8)
-    given = np.frombuffer(text.encode()[:MESSAGE_BYTES], np.uint8)
-    letters[: len(given)] = given
-    sent = np.asarray(multihost_utils.broadcast_one_to_all(letters))
-    return sent.tobytes().rstrip(b"\0").decode(errors="ignore")
 
 
 def _reason(error: BaseException) -> str:

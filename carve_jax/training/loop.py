@@ -12,12 +12,22 @@ from tqdm import tqdm
 from carve_jax.errors import UserError
 from carve_jax.generate import generate
 from carve_jax.model import count_parameters
+from carve_jax.placement import pipeline_bubble
 from carve_jax.training import plot, provenance
+from carve_jax.training.agreement import (
+    for_all,
+    held_by_first,
+    is_first,
+    require_same,
+    require_shared,
+    together,
+)
 from carve_jax.training.checkpoint import Checkpoints
+from carve_jax.training.data import Tokenizer
 from carve_jax.training.metrics import read_metrics
 from carve_jax.training.run import CHECKPOINTS, Run, Say, build, implementation_of, save_tokenizer
 from carve_jax.training.session import Start, take_steps
-from carve_jax.training.settings import claim_workdir
+from carve_jax.training.settings import claim_workdir, flatten
 from carve_jax.training.step import TrainState
 
 
@@ -38,25 +48,58 @@ def train(config: ConfigDict, workdir: Path, *, say: Say = say_above_bar) -> Tra
       TrainingDiverged: the loss or a gradient is NaN or infinite.
       Interrupted: ctrl-C or SIGTERM; the state has been saved.
     """
-    run = build(config)
-    claim_workdir(workdir, config)
-    save_tokenizer(workdir, run.pipeline.tokenizer)
+    agree(config, workdir)
+    with together():
+        run = build(config)
+    require_same("the data", flatten(run.pipeline.describe()), "give all the same files and Python")
+    claim(workdir, run)
+    speak = for_all(say)
     directory = workdir / CHECKPOINTS
     with Checkpoints(
         directory,
         keep=config.keep_checkpoints,
         keep_every=config.keep_every,
         keep_best=config.keep_best,
-        say=say,
+        say=speak,
     ) as checkpoints:
         batches = run.pipeline.train_iterator()
         start = restore_or_init(run, checkpoints, batches)
-        provenance.write_provenance(workdir, describe(run, start.state, start.step))
-        say(f"training from step {start.step} to {config.steps}; results go to {workdir}")
+        facts = describe(run, start.state, start.step)
+        if is_first():
+            provenance.write_provenance(workdir, facts)
+        if facts.get("pipeline_bubble"):
+            speak(
+                f"CARVE's pipeline along the sequence leaves {facts['pipeline_bubble']:.0%} of the "
+                "time of its rule idle; the more rows a device has, the less"
+            )
+        speak(f"training from step {start.step} to {config.steps}; results go to {workdir}")
         state = take_steps(run, checkpoints, batches, start, workdir, say)
-    provenance.add_provenance(workdir, {"device_peak_bytes": provenance.device_peak_bytes()})
-    finish(run, workdir, state, say)
+    if is_first():
+        provenance.add_provenance(workdir, {"device_peak_bytes": provenance.device_peak_bytes()})
+    finish(run, workdir, state, speak)
     return state
+
+
+def agree(config: ConfigDict, workdir: Path) -> None:
+    """Raises AgreedError unless all processes were started alike."""
+    if jax.process_count() == 1:
+        return
+    code = {"--workdir": str(workdir.absolute()), "code": provenance.describe_code()}
+    facts = flatten(config.to_dict() | code)
+    require_same("the config", facts, "start all processes with the same command and code")
+
+
+def claim(workdir: Path, run: Run) -> None:
+    """The first process makes the run directory; the others see that they share it.
+
+    Raises:
+      UserError: another config's directory, or one of this machine alone.
+    """
+    with together():
+        if is_first():
+            claim_workdir(workdir, run.config)
+            save_tokenizer(workdir, run.pipeline.tokenizer)
+    require_shared(workdir)
 
 
 def restore_or_init(run: Run, checkpoints: Checkpoints, batches: Any) -> Start:
@@ -87,24 +130,44 @@ def describe(run: Run, state: TrainState, start: int) -> dict[str, Any]:
         **provenance.describe_environment(),
         "implementation": implementation_of(run.config, run.model),
         "start_step": start,
+        **describe_mesh(run),
         "parameters": count_parameters(state.params),
         "data": run.pipeline.describe(),
     }
 
 
+def describe_mesh(run: Run) -> dict[str, Any]:
+    """Processes, mesh, and the share of time that it leaves CARVE's layers idle (see `bubble`)."""
+    facts: dict[str, Any] = {"processes": jax.process_count(), "mesh": None}
+    if run.mesh is not None:
+        rows = run.config.batch_size // run.config.optimizer.accumulate_steps
+        facts["mesh"] = dict(run.mesh.shape)
+        facts["pipeline_bubble"] = pipeline_bubble(run.model.config, run.mesh.shape, rows)
+    return facts
+
+
 def finish(run: Run, workdir: Path, state: TrainState, say: Say) -> None:
-    """Draws the loss curve and, if the data is text, prints a sample."""
-    say(f"loss curve: {plot.plot_loss(read_metrics(workdir), workdir / plot.FILE_NAME)}")
-    tokenizer, prompt = run.pipeline.tokenizer, run.config.sample_prompt
-    if tokenizer is None or run.config.sample_tokens == 0:
-        return
+    """Draws the loss curve and, if the data is text, prints a sample; in the first process."""
+    tokenizer = None if run.config.sample_tokens == 0 else run.pipeline.tokenizer
+    params = None if tokenizer is None else held_by_first(state.params)
+    with together():
+        if not is_first():
+            return
+        say(f"loss curve: {plot.plot_loss(read_metrics(workdir), workdir / plot.FILE_NAME)}")
+        if tokenizer is not None:
+            say(f"sample:\n{sample(run, params, tokenizer)}")
+
+
+def sample(run: Run, params: Any, tokenizer: Tokenizer) -> str:
+    """The config's prompt, continued."""
+    prompt = run.config.sample_prompt
     tokens = generate(
         run.model,
-        state.params,
+        params,
         jnp.asarray([[tokenizer.separator, *tokenizer.encode(prompt)]], jnp.int32),
         max_new_tokens=run.config.sample_tokens,
         rng=jax.random.key(run.config.seed),
         temperature=0.8,
         stop_tokens=(tokenizer.separator,),
     )
-    say(f"sample:\n{prompt}{tokenizer.decode(tokens[0])}")
+    return prompt + tokenizer.decode(tokens[0])

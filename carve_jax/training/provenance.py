@@ -21,12 +21,19 @@ PACKAGES = (
 )  # fmt: skip
 
 
-def describe_environment() -> dict[str, Any]:
-    """Commit, versions, devices, Python and command of this process, as plain values."""
+def describe_code() -> dict[str, Any]:
+    """Commit and versions, as plain values."""
     return {
         "commit": _git("rev-parse", "HEAD"),
         "uncommitted_changes": bool(_git("status", "--porcelain", "--untracked-files=no")),
         "versions": {name: _version(name) for name in PACKAGES},
+    }
+
+
+def describe_environment() -> dict[str, Any]:
+    """Commit, versions, devices, Python and command of this process, as plain values."""
+    return {
+        **describe_code(),
         "python": platform.python_version(),
         "system": platform.platform(),
         "backend": jax.default_backend(),

@@ -1,5 +1,6 @@
 """From a config to the parts of a run, and from a run directory back to its trained model."""
 
+import functools
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -15,7 +16,7 @@ from carve_jax.errors import UserError
 from carve_jax.model import LanguageModel
 from carve_jax.ops.gated_delta import resolve_implementation
 from carve_jax.placement import check_mesh, state_shardings
-from carve_jax.sharding import make_mesh, spec
+from carve_jax.sharding import make_mesh, row_share, spec
 from carve_jax.training.checkpoint import Checkpoints
 from carve_jax.training.data import DataPipeline, Tokenizer, make_pipeline, tokenizer_from_json
 from carve_jax.training.guard import Guard
@@ -82,7 +83,7 @@ def build(config: ConfigDict) -> Run:
     check_settings(config)
     model = make_model(config)
     mesh = make_run_mesh(config, model)
-    pipeline = build_pipeline(config, model)
+    pipeline = build_pipeline(config, model, *_share(mesh))
     return Run(config, model, pipeline, mesh, *build_steps(config, model, mesh))
 
 
@@ -122,18 +123,34 @@ def make_run_mesh(config: ConfigDict, model: LanguageModel) -> Mesh | None:
     """The mesh of `config.mesh`, checked against model and batch; None for one device.
 
     Raises:
-      UserError: sizes that the devices, the model or the batch do not fit.
+      UserError: sizes that the devices, the processes, the model or the batch do not fit.
     """
     sizes = dict(config.mesh)
     if all(size == 1 for size in sizes.values()):
+        if jax.process_count() > 1:
+            raise UserError(
+                f"config.mesh is one device, but the {jax.process_count()} processes have "
+                f"{jax.device_count()}: give --config.mesh.data=-1 or --config.mesh.fsdp=-1, or "
+                f"sizes whose product is {jax.device_count()}"
+            )
         return None
     rows = config.batch_size // config.optimizer.accumulate_steps
     try:
         mesh = make_mesh(sizes)
         check_mesh(model.config, mesh.shape, rows, config.sequence_length)
+        _share(mesh)
     except ValueError as error:
         raise UserError(f"config.mesh: {error}") from error
     return mesh
+
+
+@functools.lru_cache(maxsize=4)
+def _share(mesh: Mesh | None) -> tuple[int, int]:
+    """Which share of a batch's rows this process makes, and of how many; see `row_share`."""
+    if jax.process_count() == 1:
+        return 0, 1
+    assert mesh is not None, "several processes have more than one device"
+    return row_share(mesh.devices, jax.process_index())
 
 
 class OnMesh(NamedTuple):
@@ -143,9 +160,13 @@ class OnMesh(NamedTuple):
     function: Any
 
     def __call__(self, tree: Any, batch: Batch) -> Any:
-        """Runs it; `batch` is on the host or anywhere."""
+        """Runs it; `batch` is this process's share of the rows, on the host or anywhere."""
+        rows, length = batch["tokens"].shape
+        whole = (rows * _share(self.mesh)[1], length)
         with jax.set_mesh(self.mesh):
-            return self.function(tree, jax.device_put(dict(batch), self._rows()))
+            return self.function(
+                tree, jax.make_array_from_process_local_data(self._rows(), dict(batch), whole)
+            )
 
     def lower(self, tree: Any, batch: Batch) -> jax.stages.Lowered:
         """Its program for these shapes (arrays or `jax.ShapeDtypeStruct`); nothing runs."""
@@ -202,8 +223,16 @@ def implementation_of(config: ConfigDict, model: LanguageModel) -> str:
         raise UserError(f"config.model.implementation: {error}") from error
 
 
-def build_pipeline(config: ConfigDict, model: LanguageModel) -> DataPipeline:
+def build_pipeline(
+    config: ConfigDict, model: LanguageModel, share: int = 0, shares: int = 1
+) -> DataPipeline:
     """The data of a config, checked against its model's vocabulary.
+
+    Args:
+      config: of a run.
+      model: made of it.
+      share: which share of each batch's rows is made.
+      shares: in a batch.
 
     Raises:
       UserError: unusable data, or more different tokens than the model knows.
@@ -214,6 +243,8 @@ def build_pipeline(config: ConfigDict, model: LanguageModel) -> DataPipeline:
         sequence_length=config.sequence_length,
         segment_alignment=model.config.segment_alignment,
         seed=config.seed,
+        process_index=share,
+        process_count=shares,
     )
     if pipeline.vocab_size > model.config.vocab_size:
         raise UserError(

@@ -10,6 +10,7 @@ import jax
 from tqdm import tqdm
 
 from carve_jax.evaluation.perplexity import perplexity
+from carve_jax.training.agreement import for_all, is_first
 from carve_jax.training.checkpoint import Checkpoints
 from carve_jax.training.guard import Guard
 from carve_jax.training.metrics import MetricsLog, Throughput
@@ -38,7 +39,7 @@ def take_steps(
     Args:
       batches: the data iterator, at the position that belongs to `start`.
       workdir: of the run; metrics and profiles go there.
-      say: takes one line for the user.
+      say: takes one line for the user; all but the watchdog's are the first process's.
 
     Raises:
       UserError: a checkpoint could not be written or, for a rewind, read.
@@ -46,13 +47,14 @@ def take_steps(
       Interrupted: ctrl-C or SIGTERM; the state has been saved.
     """
     config = run.config
-    quiet = None if jax.process_index() == 0 else True  # None: where there is a terminal
+    quiet = None if is_first() else True  # None: where there is a terminal
+    speak, profiled = for_all(say), tuple(config.profile_steps) if is_first() else (0, 0)
     with (
         StopRequests() as stop,
         MetricsLog(workdir, start.step) as log,
         tqdm(total=config.steps, initial=start.step, unit="step", disable=quiet) as bar,
         Watchdog(config.watchdog_seconds, say) as watchdog,
-        Profile(workdir, tuple(config.profile_steps), say) as profile,
+        Profile(workdir, profiled, speak) as profile,
     ):
         recorder = Recorder(
             log,
@@ -63,9 +65,11 @@ def take_steps(
             tokens=start.tokens,
             throughput=Throughput(ideal_seconds(run)),
             last_good=checkpoints.last_good,
-            say=say,
+            say=speak,
         )
-        session = Session(run, checkpoints, batches, start, recorder, stop, watchdog, profile, say)
+        session = Session(
+            run, checkpoints, batches, start, recorder, stop, watchdog, profile, speak
+        )
         return session.run_all()
 
 

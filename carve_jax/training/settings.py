@@ -184,8 +184,10 @@ def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
-    """One clause a field that differs between flat configs and may not change on resume."""
+def differences(
+    old: dict[str, Any], new: dict[str, Any], but: frozenset[str] = RESUMABLE
+) -> list[str]:
+    """One clause a field that differs between flat configs, `but` for those that may."""
     absent = object()
 
     def show(value: Any) -> str:
@@ -194,5 +196,5 @@ def differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
     return [
         f"{name} is {show(old.get(name, absent))} there and {show(new.get(name, absent))} here"
         for name in sorted(old.keys() | new.keys())
-        if name not in RESUMABLE and old.get(name, absent) != new.get(name, absent)
+        if name not in but and old.get(name, absent) != new.get(name, absent)
     ]

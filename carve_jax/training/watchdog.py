@@ -1,14 +1,12 @@
 """A thread that says what a run waits for, when it waits too long."""
 
-import os
-import socket
 import sys
 import threading
 import time
 import traceback
 from collections.abc import Callable
 
-import jax
+from carve_jax.training.agreement import who
 
 
 class Watchdog:
@@ -29,10 +27,7 @@ class Watchdog:
         self._now = ("its start", time.monotonic())
         self._stopped = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
-        self._who = (
-            f"process {jax.process_index() + 1} of {jax.process_count()} "
-            f"({socket.gethostname()}, pid {os.getpid()})"
-        )
+        self._who = who()
 
     def __enter__(self) -> "Watchdog":
         if self._seconds:

@@ -21,7 +21,7 @@ from carve_jax.training.data.shard import Shard
 from carve_jax.training.data.stdlib import stdlib_documents
 from carve_jax.training.data.synthetic import TASKS, Task, eval_batches, train_batches
 from carve_jax.training.data.token_files import TokenFiles
-from carve_jax.training.data.tokenizer import Tokenizer, train_bpe
+from carve_jax.training.data.tokenizer import ByteTokenizer, Tokenizer, train_bpe
 from carve_jax.training.data.tokenizer_files import open_tokenizer
 
 

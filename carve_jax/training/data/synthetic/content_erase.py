@@ -42,6 +42,7 @@ rows a key, hold both answers without any trick, so the state must be full: one 
 keys as rows. A second layer sees outputs of the first and is not memory-blind.
 """
 
+import itertools
 from typing import ClassVar
 
 import numpy as np
@@ -52,6 +53,7 @@ from carve_jax.training.data.synthetic.recall import Rewriting
 from carve_jax.training.data.synthetic.task import Example
 
 REPLACE, ACCUMULATE, MINUS, PLUS, FIRST_KEY = 1, 2, 3, 4, 5
+MOST_WRITES = 15
 # The mode and what hides it from a convolution of width 4.
 _PREFIX = 5
 
@@ -68,11 +70,14 @@ class ContentErase:
     def __init__(self, config: DataConfig, sequence_length: int) -> None:
         self._layout = Rewriting(config, sequence_length, least_filler=_PREFIX)
         self.vocab_size = config.vocab_size
-        if self._layout.writes % 2 == 0 or self._layout.writes < 3:
+        if self._layout.writes not in range(3, MOST_WRITES + 1, 2):
             raise UserError(
-                f"data.num_writes is {self._layout.writes}; a sum of values −1 and +1 has a sign, "
-                "and not always that of the last, if there is an odd number of at least 3."
+                f"data.num_writes is {self._layout.writes}; give an odd number from 3 to "
+                f"{MOST_WRITES}, so that a sum of −1 and +1 has a sign, not always the last one's."
             )
+        every = np.array(list(itertools.product((-1, 1), repeat=self._layout.writes)), np.int8)
+        agree = np.sign(every.sum(axis=1)) == every[:, -1]
+        self._values_of_key = every[agree], every[~agree]
         if self.vocab_size < FIRST_KEY + self._layout.keys:
             raise UserError(
                 f"data.vocab_size is {self.vocab_size}; modes, values and {self._layout.keys} keys "
@@ -81,7 +86,7 @@ class ContentErase:
 
     def example(self, rng: np.random.Generator) -> Example:
         """A row of a random mode."""
-        mode = rng.choice((REPLACE, ACCUMULATE))
+        mode = REPLACE if rng.integers(2) else ACCUMULATE
         pool = self.vocab_size - FIRST_KEY
         keys = FIRST_KEY + rng.choice(pool, self._layout.keys, replace=False)
         values = self._values(rng)
@@ -92,14 +97,11 @@ class ContentErase:
 
     def _values(self, rng: np.random.Generator) -> np.ndarray:
         """−1 and +1 [N, R]; whether last value and majority agree is a fair coin of each key."""
-        agrees = rng.integers(2, size=self._layout.keys) == 1
-        values = np.empty((self._layout.keys, self._layout.writes), np.int64)
-        left = np.arange(self._layout.keys)
-        while left.size:
-            values[left] = rng.choice((-1, 1), (left.size, self._layout.writes))
-            drawn = values[left]
-            left = left[(np.sign(drawn.sum(axis=1)) == drawn[:, -1]) != agrees[left]]
-        return values
+        coins = rng.integers(2, size=(self._layout.keys, 1))
+        for_one, against = (
+            rows[rng.integers(len(rows), size=self._layout.keys)] for rows in self._values_of_key
+        )
+        return np.where(coins, for_one, against)
 
 
 def _tokens(values: np.ndarray) -> np.ndarray:
