@@ -1,7 +1,7 @@
 """Times the rule against its peers, and sets the figures beside the machine's floors.
 
-  python -m experiments.benchmark [--suite=cpu|gpu|tune|decode|data|ruler] [--repeats=15]
-                                  [--output=FILE.json]
+  python -m experiments.benchmark [--suite=cpu|gpu|tune|decode|data|ruler|evaluate]
+                                  [--repeats=15] [--output=FILE.json]
 
 Contenders take turns within one run, after a warm-up; medians are reported, the ratio first. The
 JSON goes to experiments/results/ unless --output says where. Suites:
@@ -14,12 +14,14 @@ JSON goes to experiments/results/ unless --output says where. Suites:
         a token, at the lengths of --tokens.
   ruler  whole models asked one of RULER's probes, at the lengths of --tokens: seconds, and bytes of
         caches and process.
+  evaluate  scores and continuations as experiments.evaluate makes them: tokens a second as a share
+        of the forward pass's, and seconds and bytes for one document at the lengths of --tokens.
   data  token files read into batches, against what carve_1b3 on eight H100s would eat, and text
         prepared by 1, 2, … processes.
 
 --only=PART[,PART…] keeps the parts of gpu (such as 8x4096x16x128, decode, train_step), of tune
-(bfloat16/128/carve), of decode and ruler (carve+swa) or of data (read, prepare) whose names hold
-one of these texts.
+(bfloat16/128/carve), of decode, ruler and evaluate (carve) or of data (read, prepare) whose
+names hold one of these texts.
 """
 
 import dataclasses
@@ -36,7 +38,7 @@ from carve_jax.errors import UserError
 from carve_jax.training.metrics import write_atomically
 from carve_jax.training.provenance import describe_environment
 from carve_jax.training.settings import nearest
-from experiments import benchmark_data, benchmark_ruler, cli
+from experiments import benchmark_data, benchmark_evaluate, benchmark_ruler, cli
 from experiments.benchmark_decode import decode_suite, make_plan
 from experiments.benchmark_gpu import Plan, gpu_suite
 from experiments.contenders import TILE, Shape, ours, rule_inputs
@@ -146,7 +148,7 @@ class Options(NamedTuple):
       only: parts to keep; all if empty.
       train_step: whether gpu times one.
       table: where tune writes.
-      tokens: lengths at which decode and ruler look.
+      tokens: lengths at which decode, ruler and evaluate look.
       save: called with the figures so far.
     """
 
@@ -161,7 +163,8 @@ class Options(NamedTuple):
 def run_cpu(options: Options) -> dict[str, Any]:
     """The cpu suite, which has no parts."""
     if options.only:
-        raise UserError("--only belongs to --suite=gpu, tune, decode, data and ruler; cpu has none")
+        others = ", ".join(name for name in SUITES if name != "cpu")
+        raise UserError(f"--only belongs to --suite={others}; cpu has no parts")
     return cpu_suite(options.repeats)
 
 
@@ -195,6 +198,12 @@ def run_ruler(options: Options) -> dict[str, Any]:
     return benchmark_ruler.ruler_suite(options.save, plan)
 
 
+def run_evaluate(options: Options) -> dict[str, Any]:
+    """The evaluate suite, or the patterns of it that were asked for."""
+    plan = benchmark_evaluate.make_plan(options.tokens, options.only)
+    return benchmark_evaluate.evaluate_suite(options.repeats, options.save, plan)
+
+
 SUITES: dict[str, Callable[[Options], dict[str, Any]]] = {
     "cpu": run_cpu,
     "gpu": run_gpu,
@@ -202,6 +211,7 @@ SUITES: dict[str, Callable[[Options], dict[str, Any]]] = {
     "decode": run_decode,
     "data": run_data,
     "ruler": run_ruler,
+    "evaluate": run_evaluate,
 }
 
 
@@ -212,7 +222,7 @@ def define_flags(values: flags.FlagValues) -> None:
     flags.DEFINE_string("output", None, "Where the JSON goes.", flag_values=values)
     flags.DEFINE_list("only", [], "Parts of a suite to keep.", flag_values=values)
     flags.DEFINE_bool("train_step", True, "gpu: time a whole train step.", flag_values=values)
-    flags.DEFINE_list("tokens", [], "decode and ruler: lengths to look at.", flag_values=values)
+    flags.DEFINE_list("tokens", [], "decode, ruler, evaluate: lengths.", flag_values=values)
     flags.DEFINE_string("table", str(TABLE), "tune: the table of tiles.", flag_values=values)
 
 

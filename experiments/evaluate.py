@@ -7,8 +7,9 @@
       [--config.sequence_length=N]
   python -m experiments.evaluate --fetch --tasks=NAME,…
 
-Tasks: perplexity (held-out text of the run's data; the default), the groups common_sense and
-recall, wikitext, and whatever else the harness and the YAML files of --include_path define. Every
+Tasks: perplexity (held-out text of the run's data; the default), ruler/PROBE/LENGTH and
+ruler/LENGTH (made here), the groups common_sense and recall, wikitext, and whatever else the
+harness and the YAML files of --include_path define. Every
 number comes with its standard error. Results go to DIR/evaluation_STEP.json after every task; run
 again, the command goes on from there, and what was measured with the same settings is not measured
 again (--fresh does). --step=average takes the mean of the parameters of the newest checkpoints.
@@ -30,6 +31,7 @@ from absl import flags
 from carve_jax.errors import UserError
 from carve_jax.evaluation.harness_tasks import HarnessTasks
 from carve_jax.evaluation.held_out import held_out_perplexity
+from carve_jax.evaluation.ruler_tasks import RulerTasks
 from carve_jax.evaluation.subject import Subject, load_subject
 from carve_jax.evaluation.tasks import (
     Figure,
@@ -39,6 +41,7 @@ from carve_jax.evaluation.tasks import (
     Source,
     Task,
     average,
+    find_group,
     find_tasks,
 )
 from carve_jax.training.metrics import write_atomically
@@ -170,12 +173,11 @@ def averages(
     names: Sequence[str], sources: Sequence[Source], results: Mapping[str, Result]
 ) -> dict[str, Result]:
     """The mean over each group that was asked for."""
-    groups = {name: members for source in sources for name, members in source.groups().items()}
     found = {}
     for name in names:
-        if name in groups:
-            figures = [results[task].metrics[metric] for task, metric in groups[name].items()]
-            found[name] = Result({"average": average(figures)}, {"metrics": dict(groups[name])})
+        if members := find_group(name, sources):
+            figures = [results[task].metrics[metric] for task, metric in members.items()]
+            found[name] = Result({"average": average(figures)}, {"metrics": dict(members)})
     return found
 
 
@@ -218,9 +220,9 @@ def main(argv: list[str]) -> None:
         seed=values.seed,
     )
     harness = HarnessTasks(options)
-    sources: list[Source] = [OWN, harness]
+    sources: list[Source] = [OWN, RulerTasks(), harness]
     if values.fetch:
-        for name in [name for name in find_tasks(values.tasks, sources) if not OWN.find(name)]:
+        for name in find_tasks(values.tasks, [harness]):
             harness.fetch(name)
             print(f"{name}: its data is here")
         return

@@ -104,16 +104,20 @@ def find_tasks(names: Sequence[str], sources: Sequence[Source]) -> dict[str, Tas
     Raises:
       UserError: a name that no source knows; the nearest are offered.
     """
-    groups = {name: members for source in sources for name, members in source.groups().items()}
-    wanted = [member for name in names for member in groups.get(name, (name,))]
+    wanted = [member for name in names for member in find_group(name, sources) or (name,)]
     found: dict[str, Task] = {}
     for name in dict.fromkeys(wanted):
         task = next((task for source in sources if (task := source.find(name))), None)
         if task is None:
-            known = [*groups, *(known for source in sources for known in source.names())]
+            known = [one for source in sources for one in (*source.groups(), *source.names())]
             raise UserError(f"--tasks: there is no task {name!r}; {_offer(name, known)}")
         found[name] = task
     return found
+
+
+def find_group(name: str, sources: Sequence[Source]) -> Mapping[str, str] | None:
+    """The members of a group, each with the metric that is averaged; None if it is none."""
+    return next((groups[name] for s in sources if name in (groups := s.groups())), None)
 
 
 def _offer(name: str, known: Sequence[str]) -> str:

@@ -4,6 +4,8 @@ import json
 
 import pytest
 
+from carve_jax.evaluation.ruler_tasks import RulerTasks
+from carve_jax.evaluation.tasks import find_group
 from carve_jax.training import loop
 from experiments import cli, evaluate
 from tests.evaluation.local_tasks import write_tasks
@@ -76,6 +78,16 @@ def test_other_data_than_it_was_trained_on(workdir, capsys):
     assert pieces["count"] == 9
     assert documents["count"] == 3  # whole documents
     assert documents["value"] != pieces["value"]
+
+
+def test_a_probe_of_ruler(workdir, capsys):
+    record, out = measured(capsys, workdir, "--tasks=ruler/niah_single_1/512", "--limit=2")
+    figure = results(record)["ruler/niah_single_1/512"]["accuracy"]
+    assert figure == {"value": 0.0, "stderr": 0.0, "count": 2}
+    assert "ruler/niah_single_1/512 " in out
+    all_probes = find_group("ruler/400", [RulerTasks()])
+    assert len(all_probes) == 11
+    assert all(RulerTasks().find(name) for name in all_probes)
 
 
 def refused(capsys, *arguments):

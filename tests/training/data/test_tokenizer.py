@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from carve_jax.errors import UserError
 from carve_jax.training.data import ByteTokenizer, LibraryTokenizer, tokenizer_from_json, train_bpe
+from carve_jax.training.data.tokenizer_files import open_tokenizer
 
 TEXT = b"A state remembers what keys wrote, erases what they name, decays with time. " * 20
 
@@ -100,6 +101,92 @@ def test_lossy_tokenizers_count_no_bytes(change):
     assert not tokenizer.lossless
     assert not tokenizer.token_bytes.any()
     assert len(tokenizer.token_bytes) == tokenizer.vocab_size == 300
+
+
+def spelled(model):
+    """A tokenizer that spells spaces as SentencePiece does, with whole characters and bytes."""
+    tokenizer = tokenizers.Tokenizer(model)
+    tokenizer.normalizer = tokenizers.normalizers.Replace(" ", "\u2581")
+    parts = [tokenizers.decoders.Replace("\u2581", " ")]
+    parts += [tokenizers.decoders.ByteFallback(), tokenizers.decoders.Fuse()]
+    tokenizer.decoder = tokenizers.decoders.Sequence(parts)
+    return tokenizer
+
+
+PIECES = ["<unk>", "</s>", *(f"<0x{n:02X}>" for n in range(256)), "\u2581", "t", "h", "e", "\xe9"]
+
+
+def test_a_json_that_spells_spaces_and_bytes_counts_exactly():
+    vocabulary = {piece: n for n, piece in enumerate(PIECES)}
+    model = tokenizers.models.BPE(vocabulary, [], byte_fallback=True, unk_token="<unk>")
+    ours = LibraryTokenizer(spelled(model))
+    text = "the caf\xe9 \u6f22"
+    assert ours.lossless
+    assert ours.decode(ours.encode(text)) == text
+    assert ours.token_bytes[ours.encode(text)].sum() == len(text.encode())
+    assert ours.separator == 1  # its own end
+    assert ours.vocab_size == len(PIECES)
+
+
+@pytest.fixture(scope="module")
+def pieces(tmp_path_factory):
+    """SentencePiece models: one that changes nothing, and one as they are by default."""
+    import sentencepiece
+
+    found = {}
+    exact = {
+        "normalization_rule_name": "identity",
+        "add_dummy_prefix": False,
+        "remove_extra_whitespaces": False,
+        "byte_fallback": True,
+    }
+    for name, options in {"exact": exact, "usual": {}}.items():
+        prefix = tmp_path_factory.mktemp("pieces") / name
+        sentencepiece.SentencePieceTrainer.train(
+            sentence_iterator=iter([TEXT.decode()] * 3),
+            model_prefix=str(prefix),
+            vocab_size=300 if name == "exact" else 50,
+            hard_vocab_limit=False,
+            minloglevel=2,
+            **options,
+        )
+        found[name] = prefix.with_suffix(".model")
+    return found
+
+
+def test_sentencepiece_models(pieces):
+    exact = open_tokenizer(str(pieces["exact"]))
+    text = "A  state\n remembers \u6f22."
+    ids = exact.encode(text)
+    assert exact.lossless
+    assert exact.decode([exact.separator, *ids, exact.separator]) == text
+    assert exact.token_bytes[ids].sum() == len(text.encode())
+    assert exact.token_bytes.shape == (exact.vocab_size,)
+    assert exact.separator not in ids
+    again = tokenizer_from_json(exact.to_json())
+    assert again.encode(text).tolist() == ids.tolist()
+    usual = open_tokenizer(str(pieces["usual"]))
+    assert not usual.lossless
+    assert not usual.token_bytes.any()
+    assert usual.decode(usual.encode("A state erases")) == "A state erases"
+
+
+def test_tokenizers_by_name(bpe, pieces, tmp_path, monkeypatch):
+    assert isinstance(open_tokenizer("bytes"), ByteTokenizer)
+    (tmp_path / "tokenizer.json").write_text(bpe.to_json())
+    assert open_tokenizer(str(tmp_path)).vocab_size == 300
+    (tmp_path / "bad.model").write_bytes(b"no model")
+    with pytest.raises(UserError, match="this is no SentencePiece model"):
+        open_tokenizer(str(tmp_path / "bad.model"))
+    with pytest.raises(UserError, match=r"none.model' cannot be read"):
+        open_tokenizer(str(tmp_path / "none.model"))
+
+    def no_network(name):
+        raise Exception(f"no route to {name}")
+
+    monkeypatch.setattr(tokenizers.Tokenizer, "from_pretrained", no_network, raising=False)
+    with pytest.raises(UserError, match=r"Hub \(no route to gpt2\): without a network, bring its"):
+        open_tokenizer("hf:gpt2")
 
 
 def test_bad_input_is_said(bpe, tmp_path):

@@ -1,0 +1,66 @@
+"""RULER's probes as tasks: `ruler/PROBE/LENGTH`, and `ruler/LENGTH` for all probes of a length."""
+
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+from carve_jax.evaluation.ruler import PROBES
+from carve_jax.evaluation.ruler.run import Asking, run_probe
+from carve_jax.evaluation.scoring import check_length
+from carve_jax.evaluation.subject import Subject
+from carve_jax.evaluation.tasks import Figure, Options, Result, Task
+
+LENGTHS = (1024, 2048, 4096, 8192, 16384, 32768, 65536, 131072)
+EXAMPLES = 100  # where no limit says otherwise
+
+
+class RulerGroups(Mapping[str, Mapping[str, str]]):
+    """`ruler/LENGTH` for every length there may be."""
+
+    def __getitem__(self, name: str) -> Mapping[str, str]:
+        found = re.fullmatch(r"ruler/([1-9]\d*)", name)
+        if found is None:
+            raise KeyError(name)
+        return {f"ruler/{probe}/{found[1]}": "accuracy" for probe in PROBES}
+
+    def __iter__(self) -> Iterator[str]:
+        return iter([f"ruler/{length}" for length in LENGTHS])
+
+    def __len__(self) -> int:
+        return len(LENGTHS)
+
+
+class RulerTasks:
+    """A `Source`."""
+
+    def groups(self) -> Mapping[str, Mapping[str, str]]:
+        """All probes of a length."""
+        return RulerGroups()
+
+    def find(self, name: str) -> Task | None:
+        """The probe of a name."""
+        found = re.fullmatch(r"ruler/(\w+)/([1-9]\d*)", name)
+        if found is None or found[1] not in PROBES:
+            return None
+        probe, length = PROBES[found[1]], int(found[2])
+
+        def run(subject: Subject, options: Options) -> Result:
+            check_length(subject.model.config, length, subject.scorer.max_length)
+            asking = Asking(
+                count=options.limit or EXAMPLES,
+                seed=options.seed,
+                batch_size=max(1, min(subject.scorer.batch_size, 131_072 // length)),
+                prefill_chunk=min(2048, subject.scorer.call_tokens),
+            )
+            tokenizer = subject.text_tokenizer()
+            told: dict[str, Any] = run_probe(
+                subject.model, subject.params, tokenizer, probe, length, asking
+            )
+            figures = {metric: Figure(**figure) for metric, figure in told["metrics"].items()}
+            return Result(figures, told["facts"])
+
+        return run
+
+    def names(self) -> Iterable[str]:
+        """The probes, each with a length, for others are as good."""
+        return [f"ruler/{probe}/{length}" for probe in PROBES for length in LENGTHS]
