@@ -22,6 +22,7 @@ def get_config() -> ConfigDict:
             "key_dim": 8,
             "value_dim": 8,
             "gate_chunk": 8,
+            "implementation": "recurrent",  # of so small a state, faster on a CPU
         }
     )
     config.data = ConfigDict(
@@ -37,7 +38,7 @@ def get_config() -> ConfigDict:
     config.optimizer.peak_learning_rate = 1e-2
     config.batch_size = 32
     config.sequence_length = 40  # 16 writes, 8 queries
-    config.steps = 800
-    config.eval_every = 100
-    config.checkpoint_every = 400
+    config.steps = 1500
+    config.eval_every = 250
+    config.checkpoint_every = 750
     return config

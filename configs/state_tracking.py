@@ -18,6 +18,7 @@ def get_config() -> ConfigDict:
             "key_dim": 8,
             "value_dim": 8,
             "gate_chunk": 16,
+            "implementation": "recurrent",  # of so small a state, faster on a CPU
             "chunk_size": 16,
             "negative_eigenvalues": True,
         }
