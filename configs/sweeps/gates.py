@@ -7,6 +7,7 @@ others make a gate of GDN-2 scalar, as in table 5 of arXiv 2605.22791: erase, er
 as one (KDA's gates in GDN-2's layer), or decay.
 
 Command: python -m experiments.sweep --config=configs/sweeps/gates.py --workdir=DIR
+Duration: 48 runs, about an hour of a core's time (estimated from a run of each task).
 At scale: for every I below what --count prints,
   python -m experiments.sweep --config=configs/sweeps/gates.py --workdir=DIR --index=I
       --base=configs/gdn2_100m.py --set.data.path=TOKENS
