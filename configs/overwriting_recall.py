@@ -35,7 +35,6 @@ def get_config() -> ConfigDict:
             "eval_examples": 512,
         }
     )
-    config.optimizer.peak_learning_rate = 1e-2
     config.batch_size = 32
     config.sequence_length = 40  # 16 writes, 8 queries
     config.steps = 1500

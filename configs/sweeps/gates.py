@@ -7,7 +7,7 @@ others make a gate of GDN-2 scalar, as in table 5 of arXiv 2605.22791: erase, er
 as one (KDA's gates in GDN-2's layer), or decay.
 
 Command: python -m experiments.sweep --config=configs/sweeps/gates.py --workdir=DIR
-Duration: 48 runs, about an hour of a core's time (estimated from a run of each task).
+Duration: 80 runs, about an hour of two cores' time.
 At scale: for every I below what --count prints,
   python -m experiments.sweep --config=configs/sweeps/gates.py --workdir=DIR --index=I
       --base=configs/gdn2_100m.py --set.data.path=TOKENS
@@ -19,7 +19,7 @@ from configs.sweeps import parts
 
 
 def get_config() -> ConfigDict:
-    """Eight variants of one shape, two tasks, three seeds."""
+    """Eight variants of one shape, two tasks, five seeds."""
 
     def changed(label: str, title: str, **gates: str | bool) -> dict[str, object]:
         return {**parts.mixer("gdn2", title, **gates), "label": label, "value": label}
@@ -44,5 +44,4 @@ def get_config() -> ConfigDict:
                 changed("decay_scalar", "GDN-2, scalar decay", decay="scalar"),
             )
         ],
-        seeds=(0, 1, 2),
     )

@@ -68,8 +68,10 @@ def recall(**model: Any) -> ConfigDict:
 
 
 def overwriting(**model: Any) -> ConfigDict:
-    """Recall of keys that are written again: what a state can replace; 55 s of a core's time."""
-    return _asked("recall with overwriting", overwriting_recall.get_config(), model)
+    """Recall of keys that are written again: what a state can replace; half a minute of a core."""
+    config = overwriting_recall.get_config()
+    config.steps = config.checkpoint_every = 1000
+    return _asked("recall with overwriting", config, model)
 
 
 def _asked(title: str, config: ConfigDict, model: Mapping[str, Any]) -> ConfigDict:
