@@ -5,7 +5,9 @@
   solve         one triangular solve a tile: key-axis erase against value-axis erase.
   capacity      how many pairs each mixer holds.
   stability     can a state grow that nothing is written to?
+  gradients     to the content gate, down the layers, back in time.
   expressivity  a task that hangs on what memory holds.
+  costs         which tile and which hybrid are cheapest.
   chunk_mean    how far the mean of L outputs lies from their long-run mean.
 
 The verdict is computed from the measured numbers: "holds", "fails", or "holds within limits", with
@@ -27,7 +29,16 @@ from carve_jax.training.metrics import write_atomically
 from carve_jax.training.provenance import describe_environment
 from experiments import cli
 from experiments.memory import check_names
-from experiments.theory import capacity, chunk_mean, expressivity, figures, solve, stability
+from experiments.theory import (
+    capacity,
+    chunk_mean,
+    costs,
+    expressivity,
+    figures,
+    gradients,
+    solve,
+    stability,
+)
 from experiments.theory.finding import Experiment
 
 RESULTS = Path(__file__).parents[1] / "results"
@@ -37,7 +48,9 @@ EXPERIMENTS: dict[str, Experiment] = {
     "solve": solve.EXPERIMENT,
     "capacity": capacity.EXPERIMENT,
     "stability": stability.EXPERIMENT,
+    "gradients": gradients.EXPERIMENT,
     "expressivity": expressivity.EXPERIMENT,
+    "costs": costs.EXPERIMENT,
     "chunk_mean": chunk_mean.EXPERIMENT,
 }
 
@@ -46,11 +59,11 @@ def run(name: str, quick: bool, directory: Path) -> dict[str, Any]:
     """Measures, draws into the directory, prints the verdict; the record."""
     started = time.monotonic()
     finding = EXPERIMENTS[name].measure(quick)
-    figure = figures.new_figure(finding.title, finding.verdict)
+    figure = figures.new_figure(finding.found, finding.verdict)
     EXPERIMENTS[name].draw(figure, finding)
     figures.save(figure, directory / f"{name}.png")
     seconds = time.monotonic() - started
-    print(f"{name}: {finding.verdict} ({seconds:.1f} s)\n  {finding.title}")
+    print(f"{name}: {finding.title}: {finding.verdict} ({seconds:.1f} s)\n  {finding.found}")
     for check in finding.checks:
         word = "met" if check.met else "limit" if check.edge else "MISSED"
         print(f"  {word:<7} {check}")

@@ -168,7 +168,8 @@ def measure(quick: bool) -> Finding:
     else:
         end = " and errs less than linear attention at every N"
     return Finding(
-        title=f"The delta rule reads orthogonal and rewritten keys without error{end}",
+        title="The delta rule holds more pairs than linear attention",
+        found=f"The delta rule reads orthogonal and rewritten keys without error{end}",
         claim="Error depends on N/K alone. Linear attention errs by x/(1+x), x = (N-1)/K, for "
         "random keys, and by 1 - 1/n once each key is written n times. The delta rule (b = 1) "
         "reads the last pair, K orthogonal keys and rewritten keys exactly, and random keys with "

@@ -98,7 +98,8 @@ def measure(quick: bool) -> Finding:
         for name, value in slopes.items()
     ]
     return Finding(
-        title=f"The mean of {at} outputs is off by {at_chunk[last]:.2f} σ "
+        title="The content is a mean that settles as 1/√L",
+        found=f"The mean of {at} outputs is off by {at_chunk[last]:.2f} σ "
         f"({last}) where 1/√L says {at**-0.5:.2f}; slowest: "
         f"L^({slopes[worst]:.2f}), {worst}",
         claim="The content m_c, a mean over L outputs, deviates from the long-run mean of the "

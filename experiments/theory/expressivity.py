@@ -175,7 +175,8 @@ def measure(quick: bool) -> Finding:
               error(held(unheard), late.target), at_most=1e-5, edge=True),
     )  # fmt: skip
     return Finding(
-        title=f"CARVE set by hand replaces or adds as memory says (error {carve[-1]:.0e}); a gate "
+        title="A gate that sees memory solves what no blind one can",
+        found=f"CARVE set by hand replaces or adds as memory says (error {carve[-1]:.0e}); a gate "
         f"that sees tokens alone errs by {best[True]:.0%} at best, told the mode",
         claim="In one layer, gates that do not see memory make the difference of two modes' states "
         "independent of the values written, so that no readout solves the content-dependent "

@@ -38,11 +38,11 @@ def label(axes: Axes, x: str, y: str, title: str = "") -> None:
     axes.set_title(textwrap.fill(title, 60), fontsize=9)
 
 
-def new_figure(title: str, verdict: str) -> Figure:
+def new_figure(found: str, verdict: str) -> Figure:
     """An empty figure under its finding."""
     figure = Figure(figsize=(10, 4.4), dpi=110, layout="constrained")
     FigureCanvasAgg(figure)
-    figure.suptitle(textwrap.fill(f"{title} [claim {verdict}]", 110), fontsize=11)
+    figure.suptitle(textwrap.fill(f"{found} [claim {verdict}]", 110), fontsize=11)
     return figure
 
 

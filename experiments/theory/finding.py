@@ -53,7 +53,8 @@ class Finding(NamedTuple):
     """The outcome of one experiment.
 
     Attributes:
-      title: what was found, in a line.
+      title: the claim in a line.
+      found: what was found, in a line.
       claim: precise enough to be false.
       setup: sizes and seeds.
       checks: what the verdict is computed from.
@@ -62,6 +63,7 @@ class Finding(NamedTuple):
     """
 
     title: str
+    found: str
     claim: str
     setup: str
     checks: tuple[Check, ...]
@@ -86,6 +88,7 @@ class Finding(NamedTuple):
         return {
             "name": name,
             "title": self.title,
+            "found": self.found,
             "claim": self.claim,
             "setup": self.setup,
             "verdict": self.verdict,

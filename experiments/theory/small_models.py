@@ -3,7 +3,6 @@
 The rule runs as `recurrent`: at these sizes compiling the chunked one takes longer than training.
 """
 
-from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -14,10 +13,7 @@ from ml_collections import ConfigDict
 
 from carve_jax.model import LanguageModel, make_mixer
 from carve_jax.training.run import build
-from carve_jax.training.step import TrainState
 from configs import mqar, quickstart
-
-Watch = Callable[[TrainState, Any], None]
 
 
 def recall_config(mixer: str, steps: int, **model: Any) -> ConfigDict:
@@ -40,21 +36,13 @@ def text_config(mixer: str, steps: int) -> ConfigDict:
     return config
 
 
-def train(
-    config: ConfigDict, steps: int, watch: Watch | None = None
-) -> tuple[LanguageModel, Any, Any]:
-    """The model, its parameters at initialisation and after the first steps of the config.
-
-    `watch` is called with the state and the batch before every step.
-    """
+def train(config: ConfigDict, steps: int) -> tuple[LanguageModel, Any, Any]:
+    """The model, its parameters at initialisation and after the first steps of the config."""
     run = build(config)
     state, batches = run.init(), run.pipeline.train_iterator()
     initial = jax.device_get(state.params)
     for _ in range(steps):
-        batch = next(batches)
-        if watch is not None:
-            watch(state, batch)
-        state, _ = run.train_step(state, batch)
+        state, _ = run.train_step(state, next(batches))
     return run.model, initial, jax.device_get(state.params)
 
 

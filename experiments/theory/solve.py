@@ -183,7 +183,8 @@ def measure(quick: bool) -> Finding:
         ),
     )
     return Finding(
-        title=f"One solve serves all {values} value channels on the key axis "
+        title="Erase on the key axis, and on no other, needs one solve a tile",
+        found=f"One solve serves all {values} value channels on the key axis "
         f"(error {key_axis:.0e}); under a value mask the best one solve is off by "
         f"{spread[-1]:.0%}",
         claim="An erase gate on the key axis is sufficient for one WY solve a tile (exact to "

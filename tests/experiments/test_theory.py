@@ -8,14 +8,23 @@ from matplotlib.image import imread
 
 from experiments import cli
 from experiments.theory import __main__ as theory
-from experiments.theory import capacity, chunk_mean, expressivity, solve, stability, transitions
+from experiments.theory import (
+    capacity,
+    chunk_mean,
+    costs,
+    expressivity,
+    gradients,
+    solve,
+    stability,
+    transitions,
+)
 from experiments.theory.finding import FAILS, HOLDS, LIMITED, Check, Finding
 
 VERDICTS = (HOLDS, LIMITED, FAILS)
 
 
 def finding(*checks: Check) -> Finding:
-    return Finding("title", "claim", "setup", checks, (), {})
+    return Finding("title", "found", "claim", "setup", checks, (), {})
 
 
 def test_the_verdict_follows_the_checks() -> None:
@@ -42,7 +51,7 @@ def test_an_experiment_in_quick_form(name, tmp_path, capsys) -> None:
     assert all(np.isfinite(number["value"]) for number in entry["numbers"])
     assert all(np.isfinite(check["value"]) for check in entry["checks"])
     assert imread(tmp_path / entry["figure"]).std() > 0
-    assert f"{name}: {entry['verdict']}" in capsys.readouterr().out
+    assert f"{name}: {entry['title']}: {entry['verdict']}" in capsys.readouterr().out
 
 
 def test_an_unknown_experiment_is_refused(capsys) -> None:
@@ -104,3 +113,25 @@ def test_reads_beyond_what_the_delta_rule_can_hold_err() -> None:
     turned = capacity.orthogonal(key)
     assert capacity.read_error(capacity.stored("deltanet", turned, value), turned, value) < 1e-5
     assert capacity.read_error(capacity.stored("deltanet", key, value), key, value) > 0.1
+
+
+def test_costs_are_compared_by_rank_and_by_what_the_choice_loses() -> None:
+    predicted, measured = np.array([3.0, 1.0, 2.0]), np.array([9.0, 4.0, 2.0])
+    assert costs.ranks_agree(predicted, predicted) == pytest.approx(1)
+    assert costs.ranks_agree(predicted, -predicted) == pytest.approx(-1)
+    assert costs.regret(predicted, measured) == 2
+    assert costs.crossing((10, 20), np.array([5.0, 5.0]), np.array([2.0, 3.0])) == 40
+    assert np.isnan(costs.crossing((10, 20), np.array([5.0, 5.0]), np.array([3.0, 3.0])))
+
+
+def test_gradients_are_compared_array_by_array() -> None:
+    tree = {"a": np.array([1.0, -2.0]), "b": np.array([1e-6])}
+    assert gradients.largest_difference(tree, tree) == 0
+    changed = {**tree, "b": np.array([2e-6])}
+    assert gradients.largest_difference(changed, tree) == pytest.approx(1)
+
+
+def test_the_content_gate_alone_can_make_a_state_grow_and_no_gate_cannot() -> None:
+    assert stability.closed_loop(4, 50.0)[-1] > 10
+    assert stability.closed_loop(4, 0.0)[-1] < 0.1
+    assert stability.closed_loop(4, 50.0, size=1e-3)[-1] < 1e-3
