@@ -5,7 +5,7 @@ first step has moved P_up; every other gradient is what it would be without the 
 """
 
 import dataclasses
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import jax
@@ -23,7 +23,8 @@ from experiments.theory import small_models
 from experiments.theory.figures import COLOURS, label, panels, style
 from experiments.theory.finding import Check, Experiment, Finding, Number
 
-CARVE, NORMED, BLIND = "CARVE", "CARVE, content_norm", "without content"
+CARVE, NORMED = "CARVE", "CARVE, content_norm"
+STRENGTHS = (10.0, 100.0, 1000.0)  # of a random P_up: outputs are small, so that they are large
 
 
 class Course(NamedTuple):
@@ -52,11 +53,6 @@ def recall_run(quick: bool, steps: int, **model: Any) -> Run:
     return build(small_models.recall_config("carve", steps, **changes))
 
 
-def is_content(path: tuple[Any, ...]) -> bool:
-    """Whether a leaf belongs to the content gate."""
-    return leaf_name(path).startswith("content_")
-
-
 def projections(gradients: Any, name: str) -> np.ndarray:
     """Norm of the gradient of "content_up" or "content_down" in each layer."""
     (block,) = gradients["blocks"].values()
@@ -64,35 +60,23 @@ def projections(gradients: Any, name: str) -> np.ndarray:
     return np.sqrt(np.square(leaf).sum(axis=tuple(range(1, leaf.ndim))))
 
 
-def make_step(run: Run) -> Callable[..., tuple[Any, Any, Any, jax.Array]]:
-    """One step of training as `experiments.train` takes it, that also returns the gradients.
-
-    (params, state, batch, hear) -> params, state, gradients, loss; with `hear` 0 the content gate
-    learns nothing, so that P_up stays 0 and the model is the one without content.
-    """
+def train(run: Run) -> Course:
+    """The config's steps as `experiments.train` takes them, with the gradients' norms."""
     config = run.config
     optimizer = make_optimizer(config.optimizer, make_schedule(config.optimizer, config.steps))
     loss = make_loss(run.model, loss_chunk=config.loss_chunk)
 
     @jax.jit
-    def step(params: Any, state: Any, batch: Any, hear: float) -> tuple[Any, Any, Any, jax.Array]:
+    def step(params: Any, state: Any, batch: Any) -> tuple[Any, Any, Any, jax.Array]:
         grads, sums = gradient(loss, params, batch, 1)
-        used = jax.tree_util.tree_map_with_path(
-            lambda path, g: hear * g if is_content(path) else g, grads
-        )
-        updates, state = optimizer.update(used, state, params)
+        updates, state = optimizer.update(grads, state, params)
         return optax.apply_updates(params, updates), state, grads, sums.nats / sums.tokens
 
-    return step
-
-
-def train(run: Run, step: Callable[..., tuple], hear: float = 1.0) -> Course:
-    """The config's steps from its own initialisation, with the gradients' norms."""
     start = run.init()
     initial, params, state = jax.device_get(start.params), start.params, start.opt_state
     batches, kept, nats = run.pipeline.train_iterator(), [], jnp.nan
-    for _ in range(run.config.steps):
-        params, state, grads, nats = step(params, state, next(batches), hear)
+    for _ in range(config.steps):
+        params, state, grads, nats = step(params, state, next(batches))
         kept.append(jax.device_get(grads))
     return Course(
         kept[0],
@@ -103,6 +87,18 @@ def train(run: Run, step: Callable[..., tuple], hear: float = 1.0) -> Course:
         jax.device_get(params),
         float(nats),
     )
+
+
+def with_content(params: Any, strength: float) -> Any:
+    """The parameters with P_up normal, of that standard deviation."""
+    rng = np.random.default_rng(0)
+
+    def set_up(path: tuple[Any, ...], leaf: Any) -> Any:
+        if leaf_name(path) != "content_up":
+            return leaf
+        return (strength * rng.normal(size=leaf.shape)).astype(np.float32)
+
+    return jax.tree_util.tree_map_with_path(set_up, params)
 
 
 def gradient_without_gate(run: Run, params: Any) -> Any:
@@ -162,22 +158,21 @@ def depth_ratio(gradients: Any) -> np.ndarray:
 
 
 def measure(quick: bool) -> Finding:
-    """Three short trainings, and the flow back in time before and after them."""
+    """Short trainings, and the flow back in time before and after them."""
     steps, rows, length = (3, 2, 32) if quick else (60, 16, 128)
     run = recall_run(quick, steps)
-    step = make_step(run)
-    courses = {CARVE: train(run, step), BLIND: train(run, step, hear=0.0)}
-    carve, blind = courses.values()
+    courses = {CARVE: train(run)}
+    carve = courses[CARVE]
     equal: float | None = None
-    ends = {}
+    ends: dict[str, np.ndarray] = {}
     if not quick:  # which saves most of the compiling
-        normed = recall_run(quick, steps, content_norm=True)
-        courses[NORMED] = train(normed, make_step(normed))
+        courses[NORMED] = train(recall_run(quick, steps, content_norm=True))
         plain = gradient_without_gate(run, carve.initial)
         equal = largest_difference(without_content(carve.first), jax.device_get(plain))
-        sets = [carve.initial, carve.final, blind.final]
-        initial, heard, unheard = back_in_time(run.model, sets, rows, length)
-        ends = {"initialised": initial, f"{CARVE}, trained": heard, f"{BLIND}, trained": unheard}
+        sets = {"P_up = 0": carve.initial, "trained": carve.final}
+        sets |= {f"P_up random, {s:g}": with_content(carve.initial, s) for s in STRENGTHS}
+        flows = back_in_time(run.model, list(sets.values()), rows, length)
+        ends = dict(zip(sets, flows, strict=True))
     depths = {
         f"{name}, {when}": depth_ratio(grads)
         for name, c in courses.items()
@@ -210,11 +205,11 @@ def measure(quick: bool) -> Finding:
         claim="At initialisation P_down's gradient is exactly 0, P_up's is not, and all others are "
         "those of the model without a content gate; one step later both flow. P_up's is no "
         "negligible part of the whole, gradients stay of one order over depth and do not vanish "
-        "back in time, and CARVE's are within a factor of three of those without content (edges).",
+        "back in time, and an open content gate keeps them within a factor of three (edges).",
         setup=f"associative recall, {sizes.layers} layers of width {sizes.d_model}, gate chunks of "
         f"{sizes.gate_chunk}, {steps} steps of {run.config.batch_size} rows of "
-        f"{run.config.sequence_length}; back in time over {length} tokens, {rows} rows; the model "
-        "without content is the same with P_up held at 0; seed 0",
+        f"{run.config.sequence_length}; back in time over {length} tokens, {rows} rows; P_up "
+        f"as trained and normal with standard deviations {STRENGTHS}; seed 0",
         checks=checks,
         numbers=tuple(figures_of(courses, ends, length)),
         curves={"courses": courses, "ends": ends, "depths": depths},
@@ -228,15 +223,15 @@ def near_and_far(flow: np.ndarray, length: int) -> float:
 
 def time_checks(ends: dict[str, np.ndarray], length: int) -> list[Check]:
     """What the claim says of the flow back in time."""
-    heard, unheard = ends[f"{CARVE}, trained"], ends[f"{BLIND}, trained"]
-    ratio = heard[1:] / unheard[1:]
-    what = "trained CARVE's gradient over that without content"
+    shut = ends["P_up = 0"]
+    ratio = np.stack([ends[f"P_up random, {s:g}"][1:] / shut[1:] for s in STRENGTHS])
+    what = "gradient under a random P_up over that at P_up = 0"
     return [
         Check(f"{what}, least of all distances", float(ratio.min()), at_least=1 / 3, edge=True),
         Check(f"{what}, largest of all distances", float(ratio.max()), at_most=3, edge=True),
         Check(
-            f"gradient beyond {length // 2} tokens over that within 8, trained CARVE",
-            near_and_far(heard, length),
+            f"gradient beyond {length // 2} tokens over that within 8, trained",
+            near_and_far(ends["trained"], length),
             at_least=1e-2,
             edge=True,
         ),
@@ -249,13 +244,18 @@ def figures_of(
     """The numbers for the report."""
     for name, course in courses.items():
         yield Number(f"loss at the last step, {name}", course.loss, "nats")
-        if name != BLIND:
-            whole = float(optax.tree.norm(course.first))
-            first = float(course.up[0].mean())
-            yield Number(f"gradient of P_up at initialisation, {name}", first / whole, "of all")
-            for which, norms in (("up", course.up), ("down", course.down)):
-                last = float(norms[-1].mean())
-                yield Number(f"gradient of P_{which} at the last step, {name}", last, "norm")
+        whole, first = float(optax.tree.norm(course.first)), float(course.up[0].mean())
+        yield Number(f"gradient of P_up at initialisation, {name}", first / whole, "of all")
+        (block,) = course.initial["blocks"].values()
+        elements = block["mixer"]["content_up"][0].size
+        yield Number(
+            f"element of P_up's gradient at initialisation (Adam's eps is 1e-8), {name}",
+            first / elements**0.5,
+            "root mean square",
+        )
+        for which, norms in (("up", course.up), ("down", course.down)):
+            last = float(norms[-1].mean())
+            yield Number(f"gradient of P_{which} at the last step, {name}", last, "norm")
     for name, flow in ends.items():
         far = near_and_far(flow, length)
         yield Number(f"gradient beyond {length // 2} tokens over within 8, {name}", far, "times")
@@ -264,9 +264,7 @@ def figures_of(
 def draw(figure: Figure, finding: Finding) -> None:
     """Gradients of the projections by step, of mixers by depth, of inputs by distance."""
     left, middle, right = panels(figure, 3)
-    shown = [n for n in (CARVE, NORMED) if n in finding.curves["courses"]]
-    for index, name in enumerate(shown):
-        course = finding.curves["courses"][name]
+    for index, (name, course) in enumerate(finding.curves["courses"].items()):
         for which, line in (("up", "-"), ("down", ":")):
             norms = getattr(course, which).mean(1)
             norms = np.where(norms > 0, norms, np.nan)
@@ -280,7 +278,7 @@ def draw(figure: Figure, finding: Finding) -> None:
     middle.legend(fontsize=7)
     label(middle, "layer", "gradient's norm over the last layer's", "Mixers by depth")
     for index, (name, flow) in enumerate(finding.curves["ends"].items()):
-        right.plot(flow, ("-", "--", ":")[index], color=COLOURS[index], label=name)
+        right.plot(flow, ("-", "--", ":")[index % 3], color=COLOURS[index], label=name)
     right.set_yscale("log")
     if finding.curves["ends"]:
         right.legend(fontsize=7)
