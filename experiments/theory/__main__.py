@@ -7,12 +7,11 @@
   stability     can a state grow that nothing is written to?
   gradients     to the content gate, down the layers, back in time.
   expressivity  a task that hangs on what memory holds.
-  costs         which tile and which hybrid are cheapest.
   chunk_mean    how far the mean of L outputs lies from their long-run mean.
 
 The verdict is computed from the measured numbers: "holds", "fails", or "holds within limits", with
 the place where it fails. DIR (by default a dated folder of experiments/results) gets theory.json
-and a PNG for each. All take about four minutes on two cores; --quick takes tiny sizes, whose
+and a PNG for each. All take some four minutes on two idle cores; --quick takes tiny sizes, whose
 verdicts may differ.
 """
 
@@ -32,7 +31,6 @@ from experiments.memory import check_names
 from experiments.theory import (
     capacity,
     chunk_mean,
-    costs,
     expressivity,
     figures,
     gradients,
@@ -50,7 +48,6 @@ EXPERIMENTS: dict[str, Experiment] = {
     "stability": stability.EXPERIMENT,
     "gradients": gradients.EXPERIMENT,
     "expressivity": expressivity.EXPERIMENT,
-    "costs": costs.EXPERIMENT,
     "chunk_mean": chunk_mean.EXPERIMENT,
 }
 

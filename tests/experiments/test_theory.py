@@ -11,7 +11,6 @@ from experiments.theory import __main__ as theory
 from experiments.theory import (
     capacity,
     chunk_mean,
-    costs,
     expressivity,
     gradients,
     solve,
@@ -115,20 +114,22 @@ def test_reads_beyond_what_the_delta_rule_can_hold_err() -> None:
     assert capacity.read_error(capacity.stored("deltanet", key, value), key, value) > 0.1
 
 
-def test_costs_are_compared_by_rank_and_by_what_the_choice_loses() -> None:
-    predicted, measured = np.array([3.0, 1.0, 2.0]), np.array([9.0, 4.0, 2.0])
-    assert costs.ranks_agree(predicted, predicted) == pytest.approx(1)
-    assert costs.ranks_agree(predicted, -predicted) == pytest.approx(-1)
-    assert costs.regret(predicted, measured) == 2
-    assert costs.crossing((10, 20), np.array([5.0, 5.0]), np.array([2.0, 3.0])) == 40
-    assert np.isnan(costs.crossing((10, 20), np.array([5.0, 5.0]), np.array([3.0, 3.0])))
-
-
 def test_gradients_are_compared_array_by_array() -> None:
     tree = {"a": np.array([1.0, -2.0]), "b": np.array([1e-6])}
     assert gradients.largest_difference(tree, tree) == 0
     changed = {**tree, "b": np.array([2e-6])}
     assert gradients.largest_difference(changed, tree) == pytest.approx(1)
+
+
+def test_a_random_up_projection_takes_the_place_of_zeros() -> None:
+    params = {"mixer": {"content_up": np.zeros((2, 50, 50)), "content_down": np.ones(3)}}
+    found = gradients.with_content(params, 10.0)["mixer"]
+    assert found["content_up"].std() == pytest.approx(10, rel=0.05)
+    assert (found["content_down"] == 1).all()
+    flows = {"P_up = 0": np.ones(32), "trained": np.ones(32)}
+    flows |= {f"P_up random, {s:g}": np.full(32, s) for s in gradients.STRENGTHS}
+    _, largest, far = gradients.time_checks(flows, 32)
+    assert (largest.met, far.met) == (False, True)
 
 
 def test_the_content_gate_alone_can_make_a_state_grow_and_no_gate_cannot() -> None:
