@@ -20,6 +20,7 @@ HF_HOME=DIR, bring DIR, and set HF_HOME=DIR and HF_DATASETS_OFFLINE=1.
 """
 
 import dataclasses
+import hashlib
 import json
 import time
 from collections.abc import Mapping, Sequence
@@ -159,7 +160,8 @@ def measure(
         found = record.find(name, settings)
         if found is None:
             print(f"[{number}/{len(tasks)}] {name}", flush=True)
-            keep = record.path.with_name(f".{record.path.stem}_{name.replace('/', '_')}")
+            digest = hashlib.sha256(repr((name, settings)).encode()).hexdigest()[:12]
+            keep = record.path.with_name(f".{record.path.stem}_{digest}_")
             start = time.perf_counter()
             found = task(subject, options._replace(keep=keep))
             record.add(name, settings, found, round(time.perf_counter() - start, 1))

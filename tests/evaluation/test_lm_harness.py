@@ -62,7 +62,7 @@ def forward(subject):
     def log_probabilities(text):
         """[bytes, vocabulary]: of each byte of the text, after the separator and those before."""
         row = np.zeros((1, LONGEST), np.int32)
-        data = np.frombuffer(text.encode(), np.uint8)
+        data = np.frombuffer(text if isinstance(text, bytes) else text.encode(), np.uint8)
         row[0, : len(data) + 1] = [256, *data]
         return np.asarray(run(row), np.float64)[0, : len(data)]
 
@@ -132,15 +132,47 @@ def test_last_words(tasks, subject, forward):
     assert perplexity.count == 2
 
 
-def test_generation_goes_on_from_what_was_kept(tasks, subject, tmp_path):
-    whole = run(tasks, subject, "local_generation")
-    assert whole.metrics["exact_match"].count == len(QUESTIONS)
-    before = subject.scorer.counts
-    kept = [run(tasks, subject, "local_choice", keep=tmp_path / "keep").metrics for _ in range(2)]
-    assert kept[0] == kept[1]
-    first = subject.scorer.counts.read - before.read
-    run(tasks, subject, "local_choice", keep=tmp_path / "keep")
-    assert subject.scorer.counts.read - before.read == first  # nothing was scored again
+def test_generation(tasks, subject, forward, monkeypatch):
+    written = []
+    generate_until = CarveLM.generate_until
+    monkeypatch.setattr(
+        CarveLM,
+        "generate_until",
+        lambda self, asked: written.extend(generate_until(self, asked)) or written,
+    )
+    result = run(tasks, subject, "local_generation")
+    assert result.metrics["exact_match"].count == len(QUESTIONS)
+    for doc, text in zip(QUESTIONS, written, strict=True):
+        read = question = doc["question"].encode()
+        while len(read) < len(question) + 12 and (new := forward(read + b"x")[-1].argmax()) < 256:
+            read += bytes([new])
+        likeliest = read[len(question) :].decode(errors="replace")
+        assert text == likeliest.partition("e ru")[0].partition("\n\n")[0]
+
+
+def test_a_task_goes_on_from_what_was_scored_before_a_stop(tasks, subject, tmp_path, monkeypatch):
+    def read(keep):
+        before = subject.scorer.counts.read
+        metrics = run(tasks, subject, "local_choice", keep=tmp_path / keep).metrics
+        return metrics, subject.scorer.counts.read - before
+
+    score_batch, batches = Scorer._score_batch, []
+
+    def stopped(self, *arguments):
+        batches.append(arguments)
+        if len(batches) == 3:
+            raise KeyboardInterrupt
+        return score_batch(self, *arguments)
+
+    whole, tokens = read("whole")
+    with monkeypatch.context() as patch:
+        patch.setattr(Scorer, "_score_batch", stopped)
+        with pytest.raises(KeyboardInterrupt):
+            read("stopped")
+    rest, left = read("stopped")
+    assert rest == whole
+    assert 0 < left < tokens
+    assert read("stopped") == (whole, 0)
 
 
 def test_empty_contexts_and_windows_of_full_attention(subject, forward):
