@@ -4,16 +4,19 @@
       [--average=5] [--dtype=float32|bfloat16] [--limit=N] [--num_fewshot=N] [--batch_size=32]
       [--call_tokens=16384] [--max_length=N] [--input_tokens=N] [--tokenizer=FILE|hf:NAME]
       [--include_path=DIR …] [--seed=0] [--fresh] [--config.data.KEY=VALUE …]
-      [--config.sequence_length=N]
+      [--config.sequence_length=N] [--haystack=noise|repeat:SENTENCE|FILE] [--reply_tokens=N]
   python -m experiments.evaluate --fetch --tasks=NAME,…
 
 Tasks: perplexity (held-out text of the run's data; the default), ruler/PROBE/LENGTH and
 ruler/LENGTH (made here), the groups common_sense and recall, wikitext, and whatever else the
-harness and the YAML files of --include_path define. Every
-number comes with its standard error. Results go to DIR/evaluation_STEP.json after every task; run
-again, the command goes on from there, and what was measured with the same settings is not measured
-again (--fresh does). --step=average takes the mean of the parameters of the newest checkpoints.
---config.data… measures on other data than the run was trained on, as longer sequences.
+harness and the YAML files of --include_path define. The filler of RULER's probes is --haystack; by
+default noise and, for those that hide in a text, Python's language reference. --reply_tokens is the
+room for a reply, if not RULER's.
+
+Every number comes with its standard error. Results go to DIR/evaluation_STEP.json after every task;
+run again, the command goes on from there, and what was measured with the same settings is not
+measured again (--fresh does). --step=average takes the mean of the parameters of the newest
+checkpoints. --config.data… measures on other data than the run was trained on, as longer sequences.
 
 The harness downloads its data. For a machine without a network, run --fetch on one that has it with
 HF_HOME=DIR, bring DIR, and set HF_HOME=DIR and HF_DATASETS_OFFLINE=1.
@@ -32,6 +35,8 @@ from absl import flags
 from carve_jax.errors import UserError
 from carve_jax.evaluation.harness_tasks import HarnessTasks
 from carve_jax.evaluation.held_out import held_out_perplexity
+from carve_jax.evaluation.ruler import Haystack
+from carve_jax.evaluation.ruler.run import Asking
 from carve_jax.evaluation.ruler_tasks import RulerTasks
 from carve_jax.evaluation.subject import Subject, load_subject
 from carve_jax.evaluation.tasks import (
@@ -77,6 +82,8 @@ def define_flags() -> flags.FlagValues:
     whole("max_length", None, "Most tokens of a row.")
     whole("input_tokens", None, "Most tokens of a prompt that is continued.")
     whole("seed", 0, "Of what is drawn.", least=0)
+    text("haystack", None, "Filler of RULER's probes: noise, repeat:SENTENCE or a text file.")
+    whole("reply_tokens", None, "Room for a reply to RULER's probes.", least=0)
     flags.DEFINE_bool("fresh", False, "Measure again.", flag_values=values)
     flags.DEFINE_bool("fetch", False, "Only download the data.", flag_values=values)
     flags.DEFINE_bool("progress", True, "Show bars.", flag_values=values)
@@ -142,7 +149,10 @@ def settings_of(values: flags.FlagValues, subject: Subject, changes: Sequence[st
         "include_path": list(values.include_path),
         **{
             name: getattr(values, name)
-            for name in ("limit", "num_fewshot", "input_tokens", "tokenizer", "seed")
+            for name in (
+                *("limit", "num_fewshot", "input_tokens", "tokenizer", "seed"),
+                *("haystack", "reply_tokens"),
+            )
         },
     }
 
@@ -222,7 +232,11 @@ def main(argv: list[str]) -> None:
         seed=values.seed,
     )
     harness = HarnessTasks(options)
-    sources: list[Source] = [OWN, RulerTasks(), harness]
+    asking = Asking(
+        haystack=None if values.haystack is None else Haystack.named(values.haystack),
+        new_tokens=values.reply_tokens,
+    )
+    sources: list[Source] = [OWN, RulerTasks(asking), harness]
     if values.fetch:
         for name in find_tasks(values.tasks, [harness]):
             harness.fetch(name)

@@ -1,14 +1,14 @@
 """RULER's probes as tasks: `ruler/PROBE/LENGTH`, and `ruler/LENGTH` for all probes of a length."""
 
+import dataclasses
 import re
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Any
 
 from carve_jax.evaluation.ruler import PROBES
 from carve_jax.evaluation.ruler.run import Asking, run_probe
 from carve_jax.evaluation.scoring import check_length
 from carve_jax.evaluation.subject import Subject
-from carve_jax.evaluation.tasks import Figure, Options, Result, Task
+from carve_jax.evaluation.tasks import Options, Result, Task
 
 LENGTHS = (1024, 2048, 4096, 8192, 16384, 32768, 65536, 131072)
 EXAMPLES = 100  # where no limit says otherwise
@@ -31,7 +31,14 @@ class RulerGroups(Mapping[str, Mapping[str, str]]):
 
 
 class RulerTasks:
-    """A `Source`."""
+    """A `Source`.
+
+    Args:
+      asking: how; examples, seed and batches are those of the command's options.
+    """
+
+    def __init__(self, asking: Asking = Asking()) -> None:
+        self._asking = asking
 
     def groups(self) -> Mapping[str, Mapping[str, str]]:
         """All probes of a length."""
@@ -46,18 +53,15 @@ class RulerTasks:
 
         def run(subject: Subject, options: Options) -> Result:
             check_length(subject.model.config, length, subject.scorer.max_length)
-            asking = Asking(
+            asking = dataclasses.replace(
+                self._asking,
                 count=options.limit or EXAMPLES,
                 seed=options.seed,
                 batch_size=max(1, min(subject.scorer.batch_size, 131_072 // length)),
                 prefill_chunk=min(2048, subject.scorer.call_tokens),
             )
             tokenizer = subject.text_tokenizer()
-            told: dict[str, Any] = run_probe(
-                subject.model, subject.params, tokenizer, probe, length, asking
-            )
-            figures = {metric: Figure(**figure) for metric, figure in told["metrics"].items()}
-            return Result(figures, told["facts"])
+            return run_probe(subject.model, subject.params, tokenizer, probe, length, asking)
 
         return run
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from carve_jax.errors import UserError
 
 NOISE = "The grass is green. The sky is blue. The sun is yellow. Here we go. There and back again."
+_REPEAT = "repeat:"
 _SENTENCE_END = re.compile(r"(?<=[.!?])\s+")
 
 
@@ -62,9 +63,23 @@ class Haystack:
             text = Path(path).read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:
             raise UserError(
-                f"The haystack {str(path)!r} cannot be read ({error}); give a text file in UTF-8."
+                f"The haystack {str(path)!r} cannot be read ({error}); give noise, "
+                f"{_REPEAT}SENTENCE or the path of a text file in UTF-8."
             ) from error
         return cls.text(text, name=Path(path).name)
+
+    @classmethod
+    def named(cls, text: str) -> "Haystack":
+        """What a user's word stands for: "noise", "repeat:SENTENCE", or the path of a text file.
+
+        Raises:
+          UserError: see `file` and `repeated`.
+        """
+        if text == "noise":
+            return cls.noise()
+        if text.startswith(_REPEAT):
+            return cls.repeated(text.removeprefix(_REPEAT))
+        return cls.file(text)
 
     def begin(self, rng: random.Random) -> int:
         """A sentence to begin with: any, so that examples differ."""

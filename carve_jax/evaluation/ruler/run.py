@@ -6,7 +6,6 @@ A model whose caches are of constant size needs the same memory at every length:
 
 import dataclasses
 import functools
-import math
 from collections import Counter
 from typing import Any
 
@@ -15,6 +14,7 @@ import numpy as np
 from carve_jax.evaluation.ruler.haystack import Haystack
 from carve_jax.evaluation.ruler.probes import Probe, example
 from carve_jax.evaluation.ruler.score import score
+from carve_jax.evaluation.tasks import Result, mean
 from carve_jax.generate import generate
 from carve_jax.model import LanguageModel
 from carve_jax.shapes import Int32
@@ -63,7 +63,7 @@ def run_probe(
     probe: Probe,
     length: int,
     asking: Asking = Asking(),
-) -> dict[str, dict[str, Any]]:
+) -> Result:
     """The accuracy of a model in a probe at one length.
 
     Args:
@@ -75,9 +75,9 @@ def run_probe(
       asking: how.
 
     Returns:
-      `metrics`: `accuracy`, the mean score with the standard error over examples and their number.
-      `facts`: what was asked, how often each form of the probe came, and the mean score of
-      examples by the mean depth of their answers, from the first part of the filler to the last.
+      `accuracy`, the mean score of an example. Of the facts, `forms` says how often each form of
+      the probe came, and `accuracy_by_depth` is the mean score of examples by the mean depth of
+      their answers, from the first part of the filler to the last.
 
     Raises:
       UserError: see `example`.
@@ -119,20 +119,11 @@ def run_probe(
             forms[one.form] += 1
             if one.depths:
                 parts[int(np.mean(one.depths) * DEPTHS)].append(scores[-1])
-    return {
-        "metrics": {"accuracy": mean_and_error(scores)},
-        "facts": {
-            "length": length,
-            "seed": asking.seed,
-            "haystack": haystack.name if haystack is not None else probe.filler,
-            "forms": {form: count for form, count in forms.items() if form},
-            "accuracy_by_depth": [float(np.mean(part)) if part else None for part in parts],
-        },
+    facts = {
+        "length": length,
+        "seed": asking.seed,
+        "haystack": haystack.name if haystack is not None else probe.filler,
+        "forms": {form: count for form, count in forms.items() if form},
+        "accuracy_by_depth": [float(np.mean(part)) if part else None for part in parts],
     }
-
-
-def mean_and_error(scores: list[float]) -> dict[str, float]:
-    """Mean, its standard error over examples (0 of a single one) and how many there are."""
-    count = len(scores)
-    spread = float(np.std(scores, ddof=1)) if count > 1 else 0.0
-    return {"value": float(np.mean(scores)), "stderr": spread / math.sqrt(count), "count": count}
+    return Result({"accuracy": mean(scores)}, facts)

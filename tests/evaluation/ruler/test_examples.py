@@ -146,11 +146,11 @@ def test_a_compound_is_no_part_of_another():
 
 
 def test_haystacks(tmp_path):
-    repeated = make("niah_single_1", haystack=Haystack.repeated("Nothing here."))
+    repeated = make("niah_single_1", haystack=Haystack.named("repeat:Nothing here."))
     assert repeated.prompt.count("Nothing here.\n") > 20
     path = tmp_path / "essay.txt"
     path.write_text("It began\nwell.  Did it? It  ended — so.\n")
-    essay = Haystack.file(path)
+    essay = Haystack.named(str(path))
     assert essay.sentences == ("It began well.", "Did it?", "It ended — so.")
     assert essay.name == "essay.txt"
     got = make("niah_single_2", haystack=essay)
@@ -198,6 +198,6 @@ def test_what_cannot_be_is_said():
     with pytest.raises(UserError, match="niah_single_2 hides its needles in a text"):
         make("niah_single_2", haystack=None)
     with pytest.raises(UserError, match=r"nowhere\.txt' cannot be read"):
-        Haystack.file("nowhere.txt")
+        Haystack.named("nowhere.txt")
     with pytest.raises(UserError, match="nothing in the repeated sentence"):
-        Haystack.repeated(" ")
+        Haystack.named("repeat: ")

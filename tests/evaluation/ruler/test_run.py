@@ -5,11 +5,11 @@ import re
 import jax
 import jax.numpy as jnp
 import numpy as np
-import pytest
 
 from carve_jax.config import LMConfig
 from carve_jax.evaluation.ruler import PROBES, Haystack, examples, run
-from carve_jax.evaluation.ruler.run import Asking, language_reference, mean_and_error, run_probe
+from carve_jax.evaluation.ruler.run import Asking, language_reference, run_probe
+from carve_jax.evaluation.tasks import Figure
 from carve_jax.model import LanguageModel
 from carve_jax.training.data import ByteTokenizer
 
@@ -22,9 +22,9 @@ def test_an_untrained_model_finds_nothing():
     params = jax.jit(model.init)(jax.random.key(0), jnp.zeros((1, 1), jnp.int32))["params"]
     asking = Asking(count=2, new_tokens=16)
     result = run_probe(model, params, TOKENIZER, PROBES["niah_single_1"], 512, asking)
-    assert result["metrics"] == {"accuracy": {"value": 0.0, "stderr": 0.0, "count": 2}}
-    assert result["facts"]["haystack"] == "noise"
-    assert result["facts"]["length"] == 512
+    assert result.metrics == {"accuracy": Figure(0.0, 0.0, 2)}
+    assert result.facts["haystack"] == "noise"
+    assert result.facts["length"] == 512
 
 
 def test_replies_are_scored_against_the_prompts_that_were_read(monkeypatch):
@@ -49,9 +49,9 @@ def test_replies_are_scored_against_the_prompts_that_were_read(monkeypatch):
         count=5, seed=3, batch_size=2, prefill_chunk=100, haystack=Haystack.text("A b. C d.")
     )
     result = run_probe(None, None, TOKENIZER, PROBES["niah_multivalue"], 1500, asking)
-    assert result["metrics"]["accuracy"] == {"value": 0.5, "stderr": 0.0, "count": 5}
-    assert result["facts"]["haystack"] == "text"
-    assert {value for value in result["facts"]["accuracy_by_depth"] if value is not None} == {0.5}
+    assert result.metrics["accuracy"] == Figure(0.5, 0.0, 5)
+    assert result.facts["haystack"] == "text"
+    assert {value for value in result.facts["accuracy_by_depth"] if value is not None} == {0.5}
     assert len(set(read)) == 5
 
 
@@ -62,10 +62,3 @@ def test_the_text_of_every_python_is_the_text_where_none_is_given():
         PROBES["niah_single_2"], length=2000, encode=str.encode, count=1, haystack=text
     )
     assert one.prompt.count(one.answers[0]) == 1
-
-
-def test_mean_and_error():
-    assert mean_and_error([1.0]) == {"value": 1.0, "stderr": 0.0, "count": 1}
-    figures = mean_and_error([0.0, 1.0, 1.0, 0.0])
-    assert figures["value"] == 0.5
-    assert figures["stderr"] == pytest.approx((1 / 3 / 4) ** 0.5)
