@@ -1,10 +1,10 @@
-"""RULER's probes as tasks: `ruler/PROBE/LENGTH`, and `ruler/LENGTH` for all probes of a length."""
+"""RULER's probes as tasks: `ruler/PROBE/LENGTH`, and `ruler/LENGTH` for all of RULER's of a length."""
 
 import dataclasses
 import re
 from collections.abc import Iterable, Iterator, Mapping
 
-from carve_jax.evaluation.ruler import PROBES
+from carve_jax.evaluation.ruler import PROBES, RULER
 from carve_jax.evaluation.ruler.run import Asking, run_probe
 from carve_jax.evaluation.scoring import check_length
 from carve_jax.evaluation.subject import Subject
@@ -21,7 +21,7 @@ class RulerGroups(Mapping[str, Mapping[str, str]]):
         found = re.fullmatch(r"ruler/([1-9]\d*)", name)
         if found is None:
             raise KeyError(name)
-        return {f"ruler/{probe}/{found[1]}": "accuracy" for probe in PROBES}
+        return {f"ruler/{probe}/{found[1]}": "accuracy" for probe in RULER}
 
     def __iter__(self) -> Iterator[str]:
         return iter([f"ruler/{length}" for length in LENGTHS])
@@ -37,8 +37,8 @@ class RulerTasks:
       asking: how; examples, seed and batches are those of the command's options.
     """
 
-    def __init__(self, asking: Asking = Asking()) -> None:
-        self._asking = asking
+    def __init__(self, asking: Asking | None = None) -> None:
+        self._asking = asking or Asking()
 
     def groups(self) -> Mapping[str, Mapping[str, str]]:
         """All probes of a length."""

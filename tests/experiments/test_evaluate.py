@@ -81,10 +81,20 @@ def test_other_data_than_it_was_trained_on(workdir, capsys):
 
 
 def test_a_probe_of_ruler(workdir, capsys):
-    record, out = measured(capsys, workdir, "--tasks=ruler/niah_single_1/512", "--limit=2")
-    figure = results(record)["ruler/niah_single_1/512"]["accuracy"]
+    record, out = measured(
+        capsys,
+        workdir,
+        "--tasks=ruler/niah_terse/128",
+        "--limit=2",
+        "--reply_tokens=8",
+        "--haystack=repeat:All is well.",
+    )
+    figure = results(record)["ruler/niah_terse/128"]["accuracy"]
     assert figure == {"value": 0.0, "stderr": 0.0, "count": 2}
-    assert "ruler/niah_single_1/512 " in out
+    assert "ruler/niah_terse/128 " in out
+    (entry,) = [e for e in record["results"] if e["task"] == "ruler/niah_terse/128"]
+    assert entry["facts"]["haystack"] == "repeated"
+    assert entry["settings"]["reply_tokens"] == 8
     all_probes = find_group("ruler/400", [RulerTasks()])
     assert len(all_probes) == 11
     assert all(RulerTasks().find(name) for name in all_probes)

@@ -4,7 +4,7 @@ Text alone, no model: `run` has the part that asks one.
 """
 
 from carve_jax.evaluation.ruler.haystack import Haystack
-from carve_jax.evaluation.ruler.probes import PROBES, Example, Probe, example, examples
+from carve_jax.evaluation.ruler.probes import PROBES, RULER, Example, Probe, example, examples
 from carve_jax.evaluation.ruler.score import score
 
-__all__ = ["PROBES", "Example", "Haystack", "Probe", "example", "examples", "score"]
+__all__ = ["PROBES", "RULER", "Example", "Haystack", "Probe", "example", "examples", "score"]

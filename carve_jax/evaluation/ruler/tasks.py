@@ -67,6 +67,7 @@ class Needles:
       queries: keys that are asked for.
       key_kind, value_kind: "words", "numbers" or "uuids".
       among_needles: the haystack are needles of other keys, a line each, and no text.
+      terse: in the fewest words, which are not RULER's.
     """
 
     keys: int = 1
@@ -75,6 +76,7 @@ class Needles:
     key_kind: str = "words"
     value_kind: str = "numbers"
     among_needles: bool = False
+    terse: bool = False
 
     def drafts(self, key: str, length: int, haystack: Haystack) -> Iterator[Draft]:
         """See `Task`."""
@@ -92,7 +94,7 @@ class Needles:
 
         def write(size: int) -> str:
             context = haystack.hide(haystack.cut(begin, size), needles, depths)
-            return f"{before}\n{context}\n{after}"
+            return f"{before}{context}\n{after}"
 
         wanted = [place for owner in asked for place, o in enumerate(owners) if o == owner]
         answers = tuple(values[place] for place in wanted)
@@ -100,6 +102,8 @@ class Needles:
         yield Draft(write, answers, reply, tuple(depths[place] for place in wanted))
 
     def _needle(self, key: str, value: str) -> str:
+        if self.terse:
+            return f"{key} is {value}."
         return f"One of the special magic {self.value_kind} for {key} is: {value}."
 
     def _other_needles(self, rng: random.Random, length: int, taken: set[str]) -> Haystack:
@@ -114,17 +118,19 @@ class Needles:
         """What stands before and behind the haystack."""
         kind, kinds = self.value_kind.removesuffix("s"), self.value_kind
         names = asked[0] if len(asked) == 1 else f"{', '.join(asked[:-1])}, and {asked[-1]}"
+        if self.terse:
+            return "", f"{names} is"
         remember = "Make sure to memorize it. I will quiz you about the"
         where = f"for {names} mentioned in the provided text"
         if self.queries * self.values == 1:
             return (
                 f"A special magic {kind} is hidden within the following text. {remember} {kind} "
-                "afterwards.",
+                "afterwards.\n",
                 f"What is the special magic {kind} {where}? The special magic {kind} {where} is",
             )
         return (
             f"Some special magic {kinds} are hidden within the following text. {remember} {kinds} "
-            "afterwards.",
+            "afterwards.\n",
             f"What are all the special magic {kinds} {where}? The special magic {kinds} {where} "
             "are",
         )

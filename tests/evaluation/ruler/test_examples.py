@@ -8,7 +8,7 @@ from collections import Counter
 import pytest
 
 from carve_jax.errors import UserError
-from carve_jax.evaluation.ruler import PROBES, Haystack, example, examples
+from carve_jax.evaluation.ruler import PROBES, RULER, Haystack, example, examples
 from carve_jax.evaluation.ruler.words import COMPOUNDS, NOUNS
 from carve_jax.training.data import train_bpe
 
@@ -54,7 +54,7 @@ def test_the_longest_length():
     assert got.prompt.count(got.answers[0]) == 1
 
 
-@pytest.mark.parametrize("name", [name for name in PROBES if name.startswith("niah")])
+@pytest.mark.parametrize("name", [name for name in RULER if name.startswith("niah")])
 def test_each_answer_is_a_needle_of_a_key_that_is_asked_for(name):
     task = PROBES[name].task
     for index in range(5):
@@ -75,6 +75,14 @@ def test_each_answer_is_a_needle_of_a_key_that_is_asked_for(name):
             assert len(set(needles.values())) == len(needles)
         else:
             assert len(needles) == task.keys * task.values
+
+
+def test_the_same_needle_in_few_words():
+    got = make("niah_terse", length=256, new_tokens=0)
+    key = got.prompt.rsplit("\n", 1)[1].removesuffix(" is")
+    assert got.prompt.count(f"\n{key} is {got.answers[0]}.\n") == 1
+    assert len(got.prompt + got.reply) == 256
+    assert "niah_terse" not in RULER
 
 
 def test_kinds_of_keys_and_values():
