@@ -1,4 +1,4 @@
-"""RULER's probes as tasks: `ruler/PROBE/LENGTH`, and `ruler/LENGTH` for all of RULER's of a length."""
+"""RULER's probes as tasks: `ruler/PROBE/LENGTH`; `ruler/LENGTH` is all of RULER's."""
 
 import dataclasses
 import re

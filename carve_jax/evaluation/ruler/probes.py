@@ -79,7 +79,7 @@ RULER: Mapping[str, Probe] = {
         Probe("fwe", FrequentWords(), new_tokens=50, filler="own"),
     )
 }
-# Not RULER's: niah_single_1 in so few words that a small model learns it in minutes.
+# Not RULER's: niah_single_1 in so few words that a row of 128 bytes has room for filler.
 TERSE = Probe("niah_terse", Needles(terse=True), new_tokens=16)
 PROBES: Mapping[str, Probe] = {**RULER, TERSE.name: TERSE}
 
