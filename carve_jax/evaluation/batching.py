@@ -23,10 +23,10 @@ def bucket(length: int, least: int = LEAST_LENGTH) -> int:
     return size
 
 
-def padded(length: int, most: int) -> int:
+def padded(length: int, most: int, least: int = LEAST_LENGTH) -> int:
     """What a row is padded to: a `bucket`, behind as many whole calls of ``most`` as it needs."""
     whole = (length - 1) // most * most
-    return whole + min(most, bucket(length - whole))
+    return whole + min(most, bucket(length - whole, least))
 
 
 def power_of_two(count: int) -> int:
@@ -35,7 +35,7 @@ def power_of_two(count: int) -> int:
 
 
 def batches(
-    lengths: Sequence[int], *, most_rows: int, most_tokens: int
+    lengths: Sequence[int], *, most_rows: int, most_tokens: int, least: int = LEAST_LENGTH
 ) -> Iterator[tuple[list[int], int, int]]:
     """Groups rows of like lengths, the longest first, so that what does not fit is seen at once.
 
@@ -43,20 +43,23 @@ def batches(
       lengths: of the rows.
       most_rows: of a batch.
       most_tokens: of a batch, padding included; a row alone may have more.
+      least: tokens that rows are padded to.
 
     Yields:
-      Numbers of the rows, how many rows the batch is to be padded to (a power of two), and the
-      length they are to be padded to (see `padded`).
+      Numbers of the rows, how many rows the batch is to be padded to (as many as fit, or a quarter
+      of that, …), and the length they are to be padded to (see `padded`).
     """
     order = sorted(range(len(lengths)), key=lambda i: -lengths[i])
     start = 0
     while start < len(order):
-        length = padded(lengths[order[start]], most_tokens)
+        length = padded(lengths[order[start]], most_tokens, least)
         rows = min(most_rows, max(1, most_tokens // length))
         rows = 1 << (rows.bit_length() - 1)
         members = order[start : start + rows]
-        members = [i for i in members if padded(lengths[i], most_tokens) == length]
-        yield members, min(rows, power_of_two(len(members))), length
+        members = [i for i in members if padded(lengths[i], most_tokens, least) == length]
+        while rows // 4 >= len(members):
+            rows //= 4
+        yield members, rows, length
         start += len(members)
 
 

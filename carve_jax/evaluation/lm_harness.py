@@ -5,14 +5,16 @@ Importing this module registers the model. The harness has no plug-ins, so its o
   python -m carve_jax.evaluation.lm_harness run --model carve_jax \
       --model_args workdir=DIR[,step=N|best,dtype=bfloat16,max_length=N,…] --tasks wikitext …
 
-with all the options of `lm_eval`. Every text is scored behind the token that starts a document, as
-the model was trained. Where lm-evaluation-harness cuts a long document into windows, a recurrent
-model reads it whole, each token after all that came before; full attention takes windows of
-`max_length`, which is what it was trained on unless given. Inputs that do not fit are refused,
-never cut in silence.
+with all the options of `lm_eval`; give --batch_size auto, for its default is 1. Every text is scored
+behind the token that starts a document, as the model was trained. Where lm-evaluation-harness cuts
+a long document into windows, a recurrent model reads it whole, each token after all that came
+before; full attention takes windows of `max_length`, which is what it was trained on unless given.
+Other inputs that do not fit are refused, never cut in silence.
 """
 
 import collections
+import inspect
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -27,6 +29,7 @@ from carve_jax.errors import UserError
 from carve_jax.evaluation.continuing import continue_texts
 from carve_jax.evaluation.scoring import Request, Score
 from carve_jax.evaluation.subject import Subject, load_subject
+from carve_jax.training.settings import nearest
 
 MAX_NEW_TOKENS = 256  # where a task does not say, as for the harness's own models
 
@@ -54,10 +57,16 @@ class CarveLM(TemplateLM):
         options = {**arg_dict, **{k: v for k, v in (additional_config or {}).items() if v}}
         for name in ("device", "max_batch_size"):  # JAX chooses the device
             options.pop(name, None)
+        if str(options.get("batch_size")).startswith("auto"):
+            del options["batch_size"]
         input_tokens = int(options.pop("input_tokens", 0))
         if "workdir" not in options:
             raise UserError("--model_args: workdir is missing: give the directory of a run")
         workdir = Path(str(options.pop("workdir")))
+        known = list(inspect.signature(load_subject).parameters)[1:]
+        for name in options:
+            if name not in known:
+                raise UserError(f"--model_args: no option {name!r}; {nearest(name, known)}")
         return cls(load_subject(workdir, **options), input_tokens)
 
     @classmethod
@@ -224,4 +233,7 @@ register()
 if __name__ == "__main__":
     from lm_eval.__main__ import cli_evaluate
 
-    cli_evaluate()
+    try:
+        cli_evaluate()
+    except UserError as error:
+        sys.exit(f"error: {error}")

@@ -18,13 +18,14 @@ from tqdm import tqdm
 
 from carve_jax.decoding import prefill
 from carve_jax.errors import UserError
-from carve_jax.evaluation.batching import batches, bucket, pad
+from carve_jax.evaluation.batching import LEAST_LENGTH, batches, bucket, pad
 from carve_jax.mixers.base import Cache
 from carve_jax.model import LanguageModel, LMConfig
 from carve_jax.shapes import Array, Bool, Float, Float32, Int32
 
 Tokens = Int32[np.ndarray, " T"]
-LEAST_SCORED = 8
+LEAST_READ = 16  # tokens of a row behind a shared context
+LEAST_SCORED = 16
 LEAST_SHARED = 32  # tokens; a shorter context is read again for each of its continuations
 
 
@@ -233,7 +234,8 @@ class Scorer:
         """(number, score) of each row; `prefixes` are the caches that the rows go on from."""
         lengths = [len(row.tokens) for row in rows]
         limits = {"most_rows": self.batch_size, "most_tokens": self.call_tokens}
-        for numbers, count, length in batches(lengths, **limits):
+        least = LEAST_LENGTH if prefixes is None else LEAST_READ
+        for numbers, count, length in batches(lengths, least=least, **limits):
             members = [rows[number] for number in numbers]
             cache = None
             if prefixes is not None:
@@ -300,10 +302,10 @@ def check_length(config: LMConfig, length: int, max_length: int | None) -> None:
 
 
 def _scored_size(most: int) -> int:
-    """Few sizes: 8, 32, 128, …"""
+    """Few sizes: 16, 128, 1024, …"""
     size = LEAST_SCORED
     while size < most:
-        size *= 4
+        size *= 8
     return size
 
 

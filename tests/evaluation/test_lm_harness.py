@@ -258,6 +258,8 @@ def test_the_harness_own_command_line_knows_the_model_without_pytorch(tasks):
         "make = ours.CarveLM.create_from_arg_string\n"
         "try: make('workdir=nowhere,dtype=float32', {'device': 'x'})\n"
         "except ours.UserError as error: print(error)\n"
+        "try: make('workdir=nowhere,stpe=3', {'batch_size': 'auto'})\n"
+        "except ours.UserError as error: print(error)\n"
         "assert not {'torch', 'transformers'} & set(sys.modules)\n"
     )
     done = subprocess.run(
@@ -268,6 +270,7 @@ def test_the_harness_own_command_line_knows_the_model_without_pytorch(tasks):
         check=False,
         env={**os.environ, "JAX_PLATFORMS": "cpu"},
     )
-    assert done.stdout.strip() == (
-        "nowhere holds no run (config.json is missing): train first, or correct --workdir"
-    ), done.stderr
+    assert done.stdout.splitlines() == [
+        "nowhere holds no run (config.json is missing): train first, or correct --workdir",
+        "--model_args: no option 'stpe'; did you mean 'step'?",
+    ], done.stderr
