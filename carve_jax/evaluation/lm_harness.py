@@ -5,9 +5,9 @@ Importing this module registers the model. The harness has no plug-ins, so its o
   python -m carve_jax.evaluation.lm_harness run --model carve_jax \
       --model_args workdir=DIR[,step=N|best,dtype=bfloat16,max_length=N,…] --tasks wikitext …
 
-with all the options of `lm_eval`; give --batch_size auto, for its default is 1. Every text is scored
-behind the token that starts a document, as the model was trained. Where lm-evaluation-harness cuts
-a long document into windows, a recurrent model reads it whole, each token after all that came
+with all the options of `lm_eval`; give --batch_size auto, for its default is 1. Every text is
+scored behind the token that starts a document, as the model was trained. Where the harness cuts a
+long document into windows, a recurrent model reads it whole, each token after all that came
 before; full attention takes windows of `max_length`, which is what it was trained on unless given.
 Other inputs that do not fit are refused, never cut in silence.
 """
