@@ -2,7 +2,10 @@
 
 Source: synthetic; 8 keys in a state of 8 × 8, so that an old value must go before a new one comes.
 Command: python -m experiments.train --config=configs/overwriting_recall.py --workdir=runs/over
-The figure to watch is eval_accuracy in metrics.jsonl; one of nine values is right by chance.
+Duration: about half a minute of a core's time.
+The figure to watch is eval_accuracy in metrics.jsonl; one of nine values is right by chance. GDN-2
+(--config.model.pattern="('gdn2',)") ended at 0.73, one seed; at a peak of 1e-2 at 0.41, and CARVE at
+0.23. Nothing saturates in 1500 steps: the task is the sweeps'.
 """
 
 from ml_collections import ConfigDict

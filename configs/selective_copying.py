@@ -1,4 +1,10 @@
-"""Selective copying."""
+"""Selective copying (Mamba, arXiv 2312.00752): keep the data, skip the noise, say it in order.
+
+Source: synthetic; 6 tokens of 8 kinds amid 36 of noise.
+Command: python -m experiments.train --config=configs/selective_copying.py --workdir=runs/copying
+Duration: under two minutes of a core's time, measured beside other work.
+The figure to watch is eval_accuracy in metrics.jsonl: 0.97 at step 600, one seed; 1/8 by chance.
+"""
 
 from ml_collections import ConfigDict
 
@@ -6,7 +12,7 @@ from configs import mqar
 
 
 def get_config() -> ConfigDict:
-    """Two CARVE layers."""
+    """Two CARVE layers of width 32; rows of 48 tokens."""
     config = mqar.get_config()
     config.model.update(
         {
@@ -22,8 +28,8 @@ def get_config() -> ConfigDict:
     config.data = ConfigDict(
         {
             "source": "selective_copying",
-            "vocab_size": 10,
-            "num_queries": 6,
+            "vocab_size": 10,  # noise, marker, 8 kinds of data
+            "num_queries": 6,  # tokens to copy
             "eval_examples": 256,
         }
     )

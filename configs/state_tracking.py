@@ -1,4 +1,13 @@
-"""State tracking: the parity of the ones so far, or the product of permutations so far."""
+"""State tracking: the parity of the ones so far, or the product of the permutations so far.
+
+Source: synthetic; erase gates that reach 2, without which parity is out of reach in theory
+(arXiv 2411.12537).
+Command: python -m experiments.train --config=configs/state_tracking.py --workdir=runs/parity
+Duration: about half a minute of a core's time.
+The figure to watch is eval_accuracy in metrics.jsonl: 1.00 at steps 200 to 600, one seed, at the 32
+tokens trained on. At 512 the same model has 0.59, so it has learned a length and no state:
+  python -m experiments.evaluate --workdir=runs/parity --config.sequence_length=512
+"""
 
 from ml_collections import ConfigDict
 
