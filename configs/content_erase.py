@@ -5,7 +5,8 @@ carve_jax/training/data/synthetic/content_erase.py; 3 keys, 5 writes of each, a 
 a row for each key and one for the mode, where both answers to all keys would take six.
 Command: python -m experiments.train --config=configs/content_erase.py --workdir=runs/content_erase
 The figure to watch is eval_accuracy in metrics.jsonl: 1/2 is chance, 3/4 is what knowing one mode's
-answers gives in both. Seeds and mixers: configs/sweeps/content_erase.py.
+answers gives in both. Some seeds solve it, others stay below 0.85: configs/sweeps/content_erase.py.
+Duration: about a minute of a core's time.
 """
 
 from ml_collections import ConfigDict

@@ -4,8 +4,8 @@ Source: synthetic; 8 keys in a state of 8 × 8, so that an old value must go bef
 Command: python -m experiments.train --config=configs/overwriting_recall.py --workdir=runs/over
 Duration: about half a minute of a core's time.
 The figure to watch is eval_accuracy in metrics.jsonl; one of nine values is right by chance. GDN-2
-(--config.model.pattern="('gdn2',)") ended at 0.73, one seed; at a peak of 1e-2 at 0.41, and CARVE at
-0.23. Nothing saturates in 1500 steps: the task is the sweeps'.
+(--config.model.pattern="('gdn2',)") ended at 0.73, one seed. With a peak of 1e-2 it ended at 0.41
+and CARVE at 0.23.
 """
 
 from ml_collections import ConfigDict
