@@ -1,6 +1,6 @@
 """Pictures of runs: loss by step of one, and one figure by step of several."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from itertools import cycle
 from pathlib import Path
 from typing import Any
@@ -32,16 +32,16 @@ def plot_loss(lines: list[dict[str, Any]], path: Path) -> Path:
 
 
 def compare_runs(
-    runs: Mapping[str, list[dict[str, Any]]],
+    runs: Mapping[str, Sequence[list[dict[str, Any]]]],
     key: str,
     *,
     label: str | None = None,
     levels: Mapping[str, float] | None = None,
 ) -> Figure:
-    """Draws one figure of several runs by step.
+    """Draws one figure of several runs by step, those of one name (its seeds) alike.
 
     Args:
-      runs: by name, the lines of each run's `metrics.jsonl`, as `read_metrics` gives them.
+      runs: by name, of each run the lines of `metrics.jsonl`, as `read_metrics` gives them.
       key: the figure, such as "eval_accuracy".
       label: of its axis; the key if left out.
       levels: heights to compare with, by name: grey lines.
@@ -52,13 +52,16 @@ def compare_runs(
     figure, axes = _figure(key if label is None else label)
     # Told apart by colour (for all eyes), dashes and markers.
     styles = zip(mpl.color_sequences["petroff6"], cycle(("-", "--", "-.")), "osD^vP", strict=False)
-    for (name, lines), (colour, dash, marker) in zip(runs.items(), cycle(styles), strict=False):
-        points = [(line["step"], line[key]) for line in lines if key in line]
-        if not points:
-            raise UserError(f"run {name!r} has no {key!r} in its metrics.jsonl")
-        steps, values = zip(*points, strict=True)
-        few = marker if len(points) <= 40 else None
-        axes.plot(steps, values, dash, color=colour, marker=few, markersize=4, label=name)
+    for (name, several), (colour, dash, marker) in zip(runs.items(), cycle(styles), strict=False):
+        for number, lines in enumerate(several):
+            points = [(line["step"], line[key]) for line in lines if key in line]
+            if not points:
+                raise UserError(f"a run of {name!r} has no {key!r} in its metrics.jsonl")
+            few = marker if len(points) <= 40 else None
+            axes.plot(
+                *zip(*points, strict=True), dash, color=colour, marker=few, markersize=4,
+                label=None if number else name,
+            )  # fmt: skip
     for name, level in (levels or {}).items():
         axes.axhline(level, color="0.5", linewidth=1, linestyle=":")
         axes.annotate(
