@@ -52,7 +52,7 @@ __all__ = ["Shape", "ejkernel", "main", "ours", "ratio", "rule_inputs"]
 RESULTS = Path(__file__).parent / "results"
 
 
-def floors(shape: Shape, ceilings: dict[str, float]) -> dict[str, float]:
+def floors(shape: Shape, ceilings: dict[str, float], tile: int = TILE) -> dict[str, float]:
     """Least work of GDN-2 forward and backward, and the time it takes at the measured rates.
 
     Arithmetic, for a token and head with tiles of C and K = V = D, counting triangles as halves:
@@ -63,7 +63,7 @@ def floors(shape: Shape, ceilings: dict[str, float]) -> dict[str, float]:
     """
     tokens = shape.batch * shape.length * shape.heads
     d = shape.channels
-    flop = tokens * ((4 + 3 + 8) * TILE * d + (3 + 1 + 6) * 2 * d * d)
+    flop = tokens * ((4 + 3 + 8) * tile * d + (3 + 1 + 6) * 2 * d * d)
     moved = tokens * d * 4 * (2 * 6 + 2 + 6)
     return {
         "flop": flop,

@@ -7,6 +7,7 @@
   stability     can a state grow that nothing is written to?
   gradients     to the content gate, down the layers, back in time.
   expressivity  a task that hangs on what memory holds.
+  costs         which tile and which hybrid are cheapest.
   chunk_mean    how far the mean of L outputs lies from their long-run mean.
 
 The verdict is computed from the measured numbers: "holds", "fails", or "holds within limits", with
@@ -31,6 +32,7 @@ from experiments.memory import check_names
 from experiments.theory import (
     capacity,
     chunk_mean,
+    costs,
     expressivity,
     figures,
     gradients,
@@ -48,6 +50,7 @@ EXPERIMENTS: dict[str, Experiment] = {
     "stability": stability.EXPERIMENT,
     "gradients": gradients.EXPERIMENT,
     "expressivity": expressivity.EXPERIMENT,
+    "costs": costs.EXPERIMENT,
     "chunk_mean": chunk_mean.EXPERIMENT,
 }
 

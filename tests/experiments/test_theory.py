@@ -11,6 +11,7 @@ from experiments.theory import __main__ as theory
 from experiments.theory import (
     capacity,
     chunk_mean,
+    costs,
     expressivity,
     gradients,
     solve,
@@ -112,6 +113,15 @@ def test_reads_beyond_what_the_delta_rule_can_hold_err() -> None:
     turned = capacity.orthogonal(key)
     assert capacity.read_error(capacity.stored("deltanet", turned, value), turned, value) < 1e-5
     assert capacity.read_error(capacity.stored("deltanet", key, value), key, value) > 0.1
+
+
+def test_costs_are_compared_by_rank_and_by_what_the_choice_loses() -> None:
+    predicted, measured = np.array([3.0, 1.0, 2.0]), np.array([9.0, 4.0, 2.0])
+    assert costs.ranks_agree(predicted, predicted) == pytest.approx(1)
+    assert costs.ranks_agree(predicted, -predicted) == pytest.approx(-1)
+    assert costs.regret(predicted, measured) == 2
+    assert costs.crossing((10, 20), np.array([5.0, 5.0]), np.array([2.0, 3.0])) == 40
+    assert np.isnan(costs.crossing((10, 20), np.array([5.0, 5.0]), np.array([3.0, 3.0])))
 
 
 def test_gradients_are_compared_array_by_array() -> None:
