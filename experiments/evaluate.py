@@ -242,6 +242,7 @@ def main(argv: list[str]) -> None:
             harness.fetch(name)
             print(f"{name}: its data is here")
         return
+    tasks = find_tasks(values.tasks, sources)
     directory = Path(cli.require(values.workdir, "workdir", "the directory of a run"))
     subject = load_subject(
         directory,
@@ -252,7 +253,6 @@ def main(argv: list[str]) -> None:
         **{name: getattr(values, name) for name in ("tokenizer", "share_contexts", "progress")},
         change=lambda config: cli.override(config, changes),
     )
-    tasks = find_tasks(values.tasks, sources)
     name = f"evaluation_{subject.step}"
     if values.step == "average":
         name += f"_average_{values.average}"
