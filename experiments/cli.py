@@ -14,6 +14,7 @@ from absl import flags, logging
 from ml_collections import ConfigDict, config_flags
 
 from carve_jax.errors import UserError
+from carve_jax.training.distributed import PeerLost
 from carve_jax.training.settings import nearest
 from carve_jax.training.stopping import Interrupted, TrainingDiverged
 
@@ -33,7 +34,8 @@ def call(main: Callable[[list[str]], None], argv: list[str]) -> int:
     the docstring of the command's module.
 
     Returns:
-      0; 2 for a mistake or a full disk; 3 when training diverged; 128 + the signal when stopped.
+      0; 2 for a mistake or a full disk; 3 when training diverged; 75 when another process of the
+      run is gone; 128 + the signal when stopped.
     """
     if {"--help", "-h"} & set(argv):
         print(inspect.getmodule(main).__doc__)
@@ -45,7 +47,7 @@ def call(main: Callable[[list[str]], None], argv: list[str]) -> int:
         return _fail(str(error), error.exit_code)
     except flags.Error as error:
         return _fail(str(error), USER_ERROR)
-    except TrainingDiverged as error:
+    except (TrainingDiverged, PeerLost) as error:
         return _fail(str(error), error.exit_code)
     except Interrupted as stop:
         print(stop, file=sys.stderr)

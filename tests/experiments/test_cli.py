@@ -9,6 +9,7 @@ import pytest
 from absl import flags
 
 from carve_jax.errors import UserError
+from carve_jax.training.distributed import PeerLost
 from carve_jax.training.stopping import Interrupted, TrainingDiverged
 from experiments import cli, evaluate, train
 
@@ -140,6 +141,14 @@ def test_an_empty_data_set(tmp_path, capsys):
 def test_an_unknown_task_is_told_before_a_run_is_looked_for(capsys):
     line = mistake(["--workdir=x", "--tasks=perplexty"], capsys, evaluate.main)
     assert "there is no task 'perplexty'; did you mean 'perplexity'" in line
+
+
+def test_a_lost_process_is_one_sentence(capsys):
+    def lose(argv):
+        raise PeerLost("process 1 of 2 lost another process")
+
+    assert cli.call(lose, ["command"]) == 75
+    assert capsys.readouterr().err == "error: process 1 of 2 lost another process\n"
 
 
 def test_help_is_the_docstring(capsys):
