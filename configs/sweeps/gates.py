@@ -7,7 +7,7 @@ others make a gate of GDN-2 scalar, as in table 5 of arXiv 2605.22791: erase, er
 as one (KDA's gates in GDN-2's layer), or decay.
 
 Command: python -m experiments.sweep --config=configs/sweeps/gates.py --workdir=DIR
-Duration: 80 runs, about an hour of two cores' time.
+Duration: 80 runs, 2.1 hours of training, two at a time on two busy cores (2026-11-25).
 At scale: for every I below what --count prints,
   python -m experiments.sweep --config=configs/sweeps/gates.py --workdir=DIR --index=I
       --base=configs/gdn2_100m.py --set.data.path=TOKENS

@@ -5,7 +5,7 @@ quality is compared at the same size, and `carve` at the same shape. The third o
 erasing on the key axis alone, has no variant: the value-axis erase is an op and no mixer's option.
 
 Command: python -m experiments.sweep --config=configs/sweeps/gdn2_vs_carve.py --workdir=DIR
-Duration: 30 runs, about 40 minutes of a core's time (estimated from a run of each task).
+Duration: 30 runs, 36 minutes of training, two at a time on two busy cores (2026-11-25).
 At scale: run I of `--count` on each node or array job,
   python -m experiments.sweep --config=configs/sweeps/gdn2_vs_carve.py --workdir=DIR --index=I
       --base=configs/carve_1b3.py --set.data.path=TOKENS --set.mesh.fsdp=8
