@@ -1,6 +1,7 @@
 """Strict JAX under test: no silent rank promotion, two CPU devices, warnings are errors."""
 
 import os
+from collections.abc import Iterator
 
 os.environ["XLA_FLAGS"] = (
     os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=2"
@@ -15,6 +16,17 @@ if jax.default_backend() != "gpu":
     os.environ.setdefault("CARVE_PALLAS", "interpret")
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
+
+
+@pytest.fixture(autouse=True, scope="module")
+def bounded_programs() -> Iterator[None]:
+    """Forgets compiled programs after each file of tests.
+
+    Each holds some ten mappings of memory, of which Linux allows a process 65,530; beyond them the
+    compiler crashes.
+    """
+    yield
+    jax.clear_caches()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

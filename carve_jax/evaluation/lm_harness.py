@@ -1,11 +1,13 @@
 """lm-evaluation-harness on our decoding caches: the model `carve_jax`. Needs no PyTorch.
 
-Importing this module registers the model. The harness has no plug-ins, so its own command line is
+Importing this module registers the model, and the package names it as a plug-in (entry point
+`lm_eval.models`), by which versions of the harness after 0.4.13 find it:
 
-  python -m carve_jax.evaluation.lm_harness run --model carve_jax \
+  lm_eval run --model carve_jax \
       --model_args workdir=DIR[,step=N|best,dtype=bfloat16,max_length=N,…] --tasks wikitext …
 
-with all the options of `lm_eval`; give --batch_size auto, for its default is 1. Every text is
+Version 0.4.13 does not look for plug-ins; with it, `python -m carve_jax.evaluation.lm_harness` is
+`lm_eval` with the model. Give --batch_size auto, for its default is 1. Every text is
 scored behind the token that starts a document, as the model was trained. Where the harness cuts a
 long document into windows, a recurrent model reads it whole, each token after all that came
 before; full attention takes windows of `max_length`, which is what it was trained on unless given.

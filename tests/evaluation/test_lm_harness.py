@@ -262,7 +262,29 @@ def test_the_harness_own_command_line_knows_the_model_without_pytorch(tasks):
         "except ours.UserError as error: print(error)\n"
         "assert not {'torch', 'transformers'} & set(sys.modules)\n"
     )
-    done = subprocess.run(
+    done = run_python(program)
+    assert done.stdout.splitlines() == [
+        "nowhere holds no run (config.json is missing): train first, or correct --workdir",
+        "--model_args: no option 'stpe'; did you mean 'step'?",
+    ], done.stderr
+
+
+def test_the_harness_finds_the_model_by_the_entry_point_of_the_package():
+    """What versions of the harness that know plug-ins do with it (its pull request 4013)."""
+    program = (
+        "from importlib.metadata import entry_points\n"
+        "from lm_eval.api.registry import get_model, model_registry\n"
+        "import lm_eval.models\n"
+        "(found,) = entry_points(group='lm_eval.models', name='carve_jax')\n"
+        "model_registry.register('carve_jax', target=found)\n"
+        "print(get_model('carve_jax').__qualname__)\n"
+    )
+    assert run_python(program).stdout == "CarveLM\n"
+
+
+def run_python(program):
+    """In a process of its own: the registry is the process's."""
+    return subprocess.run(
         [sys.executable, "-c", program],
         capture_output=True,
         text=True,
@@ -270,7 +292,3 @@ def test_the_harness_own_command_line_knows_the_model_without_pytorch(tasks):
         check=False,
         env={**os.environ, "JAX_PLATFORMS": "cpu"},
     )
-    assert done.stdout.splitlines() == [
-        "nowhere holds no run (config.json is missing): train first, or correct --workdir",
-        "--model_args: no option 'stpe'; did you mean 'step'?",
-    ], done.stderr
