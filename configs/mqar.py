@@ -40,7 +40,7 @@ def get_config() -> ConfigDict:
     config.optimizer.peak_learning_rate = 3e-3
     config.batch_size = 64
     config.sequence_length = 64
-    config.steps = 2000
+    config.steps = 1500
     config.loss_chunk = 4096
     config.eval_every = 250
     config.log_every = 25

@@ -17,18 +17,13 @@ from configs.sweeps import parts
 
 def get_config() -> ConfigDict:
     """Four variants, three seeds."""
-    task = {
-        "title": "content-dependent erase",
-        "config": content_erase.get_config(),
-        "metrics": (parts.ACCURACY, parts.LOSS),
-    }
     normed = parts.mixer("carve", "CARVE, content_norm", content_norm=True)
     blind = parts.mixer("carve", "CARVE without content", content=False)
     return parts.sweep(
         "content_erase",
         "Does a gate that sees memory erase or keep as a distant mode says, and a blind one not?",
         baseline="gdn2",
-        tasks={"content_erase": ConfigDict(task)},
+        tasks={"content_erase": parts.asked("content-dependent erase", content_erase.get_config())},
         axes=[
             parts.axis(
                 "mixer",

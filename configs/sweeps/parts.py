@@ -64,18 +64,21 @@ def text(**model: Any) -> ConfigDict:
 
 def recall(**model: Any) -> ConfigDict:
     """Multi-query associative recall: what a fixed-size state can look up."""
-    return _asked("associative recall", mqar.get_config(), model)
+    config = mqar.get_config()
+    config.model.update(model)
+    return asked("associative recall", config)
 
 
 def overwriting(**model: Any) -> ConfigDict:
     """Recall of keys that are written again: what a state can replace; half a minute of a core."""
     config = overwriting_recall.get_config()
     config.steps = config.checkpoint_every = 1000
-    return _asked("recall with overwriting", config, model)
-
-
-def _asked(title: str, config: ConfigDict, model: Mapping[str, Any]) -> ConfigDict:
     config.model.update(model)
+    return asked("recall with overwriting", config)
+
+
+def asked(title: str, config: ConfigDict) -> ConfigDict:
+    """A task whose figure is the accuracy of what is asked for."""
     return ConfigDict({"title": title, "config": config, "metrics": (ACCURACY, LOSS)})
 
 

@@ -7,6 +7,7 @@ from ml_collections import ConfigDict
 
 from carve_jax.errors import UserError
 from carve_jax.model import LMConfig
+from carve_jax.training.data import ByteTokenizer
 from carve_jax.training.run import build_pipeline, make_model
 from carve_jax.training.settings import (
     RESUMABLE,
@@ -20,6 +21,7 @@ from configs import (
     base,
     content_erase,
     mqar,
+    niah,
     overwriting_recall,
     quickstart,
     quickstart_gdn2,
@@ -31,7 +33,7 @@ from tests.training.helpers import tiny_config
 TASKS = (mqar, overwriting_recall, selective_copying, state_tracking, content_erase)
 
 
-@pytest.mark.parametrize("module", [base, quickstart, quickstart_gdn2, *TASKS])
+@pytest.mark.parametrize("module", [base, quickstart, quickstart_gdn2, niah, *TASKS])
 def test_shipped_configs_are_valid(module):
     config = module.get_config()
     check_settings(config)
@@ -43,6 +45,11 @@ def test_shipped_configs_are_valid(module):
 def test_configs_of_tasks_have_room_for_them(module):
     config = module.get_config()
     assert build_pipeline(config, make_model(config)).tokenizer is None
+
+
+def test_the_needle_is_asked_for_in_bytes():
+    config = niah.get_config()
+    assert isinstance(build_pipeline(config, make_model(config)).tokenizer, ByteTokenizer)
 
 
 def test_the_model_section_has_the_fields_of_lmconfig_and_no_other():

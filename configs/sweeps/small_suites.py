@@ -1,0 +1,35 @@
+"""The synthetic suites that a small model learns in minutes: recall, a needle, and state tracking.
+
+Text and recall with overwriting are in `gdn2_vs_carve`, content-dependent erase in `content_erase`.
+
+Command: python -m experiments.sweep --config=configs/sweeps/small_suites.py --workdir=DIR --report
+"""
+
+from ml_collections import ConfigDict
+
+from configs import mqar, niah, state_tracking
+from configs.sweeps import parts
+
+
+def group(name: str) -> ConfigDict:
+    """State tracking in this group."""
+    config = state_tracking.get_config()
+    config.data.group = name
+    return config
+
+
+def get_config() -> ConfigDict:
+    """Two mixers, four tasks, three seeds."""
+    return parts.sweep(
+        "small_suites",
+        "Do small models of both mixers recall, find a needle and track a state?",
+        baseline="gdn2",
+        tasks={
+            "mqar": parts.asked("associative recall, 8 pairs", mqar.get_config()),
+            "niah": parts.asked("a needle in a haystack of 64 bytes", niah.get_config()),
+            "parity": parts.asked("parity of 32 bits", group("parity")),
+            "s3": parts.asked("products of 32 permutations of three", group("s3")),
+        },
+        axes=[parts.axis("mixer", parts.mixer("gdn2", "GDN-2"), parts.mixer("carve", "CARVE"))],
+        seeds=(0, 1, 2),
+    )
