@@ -2,7 +2,10 @@
 
 Source: synthetic; 8 key-value pairs in 64 tokens, all of them asked for.
 Command: python -m experiments.train --config=configs/mqar.py --workdir=runs/mqar
-The figure to watch is eval_accuracy in metrics.jsonl.
+Duration: about half an hour of a core's time.
+The figure to watch is eval_accuracy in metrics.jsonl; 1/8 is chance among the values of a row, and a
+model stays there until it has found out how to look up: with these steps GDN-2 was at 0.87 at step
+750, with a schedule of 1,500 still at 0.14 at its end, and CARVE at 0.97 (one seed each).
 """
 
 from ml_collections import ConfigDict
@@ -40,7 +43,7 @@ def get_config() -> ConfigDict:
     config.optimizer.peak_learning_rate = 3e-3
     config.batch_size = 64
     config.sequence_length = 64
-    config.steps = 1500
+    config.steps = 4000
     config.loss_chunk = 4096
     config.eval_every = 250
     config.log_every = 25

@@ -9,12 +9,10 @@ of it is known from its shapes.
 import dataclasses
 import functools
 import gc
-import multiprocessing
 import resource
 import sys
 import time
 from collections.abc import Callable, Mapping
-from concurrent.futures import ProcessPoolExecutor
 from typing import Any
 
 import jax
@@ -27,6 +25,7 @@ from carve_jax.generate import STEPS_A_CALL, decode
 from carve_jax.mixers import MIXERS
 from carve_jax.model import LanguageModel
 from experiments.benchmark_gpu import check_parts
+from experiments.timing import in_fresh_process
 
 PROMPT = 16
 TIMED = 512  # tokens before each length by which the time is told
@@ -89,9 +88,7 @@ def decode_suite(save: Callable[[dict[str, Any]], None], plan: Plan) -> dict[str
         if missing:
             figures["skipped"][name] = f"there is no mixer {missing[0]!r}"
             continue
-        # A fresh interpreter: a fork would share the memory of this one, and hang in XLA's threads.
-        with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as process:
-            figures["patterns"][name] = process.submit(measure, name, plan).result()
+        figures["patterns"][name] = in_fresh_process(measure, name, plan)
         print_pattern(name, figures["patterns"][name])
         save(figures)
     return figures

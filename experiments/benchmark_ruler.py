@@ -8,12 +8,10 @@ the same rest when they are cut into chunks, so the first, asked twice, compiles
 import dataclasses
 import functools
 import math
-import multiprocessing
 import os
 import threading
 import time
 from collections.abc import Callable, Mapping
-from concurrent.futures import ProcessPoolExecutor
 from types import TracebackType
 from typing import Any
 
@@ -23,6 +21,7 @@ from carve_jax.evaluation.ruler import PROBES
 from carve_jax.evaluation.ruler.run import Asking, run_probe
 from carve_jax.training.data import ByteTokenizer
 from experiments.benchmark_decode import Plan, random_model, tree_bytes
+from experiments.timing import in_fresh_process
 
 PROBE = "niah_single_1"
 ASKING = Asking(count=1, new_tokens=128, prefill_chunk=512)
@@ -43,8 +42,7 @@ def ruler_suite(save: Callable[[dict[str, Any]], None], plan: Plan) -> dict[str,
         f"{'cache KB':>9} {'RSS MB':>8}"
     )
     for name in plan.patterns:
-        with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as process:
-            figures["patterns"][name] = process.submit(measure, name, plan).result()
+        figures["patterns"][name] = in_fresh_process(measure, name, plan)
         print_pattern(name, figures["patterns"][name])
         save(figures)
     return figures

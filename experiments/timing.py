@@ -2,9 +2,11 @@
 
 import functools
 import math
+import multiprocessing
 import statistics
 import time
 from collections.abc import Callable, Mapping
+from concurrent.futures import ProcessPoolExecutor
 from typing import Any, NamedTuple
 
 import jax
@@ -142,6 +144,15 @@ def attempt(make: Callable[[], Any]) -> Any:
     except Exception as error:
         lines = str(error).strip().splitlines()
         return f"{type(error).__name__}: {lines[0] if lines else 'no message'}"
+
+
+def in_fresh_process(measure: Callable[..., Any], *arguments: Any) -> Any:
+    """What `measure` gives in an interpreter of its own, whose memory is its own.
+
+    A fork would share this one's memory, and hang in XLA's threads.
+    """
+    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as process:
+        return process.submit(measure, *arguments).result()
 
 
 def require_gpu(suite: str) -> None:
