@@ -3,9 +3,9 @@
 Source: synthetic; 8 key-value pairs in 64 tokens, all of them asked for.
 Command: python -m experiments.train --config=configs/mqar.py --workdir=runs/mqar
 Duration: about half an hour of a core's time.
-The figure to watch is eval_accuracy in metrics.jsonl; 1/8 is chance among the values of a row, and a
-model stays there until it has found out how to look up: with these steps GDN-2 was at 0.87 at step
-750, with a schedule of 1,500 still at 0.14 at its end, and CARVE at 0.97 (one seed each).
+The figure to watch is eval_accuracy in metrics.jsonl. A model stays at 1/8, chance among the values
+of a row, until it has found out how to look up. GDN-2 was at 0.87 at step 750, but with a schedule
+of 1,500 steps still at 0.14 at its end, and CARVE at 0.97 (one seed each).
 """
 
 from ml_collections import ConfigDict

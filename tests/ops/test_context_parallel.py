@@ -9,6 +9,7 @@ import sys
 import pytest
 
 from carve_jax.ops.gated_delta.context_parallel import bubble, carve_rule_over
+from tests.devices import xla_flags
 from tests.ops.cases import Case, make_arrays
 from tests.ops.over_devices import CASES
 
@@ -16,7 +17,7 @@ from tests.ops.over_devices import CASES
 @functools.cache
 def measured():
     environment = os.environ | {
-        "XLA_FLAGS": "--xla_force_host_platform_device_count=8",
+        "XLA_FLAGS": xla_flags(8),
         "JAX_PLATFORMS": "cpu",
     }
     command = [sys.executable, "-m", "tests.ops.over_devices"]

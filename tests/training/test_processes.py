@@ -27,6 +27,7 @@ from carve_jax.training.distributed import COMPLETION_INDEX, Peers, peers_of
 from carve_jax.training.metrics import read_metrics
 from carve_jax.training.run import build, load_trained, make_model
 from experiments import train as command
+from tests.devices import xla_flags
 from tests.training.helpers import text_data, tiny_config, train
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -54,8 +55,11 @@ class Processes:
             "from ml_collections import ConfigDict\n\n\n"
             f"def get_config():\n    return ConfigDict({config.to_dict()!r})\n"
         )
-        environment = os.environ | {"JAX_PLATFORMS": "cpu", "JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
-        del environment["XLA_FLAGS"]
+        environment = os.environ | {
+            "XLA_FLAGS": xla_flags(1),
+            "JAX_PLATFORMS": "cpu",
+            "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
+        }
         shared = [
             f"--config={file}",
             f"--workdir={workdir}",

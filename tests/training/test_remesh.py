@@ -10,6 +10,7 @@ import jax
 import numpy as np
 
 from carve_jax.training.checkpoint import Checkpoints
+from tests.devices import xla_flags
 from tests.training.test_checkpoint import flip_a_bit, largest_file
 from tests.training.two_processes import Counter, holds, kernel
 
@@ -17,7 +18,7 @@ from tests.training.two_processes import Counter, holds, kernel
 def start(module, arguments, devices):
     """A process of its own on so many CPU devices."""
     environment = os.environ | {
-        "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
+        "XLA_FLAGS": xla_flags(devices),
         "JAX_PLATFORMS": "cpu",
     }
     command = [sys.executable, "-m", f"tests.training.{module}", *arguments]

@@ -15,6 +15,7 @@ from carve_jax.errors import UserError
 from carve_jax.placement import check_mesh, state_specs
 from carve_jax.sharding import AXES, constrain, make_mesh, spec
 from carve_jax.training.run import build, make_model
+from tests.devices import xla_flags
 from tests.training.helpers import tiny_config
 
 # What each mesh may send: gradients and sums are reduced over rows; parts of parameters are
@@ -38,7 +39,7 @@ FOUR = {"data": 1, "fsdp": 2, "tensor": 2, "sequence": 1}
 @functools.cache
 def measured(pattern):
     environment = os.environ | {
-        "XLA_FLAGS": "--xla_force_host_platform_device_count=8",
+        "XLA_FLAGS": xla_flags(8),
         "JAX_PLATFORMS": "cpu",
     }
     command = [sys.executable, "-m", "tests.training.sharded", pattern, *CASES[pattern]]
