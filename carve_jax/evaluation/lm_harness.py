@@ -16,6 +16,7 @@ Other inputs that do not fit are refused, never cut in silence.
 
 import collections
 import inspect
+import os
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -56,6 +57,8 @@ class CarveLM(TemplateLM):
         cls, arg_dict: Mapping[str, Any], additional_config: Mapping[str, Any] | None = None
     ) -> "CarveLM":
         """The model of `--model_args`: `workdir`, and the options of `load_subject`."""
+        # The harness's bootstrap would fork this process, whose threads hold locks.
+        os.environ.setdefault("DISABLE_MULTIPROC", "1")
         options = {**arg_dict, **{k: v for k, v in (additional_config or {}).items() if v}}
         for name in ("device", "max_batch_size"):  # JAX chooses the device
             options.pop(name, None)

@@ -2,9 +2,9 @@
 
 Text and recall with overwriting are in `gdn2_vs_carve`, content-dependent erase in `content_erase`.
 
-Found (experiments/results/2026-11-26_small_suites): no difference; the needle and parity are learned
-by all, recall by two seeds of three, S3 by none: a cycle of three differs from the identity by a
-matrix of rank two, what one token erases by one of rank one (arXiv 2502.10297).
+Found (experiments/results/2026-11-26_small_suites): no difference. The needle and parity are
+learned by all, recall by two seeds of three, S3 by none: a cycle of three differs from the identity
+by a matrix of rank two, and what one token erases is of rank one (arXiv 2502.10297).
 
 Duration: 24 runs, 106 minutes of training, two at a time on two busy cores (2026-11-26).
 Command: python -m experiments.sweep --config=configs/sweeps/small_suites.py --workdir=DIR --report

@@ -252,7 +252,7 @@ def test_any_other_figure_is_bootstrapped():
 
 def test_the_harness_own_command_line_knows_the_model_without_pytorch(tasks):
     program = (
-        "import sys, carve_jax.evaluation.lm_harness as ours\n"
+        "import os, sys, carve_jax.evaluation.lm_harness as ours\n"
         "from lm_eval.api.registry import get_model\n"
         "assert get_model('carve_jax') is ours.CarveLM and get_model('dummy')\n"
         "make = ours.CarveLM.create_from_arg_string\n"
@@ -260,6 +260,7 @@ def test_the_harness_own_command_line_knows_the_model_without_pytorch(tasks):
         "except ours.UserError as error: print(error)\n"
         "try: make('workdir=nowhere,stpe=3', {'batch_size': 'auto'})\n"
         "except ours.UserError as error: print(error)\n"
+        "assert os.environ['DISABLE_MULTIPROC']\n"
         "assert not {'torch', 'transformers'} & set(sys.modules)\n"
     )
     done = run_python(program)
