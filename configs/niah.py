@@ -3,9 +3,10 @@
 Source: synthetic; "KEY is 1234567." hidden among sentences, then "KEY is", and the loss on what
 follows.
 Command: python -m experiments.train --config=configs/niah.py --workdir=runs/niah
+Duration: about ten minutes of a core's time.
 The figure to watch is eval_accuracy in metrics.jsonl, of the bytes of the reply; 0.30 is chance,
-since its first and its last byte are always the same. All of three seeds of
-GDN-2 and CARVE ended above 0.99. Longer haystacks than those trained on:
+since its first and its last byte are always the same. Three seeds of CARVE and of GDN-2 all ended
+above 0.99. Longer haystacks than those trained on:
   python -m experiments.evaluate --workdir=runs/niah --tasks=ruler/niah_terse/128
 """
 
