@@ -22,7 +22,7 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 def bounded_programs() -> Iterator[None]:
     """Forgets compiled programs after each file of tests.
 
-    Each holds some ten mappings of memory, of which Linux allows a process 65,530; beyond them the
+    Each holds 3 to 33 mappings of memory, of which Linux allows a process 65,530; beyond them the
     compiler crashes.
     """
     yield
