@@ -37,7 +37,7 @@ from experiments.timing import (
     require_gpu,
 )
 from pallas_kernels import tiling
-from pallas_kernels.wy import LOWEST_ANCHORED
+from pallas_kernels.blocks.wy import LOWEST_ANCHORED
 
 TURN = 0.03
 LAYER = Shape(8, 4096, 16, 128)  # the official layer

@@ -24,8 +24,8 @@ from experiments.timing import (
     peak_bytes,
     ratio,
 )
-from pallas_kernels.step import decode_step
-from pallas_kernels.step_sizes import StepInputs
+from pallas_kernels.decode.step import decode_step
+from pallas_kernels.decode.step_sizes import StepInputs
 
 LAYER_SIZES = {
     "vocab_size": 32000, "d_model": 2304, "layers": 18, "mlp_dim": 6208, "num_heads": 16,

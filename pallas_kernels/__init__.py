@@ -1,16 +1,13 @@
-"""GPU kernels of the gated delta rule: Pallas, lowered through Triton.
+"""GPU kernels of the gated delta rule.
 
     tiling.py, tiles.json   how the work is cut, by device, dtype and size
-    wy.py                   mathematics of one tile, on arrays alone
-    plan.py                 what the sequence kernels share: plan, operands, views
-    score.py                parallel over tiles: decay sums, scores, inverse
-    forward.py backward.py  the walks along the sequence
-    gradients.py            parallel over tiles: gradients of the inputs
-    op.py                   the kernels in order, as one differentiable operation
-    step.py triton_step.py  one token for many sequences, in Pallas and as a Triton kernel
     device.py               where the kernels run; CARVE_PALLAS=interpret or compile
-    aot.py catalogue.py     compiles every shipped kernel without a GPU
+    blocks/                 mathematics of one tile, on arrays alone: any backend may call it
+    triton/                 the sequence kernels in Pallas, lowered through Triton
+    decode/                 one token for many sequences, in Pallas and as a Triton kernel
+    compiling/, aot.py      every shipped kernel compiled without a GPU, and what it will take
+    selftest.py             the kernels against the plain recurrence, on the machine they run on
 
-Imports jax alone (triton_step.py and aot_compile.py also triton, when asked for); carve_jax.ops and
-experiments import it.
+Imports jax alone (compiling and decode/triton_step.py also triton, when asked for); carve_jax.ops
+and experiments import it. Inside: blocks ← triton, decode ← compiling ← aot.
 """

@@ -6,7 +6,7 @@
 
 Needs the `triton` package, no GPU. `--check` fails, naming each kernel, when one does not compile,
 needs more shared memory than the chip has, or takes more stack or spills than was recorded for it
-in `aot_limits.json` (beside this file).
+in `compiling/limits.json`.
 """
 
 import argparse
@@ -26,11 +26,17 @@ import jax
 from jax._src.lib.triton import dialect  # Pallas's own; no public module has the Triton dialect
 from jax.extend.mlir import ir
 
-from pallas_kernels import catalogue
-from pallas_kernels.aot_compile import Request, Resources, TritonFunction, compile_all, summary
-from pallas_kernels.catalogue import Program, TritonProgram
+from pallas_kernels.compiling import catalogue
+from pallas_kernels.compiling.catalogue import Program, TritonProgram
+from pallas_kernels.compiling.pip_triton import (
+    Request,
+    Resources,
+    TritonFunction,
+    compile_all,
+    summary,
+)
 
-LIMITS = Path(__file__).with_name("aot_limits.json")
+LIMITS = Path(__file__).parent / "compiling" / "limits.json"
 USER_ERROR = 2
 
 
@@ -233,8 +239,8 @@ def hardware_failures(rows: Sequence[Row]) -> list[str]:
 def limit_failures(rows: Sequence[Row], recorded: Mapping[str, Any]) -> list[str]:
     """One sentence for each compiled kernel that exceeds, or lacks, its record.
 
-    `recorded` is the content of `aot_limits.json`: the Triton version, and by kernel the bytes of
-    stack and of spills.
+    `recorded` is `compiling/limits.json`: the Triton version, and by kernel the bytes of stack and of
+    spills.
     """
     failures = []
     limits = recorded.get("kernels", {})

@@ -26,8 +26,8 @@ LEVEL = {room: level for level, rooms in enumerate(LAYERS) for room in rooms} | 
 OUTSIDE = {"pallas_kernels": {"jax"}, "configs": {"ml_collections"}}
 # Files that nobody imports unless asked, and what they may import besides.
 OUTSIDE_OF_FILE = {
-    "pallas_kernels/aot_compile.py": {"triton"},
-    "pallas_kernels/triton_step.py": {"triton", "jax_triton"},
+    "pallas_kernels/compiling/pip_triton.py": {"triton"},
+    "pallas_kernels/decode/triton_step.py": {"triton", "jax_triton"},
 }
 
 

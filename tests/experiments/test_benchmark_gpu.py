@@ -31,8 +31,8 @@ from experiments.timing import (
     device_ceilings,
     median_seconds,
 )
+from pallas_kernels.blocks.wy import LOWEST_ANCHORED
 from pallas_kernels.tiling import Tiles
-from pallas_kernels.wy import LOWEST_ANCHORED
 from tests.experiments.fake_torch import FakeTorch, Tensor
 
 TINY = Shape(1, 64, 1, 16)

@@ -19,7 +19,7 @@ from experiments.benchmark_steps import (
     print_training,
     training_program,
 )
-from pallas_kernels.step import plain_step
+from pallas_kernels.decode.step import plain_step
 
 MODEL = {
     "vocab_size": 32, "d_model": 16, "layers": 1, "mlp_dim": 16, "num_heads": 1, "key_dim": 16,

@@ -7,8 +7,8 @@ import os
 
 import numpy as np
 
-from pallas_kernels.step_sizes import StepSizes, StepTiles, default_tiles, triton_constants
-from pallas_kernels.triton_step import step_kernel
+from pallas_kernels.decode.step_sizes import StepSizes, StepTiles, default_tiles, triton_constants
+from pallas_kernels.decode.triton_step import step_kernel
 from tests.kernels.step_cases import CASES, StepCase, check_step, make_step
 
 SCALE = 0.3

@@ -13,9 +13,10 @@ import pytest
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton as plgpu
 
-from pallas_kernels import aot, aot_compile, catalogue
+from pallas_kernels import aot
 from pallas_kernels.aot import Program, Row, TritonProgram
-from pallas_kernels.aot_compile import Request, Resources
+from pallas_kernels.compiling import catalogue, pip_triton
+from pallas_kernels.compiling.pip_triton import Request, Resources
 
 triton = pytest.importorskip("triton")
 import triton.language as tl  # noqa: E402
@@ -140,22 +141,22 @@ def test_extraction_names_each_kernel_once() -> None:
 
 def test_equal_kernels_compile_once(monkeypatch: pytest.MonkeyPatch) -> None:
     compiled = []
-    monkeypatch.setattr(aot_compile, "compile_kernel", compiled.append)
+    monkeypatch.setattr(pip_triton, "compile_kernel", compiled.append)
     requests = [
         Request("a", 4, 2, "sm_90"),
         Request("a", 4, 2, "sm_90"),
         Request("a", 8, 2, "sm_90"),
     ]
-    outcomes = aot_compile.compile_all(requests, workers=1)
+    outcomes = pip_triton.compile_all(requests, workers=1)
     assert compiled == [requests[0], requests[2]]
     assert set(outcomes) == set(requests)
 
 
 def test_one_crash_fails_one_kernel() -> None:
-    crash = Request(aot_compile.TritonFunction(f"{HERE}:CRASHER", ()), 4, 1, "sm_90")
+    crash = Request(pip_triton.TritonFunction(f"{HERE}:CRASHER", ()), 4, 1, "sm_90")
     signature = (("source", "*fp32"), ("target", "*fp32"), ("factor", "fp32"))
-    sound = aot_compile.TritonFunction(f"{HERE}:scale_kernel", signature, (("SIZE", 64),))
-    outcomes = aot_compile.compile_all([crash, Request(sound, 4, 1, "sm_90")], workers=2)
+    sound = pip_triton.TritonFunction(f"{HERE}:scale_kernel", signature, (("SIZE", 64),))
+    outcomes = pip_triton.compile_all([crash, Request(sound, 4, 1, "sm_90")], workers=2)
     assert "crashed" in str(outcomes[crash])
     assert isinstance(outcomes[Request(sound, 4, 1, "sm_90")], Resources)
 
@@ -173,7 +174,7 @@ def test_what_cannot_compile_is_a_row_that_says_why() -> None:
     ]
     assert len(aot.hardware_failures(rows)) == 2
     broken = Request("module { tt.nonsense }", 4, 2, "sm_90")
-    assert isinstance(aot_compile.compile_all([broken], workers=1)[broken], str)
+    assert isinstance(pip_triton.compile_all([broken], workers=1)[broken], str)
     with pytest.raises(ValueError, match="more than one program called"):
         aot.report([FITTING, FITTING], "sm_90")
 
@@ -235,9 +236,9 @@ def test_assembler_log() -> None:
     144 bytes stack frame, 260 bytes spill stores, 100 bytes spill loads
 ptxas info    : Used 255 registers, used 1 barriers"""
     figures = {"registers": 255, "stack_bytes": 144, "spill_bytes": 360}
-    assert aot_compile.read_assembler_log(log) == figures
+    assert pip_triton.read_assembler_log(log) == figures
     with pytest.raises(RuntimeError, match="no registers"):
-        aot_compile.read_assembler_log("ptxas fatal")
+        pip_triton.read_assembler_log("ptxas fatal")
 
 
 def test_mistakes_are_told_in_a_sentence(

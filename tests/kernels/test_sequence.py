@@ -6,9 +6,11 @@ import numpy as np
 import pytest
 
 from carve_jax.ops.gated_delta import carve_rule, gated_delta_rule
-from pallas_kernels import aot, op, tiling, wy
-from pallas_kernels.catalogue import Program
+from pallas_kernels import aot, tiling
+from pallas_kernels.blocks import wy
+from pallas_kernels.compiling.catalogue import Program
 from pallas_kernels.tiling import Tiles
+from pallas_kernels.triton import op
 from tests.ops.cases import Arrays, Case, make_arrays
 from tests.ops.test_gated_delta import (
     TOLERANCE,

@@ -17,8 +17,8 @@ import numpy as np
 import pytest
 
 import carve_jax
-from pallas_kernels.step import StepInputs, decode_step, plain_step, tile_masks
-from pallas_kernels.step_sizes import (
+from pallas_kernels.decode.step import StepInputs, decode_step, plain_step, tile_masks
+from pallas_kernels.decode.step_sizes import (
     BACKENDS,
     DTYPES,
     StepSizes,
@@ -259,12 +259,12 @@ def test_triton_kernel_compiles_for_hopper(name: str, dtype: str, tmp_path: Path
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
 
-    from pallas_kernels.triton_step import step_kernel
+    from pallas_kernels.decode.triton_step import step_kernel
 
     sizes = sizes_of({**CASES, "official": OFFICIAL}[name])
     tiles = default_tiles(sizes)
     aot = aot_signature(sizes, tiles, dtype=dtype)
-    assert aot.kernel == "pallas_kernels.triton_step:step_kernel"
+    assert aot.kernel == "pallas_kernels.decode.triton_step:step_kernel"
     types = aot.signature | dict.fromkeys(aot.constexprs, "constexpr")
     pointers = range(len(aot.signature))
     source = ASTSource(

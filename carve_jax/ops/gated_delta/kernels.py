@@ -22,10 +22,10 @@ from carve_jax.ops.content_gate import (
 from carve_jax.ops.gated_delta.reference import RESTART, RuleInputs, segment_starts
 from carve_jax.shapes import Array, Float32, Int
 from pallas_kernels import device
-from pallas_kernels.op import GateArrays, Inputs, make_plan, run
-from pallas_kernels.plan import Gate
-from pallas_kernels.step import decode_step
+from pallas_kernels.decode.step import decode_step
 from pallas_kernels.tiling import LARGEST, SPAN, Tiles, choose, holds_state, padded
+from pallas_kernels.triton.op import GateArrays, Inputs, make_plan, run
+from pallas_kernels.triton.plan import Gate
 
 MOST_ELEMENTS = 1 << 31  # the kernels count in 32 bits
 

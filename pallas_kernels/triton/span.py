@@ -11,10 +11,10 @@ import jax
 import jax.numpy as jnp
 from jax.experimental import pallas as pl
 
-from pallas_kernels import wy
-from pallas_kernels.plan import Decay, Operands, Plan
+from pallas_kernels.blocks import wy
+from pallas_kernels.blocks.wy import Array
 from pallas_kernels.tiling import SPAN
-from pallas_kernels.wy import Array
+from pallas_kernels.triton.plan import Decay, Operands, Plan
 
 KEY_BLOCK = 64  # key channels in registers at once
 READS, EDITS, TAILS, KEYS = range(4)  # places in `Scores.tiles`

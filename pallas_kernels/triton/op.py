@@ -15,13 +15,13 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from pallas_kernels.backward import BackwardWalk, GateInputs, walk_back
-from pallas_kernels.forward import walk
-from pallas_kernels.gradients import SpanGradients, SpanInputs, gradients
-from pallas_kernels.plan import Content, Gate, Operands, Plan
-from pallas_kernels.score import KEYS, cumulate, score
+from pallas_kernels.blocks.wy import LOWEST_ANCHORED, Array
 from pallas_kernels.tiling import SPAN, Tiles, padded
-from pallas_kernels.wy import LOWEST_ANCHORED, Array
+from pallas_kernels.triton.gradients import SpanGradients, SpanInputs, gradients
+from pallas_kernels.triton.plan import Content, Gate, Operands, Plan
+from pallas_kernels.triton.span import KEYS, cumulate, score
+from pallas_kernels.triton.walk import walk
+from pallas_kernels.triton.walk_back import BackwardWalk, GateInputs, walk_back
 
 PART_BYTES = 1 << 27
 MOST_PARTS = 32

@@ -15,12 +15,12 @@ import jax
 import jax.numpy as jnp
 from jax.experimental import pallas as pl
 
-from pallas_kernels import wy
-from pallas_kernels.forward import erase_slope, own_block, tile_at
-from pallas_kernels.plan import Gate, Plan, memory_view, rows, view
-from pallas_kernels.score import EDITS, KEYS, READS, TAILS, Scores
+from pallas_kernels.blocks import wy
+from pallas_kernels.blocks.wy import Array
 from pallas_kernels.tiling import SPAN
-from pallas_kernels.wy import Array
+from pallas_kernels.triton.plan import Gate, Plan, memory_view, rows, view
+from pallas_kernels.triton.span import EDITS, KEYS, READS, TAILS, Scores
+from pallas_kernels.triton.walk import erase_slope, own_block, tile_at
 
 
 class GateInputs(NamedTuple):

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import triton
 import triton.language as tl
 
-from pallas_kernels.step_sizes import StepInputs, StepSizes, StepTiles, triton_constants
+from pallas_kernels.decode.step_sizes import StepInputs, StepSizes, StepTiles, triton_constants
 
 
 @triton.jit

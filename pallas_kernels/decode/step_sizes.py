@@ -104,7 +104,7 @@ def aot_signature(
     signature |= dict.fromkeys(gates, _TRITON_TYPES[gate_dtype or dtype])
     signature |= {"memory": "*fp32", "output": _TRITON_TYPES[dtype], "new_memory": "*fp32"}
     constexprs = triton_constants(sizes, tiles, sizes.key_channels**-0.5)
-    path = "pallas_kernels.triton_step:step_kernel"
+    path = "pallas_kernels.decode.triton_step:step_kernel"
     return AotSignature(path, signature, constexprs, tiles.num_warps, num_stages=1)
 
 

@@ -16,11 +16,11 @@ import jax
 import jax.numpy as jnp
 from jax.experimental import pallas as pl
 
-from pallas_kernels import wy
-from pallas_kernels.plan import Plan, rows
-from pallas_kernels.score import for_levels, level_factors, tile_end
+from pallas_kernels.blocks import wy
+from pallas_kernels.blocks.wy import Array
 from pallas_kernels.tiling import SPAN
-from pallas_kernels.wy import Array
+from pallas_kernels.triton.plan import Plan, rows
+from pallas_kernels.triton.span import for_levels, level_factors, tile_end
 
 VALUE_BLOCK = 128
 

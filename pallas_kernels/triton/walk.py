@@ -15,11 +15,11 @@ import jax
 import jax.numpy as jnp
 from jax.experimental import pallas as pl
 
-from pallas_kernels import wy
-from pallas_kernels.plan import Content, Gate, Operands, Plan, memory_view, rows, view
-from pallas_kernels.score import EDITS, KEYS, READS, TAILS, Scores
+from pallas_kernels.blocks import wy
+from pallas_kernels.blocks.wy import Array
 from pallas_kernels.tiling import SPAN
-from pallas_kernels.wy import Array
+from pallas_kernels.triton.plan import Content, Gate, Operands, Plan, memory_view, rows, view
+from pallas_kernels.triton.span import EDITS, KEYS, READS, TAILS, Scores
 
 
 def erase_shift(gate: Gate, content: Array, down: Array, up: Array) -> Array:

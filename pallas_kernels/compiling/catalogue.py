@@ -9,12 +9,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from pallas_kernels.op import GateArrays, Inputs, make_plan, run
-from pallas_kernels.plan import Gate
-from pallas_kernels.step import decode_step
-from pallas_kernels.step_sizes import StepSizes, aot_signature, default_tiles
+from pallas_kernels.blocks.wy import LOWEST_ANCHORED
+from pallas_kernels.decode.step import decode_step
+from pallas_kernels.decode.step_sizes import StepSizes, aot_signature, default_tiles
 from pallas_kernels.tiling import Tiles, choose, holds_state
-from pallas_kernels.wy import LOWEST_ANCHORED
+from pallas_kernels.triton.op import GateArrays, Inputs, make_plan, run
+from pallas_kernels.triton.plan import Gate
 
 
 @dataclass(frozen=True)

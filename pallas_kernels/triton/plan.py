@@ -7,9 +7,9 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton as plgpu
 
-from pallas_kernels import wy
+from pallas_kernels.blocks import wy
+from pallas_kernels.blocks.wy import Array, Product
 from pallas_kernels.tiling import Tiles
-from pallas_kernels.wy import Array, Product
 
 
 class Gate(NamedTuple):

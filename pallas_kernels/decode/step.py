@@ -20,7 +20,7 @@ from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton as plgpu
 
-from pallas_kernels.step_sizes import (
+from pallas_kernels.decode.step_sizes import (
     StepInputs,
     StepSizes,
     StepTiles,
@@ -140,7 +140,9 @@ def _step(
     interpret: bool,
 ) -> tuple[jax.Array, jax.Array]:
     if backend == "triton":
-        from pallas_kernels import triton_step  # needs triton; jax alone must do for the rest
+        from pallas_kernels.decode import (
+            triton_step,  # needs triton; jax alone must do for the rest
+        )
 
         return triton_step.triton_step(inputs, memory, sizes, tiles, scale)
     return _pallas_step(inputs, memory, sizes, tiles, scale, interpret)

@@ -1,0 +1,1 @@
+"""Mathematics of one tile as functions of arrays; imports jax alone, imported by every backend."""

@@ -1,0 +1,9 @@
+"""The sequence kernels in Pallas, lowered through Triton. Imports blocks, tiling and device.
+
+ptx.py          elementwise work as single instructions, each beside its plain form
+plan.py         what the kernels share: plan, operands, views
+span.py         parallel over spans of 64 tokens: decayed tiles, scores, inverse
+walk.py         along the sequence, first token to last; walk_back.py, last to first
+gradients.py    parallel over spans: gradients of the inputs
+op.py           the kernels in order, as one differentiable operation
+"""
