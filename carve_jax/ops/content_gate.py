@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from carve_jax.shapes import Array, Float, Float32, Int32
+from pallas_kernels.blocks import content
 
 CONTENT_NORM_EPS = 1e-6
 
@@ -53,14 +54,13 @@ class ContentGate(NamedTuple):
 
 def erase_shift(contents: Float[Array, "*B N J V"], gate: ContentGate) -> Array:
     """Shifts of the erase logits, m P_down P_up, of J gate chunks: [*B, N, J, K]."""
-    if gate.stop_gradient:
-        contents = jax.lax.stop_gradient(contents)
-    if gate.norm:
-        mean_square = jnp.mean(jnp.square(contents), axis=-1, keepdims=True)
-        contents = contents * jax.lax.rsqrt(mean_square + CONTENT_NORM_EPS)
-    down, up = gate.down.astype(contents.dtype), gate.up.astype(contents.dtype)
-    low_rank = jnp.einsum("...njv,nvr->...njr", contents, down, precision="highest")
-    return jnp.einsum("...njr,nrk->...njk", low_rank, up, precision="highest")
+    return content.erase_shift(
+        contents,
+        gate.down,
+        gate.up,
+        stop_gradient=gate.stop_gradient,
+        norm_eps=CONTENT_NORM_EPS if gate.norm else None,
+    )
 
 
 def erase_gate(logits: Array, shift: Array, gate: ContentGate) -> Array:

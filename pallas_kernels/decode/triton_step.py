@@ -92,7 +92,7 @@ def triton_step(
             "'carve_jax[gpu]', or use backend 'pallas'"
         ) from error
 
-    return jax_triton.triton_call(
+    output, new_memory = jax_triton.triton_call(  # which returns a list
         *inputs,
         memory,
         kernel=step_kernel,
@@ -107,3 +107,4 @@ def triton_step(
         input_output_aliases={len(inputs): 1},
         **triton_constants(sizes, tiles, scale),
     )
+    return output, new_memory
