@@ -11,7 +11,6 @@ import jax.numpy as jnp
 TABLE = Path(__file__).with_name("tiles.json")
 SMALLEST = 16  # a tensor-core product is at least 16 wide on every side
 LARGEST = 256
-SPAN = 64  # tokens of a program that is parallel over tiles
 
 
 @dataclasses.dataclass(frozen=True)
@@ -22,12 +21,13 @@ class Tiles:
       chunk: C, tokens of a tile (16, 32 or 64). A gate chunk is cut into such tiles.
       block_value: most value channels of a program that walks without content gate.
       block_key: most key channels of a program of the gradients' kernel.
+      span_key: most key channels that the span kernel has in registers at once.
       warps: of the kernels that walk the sequence.
       stages: loads in flight in the forward walk.
       backward_stages: the same in the backward walk.
       parallel_warps: of the kernels that are parallel over tiles.
       product: precision of the matrix products ("bf16", "tf32", "tf32x3", "f32").
-      inverse: precision of the products inside (I + T)⁻¹.
+      inverse: precision of the products inside (I + T)⁻¹; one correction follows "bf16".
       solve: where the plain rule's inverse is found: "parallel", before the walk, or "walk", as
         CARVE must; CARVE with P_up = 0 equals GDN-2 to the bit under "walk".
     """
@@ -35,10 +35,11 @@ class Tiles:
     chunk: int = 32
     block_value: int = 128
     block_key: int = 32
+    span_key: int = 128
     warps: int = 8
     stages: int = 2
     backward_stages: int = 2
-    parallel_warps: int = 8
+    parallel_warps: int = 4
     product: str = "bf16"
     inverse: str = "tf32"
     solve: str = "parallel"

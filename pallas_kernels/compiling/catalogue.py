@@ -9,7 +9,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from pallas_kernels.blocks.wy import LOWEST_ANCHORED
+from pallas_kernels.blocks.decay import LOWEST_ANCHORED
 from pallas_kernels.decode.step import decode_step
 from pallas_kernels.decode.step_sizes import StepSizes, aot_signature, default_tiles
 from pallas_kernels.tiling import Tiles, choose, holds_state
@@ -90,7 +90,7 @@ def sequence_program(name: str, dtype: str, channels: int, width: int, tiles: Ti
             content,
             of(1, LENGTH // GATE_CHUNK),
         )
-        gate = Gate(GATE_CHUNK, GATE_CHUNK // tiles.chunk, 1.0, False, None, width, dtype)
+        gate = Gate(GATE_CHUNK // tiles.chunk, 1.0, False, None, width, dtype)
     if name.startswith("gdn2_walk"):
         tiles = dataclasses.replace(tiles, solve="walk")
     floor = LOWEST_ANCHORED if name.endswith("_bounded") else None

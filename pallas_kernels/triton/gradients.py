@@ -1,12 +1,18 @@
-"""Gradients of a span's inputs, parallel over spans and blocks of key channels.
+"""Gradients of a span's inputs, parallel over spans, in two kernels.
 
-From the gradients that the backward walk left: of the outputs (the content's share added), of
-W = Z − Ē S_0 and of the states at the ends of the tiles. Every decayed product exp(G_r − G_s)
-between two tokens gives G_r what it takes from G_s, so that, apart from the diagonal of P,
+From what the backward walk left: the gradients of the outputs (the content's share added), of
+W = Z − Ē S_0 and of the states at the ends of the tiles.
+
+    pairs       dP = dO Rᵀ and dT = −dW Rᵀ of tokens with each other, made symmetric; dv, dw
+    gradients   of q, k, g, b, a block of key channels at a time
+
+Every decayed product exp(G_r − G_s) between two tokens gives G_r what it takes from G_s, so that,
+apart from the diagonal of P,
 
     dG = q ⊙ dq + (b⊙k) ⊙ d(b⊙k) − k ⊙ dk,      dg_i = Σ_{r ≥ i} dG_r over the tile
 
-(gate-aware: b sits inside; GDN-2, arXiv 2605.22791).
+(gate-aware: b sits inside; GDN-2, arXiv 2605.22791). A level's rows and columns are disjoint, so
+one product with a symmetric square serves both.
 """
 
 import functools
@@ -16,13 +22,92 @@ import jax
 import jax.numpy as jnp
 from jax.experimental import pallas as pl
 
-from pallas_kernels.blocks import wy
+from pallas_kernels.blocks import decay
+from pallas_kernels.blocks.decay import SPAN
 from pallas_kernels.blocks.wy import Array
-from pallas_kernels.tiling import SPAN
-from pallas_kernels.triton.plan import Plan, rows
-from pallas_kernels.triton.span import for_levels, level_factors, tile_end
+from pallas_kernels.triton import ptx
+from pallas_kernels.triton.plan import Operands, Plan
+from pallas_kernels.triton.span import (
+    gate_block,
+    load_block,
+    matrices,
+    matrices_view,
+    span_view,
+    summed,
+)
 
 VALUE_BLOCK = 128
+
+
+class PairInputs(NamedTuple):
+    """What the pairs of a part are made of.
+
+    Attributes:
+      value, write: of the whole sequence [B, T, N, V], [B, T, N, V or 1].
+      d_output: of the part or the whole [B, T, N, V]: gradient of the outputs, before the scale.
+      residual, d_written: R and the gradient of W, of the part [B, T, N, V].
+    """
+
+    value: Any
+    write: Any
+    d_output: Any
+    residual: Any
+    d_written: Any
+
+
+class Pairs(NamedTuple):
+    """What the pairs' kernel leaves behind.
+
+    Attributes:
+      squares: [B, T, N, 2 · span] of the part in the products' dtype: scale · dP, mirrored at its
+        diagonal, and dT, mirrored, zero on it; zero outside the tiles.
+      value, write: gradients [B, T, N, V] and [B, T, N, V or 1] of the whole sequence, the part's
+        rows written.
+    """
+
+    squares: Any
+    value: Any
+    write: Any
+
+
+def _differing() -> Array:
+    """[span, span]: r ^ c."""
+    row = jax.lax.broadcasted_iota(jnp.int32, (SPAN, SPAN), 0)
+    return row ^ jax.lax.broadcasted_iota(jnp.int32, (SPAN, SPAN), 1)
+
+
+def _pairs_kernel(x: PairInputs, *rest: Any, plan: Plan) -> None:
+    out: Pairs = rest[-1]  # outputs to be continued come before it
+    product, operand = plan.product, plan.product.operand
+    width = x.residual.shape[1]
+    zero = jnp.zeros((SPAN, SPAN), jnp.float32)
+    lower_scores = upper_scores = lower_system = upper_system = zero
+    d_write = jnp.zeros((SPAN,), jnp.float32)
+    for first in range(0, width, VALUE_BLOCK):
+        block = pl.ds(first, min(VALUE_BLOCK, width))
+        residual, d_written = x.residual[:, block], x.d_written[:, block]
+        d_output = operand(x.d_output[:, block])
+        lower_scores = lower_scores + product(d_output, residual, tb=True)
+        upper_scores = upper_scores + product(residual, d_output, tb=True)
+        lower_system = lower_system - product(d_written, residual, tb=True)
+        upper_system = upper_system - product(residual, d_written, tb=True)
+        wide = d_written.astype(jnp.float32)
+        d_value = wide * gate_block(x.write, block, width)
+        out.value[:, block] = d_value.astype(out.value.dtype)
+        d_gate = wide * x.value[:, block].astype(jnp.float32)
+        if out.write.shape[1] == width:
+            out.write[:, block] = d_gate.astype(out.write.dtype)
+        else:
+            d_write = d_write + jnp.sum(d_gate, axis=1)
+    if out.write.shape[1] != width:
+        out.write[...] = d_write[:, None].astype(out.write.dtype)
+    row = jax.lax.broadcasted_iota(jnp.int32, (SPAN, SPAN), 0)
+    column = jax.lax.broadcasted_iota(jnp.int32, (SPAN, SPAN), 1)
+    inside = (row ^ column) < plan.tiles.chunk
+    scores = plan.scale * jnp.where(row >= column, lower_scores, upper_scores)
+    system = jnp.where(row > column, lower_system, upper_system)
+    out.squares[:, :SPAN] = operand(jnp.where(inside, scores, 0.0))
+    out.squares[:, SPAN:] = operand(jnp.where(inside & (row != column), system, 0.0))
 
 
 class SpanInputs(NamedTuple):
@@ -30,10 +115,10 @@ class SpanInputs(NamedTuple):
 
     Attributes:
       query, key: of the whole sequence [B, T, H, K].
-      decay: G of the part.
+      log_decay: g of the whole sequence [B, T, H, K or 1].
       erase: b [B, T, H or N, K or 1], of the part or the whole.
-      d_output: [B, T, N, V] of the whole sequence.
-      d_sums: of the sums of outputs in the part's gate chunks [B, chunks, N, V]; None without.
+      pairs: [B, T, N, 2 · span] of the part.
+      d_output: [B, T, N, V] of the part or the whole, before the scale.
       residual, d_written: R and the gradient of W, of the part [B, T, N, V].
       states, d_states: S at the start and its gradient at the end of each tile [B, T/C, N, V, K]
         (more entries may follow).
@@ -41,10 +126,10 @@ class SpanInputs(NamedTuple):
 
     query: Any
     key: Any
-    decay: Any
+    log_decay: Any
     erase: Any
+    pairs: Any
     d_output: Any
-    d_sums: Any
     residual: Any
     d_written: Any
     states: Any
@@ -61,103 +146,141 @@ class SpanGradients(NamedTuple):
     erase: Any
 
 
-def _gradients_kernel(x: SpanInputs, *rest: Any, plan: Plan) -> None:
+def _gradients_kernel(m: Any, x: SpanInputs, *rest: Any, plan: Plan) -> None:
     out: SpanGradients = rest[-1]  # outputs to be continued come before it
-    span, channels = x.query.shape
-    product, tile = plan.product, plan.tiles.chunk
-    token = jax.lax.broadcasted_iota(jnp.int32, (span, 1), 0)
-    zeros = jnp.zeros((span, channels), jnp.float32)
-    carry = (zeros, zeros, zeros, zeros, jnp.zeros((span, span)), jnp.zeros((span, span)))
-    for v in range(0, x.d_output.shape[1], VALUE_BLOCK):
-        block = pl.ds(v, min(VALUE_BLOCK, x.d_output.shape[1]))
-        carry = _state_products(plan, x, block, token, carry)
-    d_reads, d_edits, d_tails, through_end, d_scores, d_system = carry
+    channels = x.query.shape[1]
+    block = pl.ds(0, channels)
+    gates = Operands(x.query, x.key, None, x.log_decay, x.erase, None)
+    a = load_block(plan, gates, block)
+    sums, leaving = _state_products(plan, m, x, a)
+    sums = _level_products(plan, m, x, a, sums)
+    d_query, d_edit, d_key = sums
 
-    start = jnp.exp(x.decay.read())
-    last = tile_end(span, tile)
-    tail, end = jnp.exp(-x.decay.since(last)), jnp.exp(x.decay.read(last))
-    ordered = wy.order(span)
-    diagonal = jnp.sum(jnp.where(ordered == 0, d_scores, 0.0), axis=1)[:, None]
-    key = rows(x.key, 0, span)
-    d_tails = tail * d_tails
-    leaving = _tile_sums(plan, key * d_tails) + through_end * end
-
-    def add_level(level: wy.Level, places: tuple, found: tuple) -> tuple:
-        upper, lower = level_factors(x.decay, level, places)
-        d_query, d_row, d_column = found
-        key = rows(x.key, 0, span)
-        columns = product.operand(key * lower)
-        of_scores = product.operand(level.pick(d_scores, ordered))
-        of_system = product.operand(level.pick(d_system, ordered))
-        queries = product.operand(rows(x.query, 0, span) * plan.scale * upper)
-        edits = product.operand(rows(x.erase, 0, span) * key * upper)
-        d_query = d_query + upper * product(of_scores, columns)
-        d_row = d_row + upper * product(of_system, columns)
-        both = product(of_scores, queries, ta=True) + product(of_system, edits, ta=True)
-        return d_query, d_row, d_column + lower * both
-
-    found = (start * d_reads, start * d_edits, d_tails)
-    d_query, d_row, d_column = for_levels(plan, add_level, found)
-
-    key, query, erase = rows(x.key, 0, span), rows(x.query, 0, span), rows(x.erase, 0, span)
-    query = query * plan.scale
-    d_decay = query * d_query + erase * key * d_row - key * d_column
-    d_log_decay = d_decay + leaving + _tile_sums(plan, d_decay) - _tile_cumsum(plan, d_decay)
-    out.query[...] = (plan.scale * (d_query + diagonal * key)).astype(out.query.dtype)
-    d_key = d_column + erase * d_row + diagonal * query
-    out.key[...] = d_key.astype(out.key.dtype)
-    d_erase = key * d_row
+    row = jax.lax.broadcasted_iota(jnp.int32, (SPAN, SPAN), 0)
+    column = jax.lax.broadcasted_iota(jnp.int32, (SPAN, SPAN), 1)
+    scores = x.pairs[:, :SPAN].astype(jnp.float32)
+    diagonal = jnp.sum(jnp.where(row == column, scores, 0.0), axis=1)[:, None]
+    query, key = a.query.astype(jnp.float32), a.key.astype(jnp.float32)
+    erase = gate_block(x.erase, block, channels)
+    d_decay = query * d_query + a.edit.astype(jnp.float32) * d_edit - key * d_key + leaving
+    d_log_decay = summed(plan, m[decay.SUFFIX], ptx.halves(d_decay, plan.pieces))
+    out.query[...] = (d_query + diagonal * key).astype(out.query.dtype)
+    out.key[...] = (d_key + erase * d_edit + diagonal * query).astype(out.key.dtype)
+    d_erase = key * d_edit
     for ref, gate in ((out.log_decay, d_log_decay), (out.erase, d_erase)):
         if ref.shape[1] != channels:
             gate = jnp.sum(gate, axis=1)[:, None]
         ref[...] = gate.astype(ref.dtype)
 
 
-def _state_products(plan: Plan, x: SpanInputs, block: Any, token: Array, carry: tuple) -> tuple:
-    """Products over one block of value channels: those with states, tile after tile, and the
-    gradients of P and T [span, span]."""
+def _state_products(plan: Plan, m: Any, x: SpanInputs, a: Any) -> tuple[tuple, Array]:
+    """Gradients of q, b⊙k and k by way of the states, and that of the decay of whole tiles, in the
+    last row of each, from which the suffix sums hand it to all."""
     product, tile = plan.product, plan.tiles.chunk
-    d_output = x.d_output[:, block].astype(jnp.float32)
-    if x.d_sums is not None:
-        first = pl.program_id(0) * SPAN
-        rows_of = jax.lax.broadcasted_iota(jnp.int32, (SPAN,), 0)
-        chunk = jax.lax.div(first + rows_of, plan.gate.tiles * tile)
-        d_output = d_output + x.d_sums[chunk, block]
-    d_output, residual = product.operand(d_output), x.residual[:, block]
-    d_written = x.d_written[:, block]
-    d_reads, d_edits, d_tails, through_end, d_scores, d_system = carry
+    channels, width = x.query.shape[1], x.residual.shape[1]
+    zeros = jnp.zeros((SPAN, channels), jnp.float32)
+    reads = edits = tails = kept = zeros
+    row = jax.lax.broadcasted_iota(jnp.int32, (SPAN, 1), 0)
+    for first in range(0, width, VALUE_BLOCK):
+        block = pl.ds(first, min(VALUE_BLOCK, width))
+        d_output = product.operand(x.d_output[:, block])
+        residual, d_written = x.residual[:, block], x.d_written[:, block]
+        for n in range(SPAN // tile):
+            state, d_state = x.states[n, block, :], x.d_states[n, block, :]
+            inside = (row >= n * tile) & (row < (n + 1) * tile)
 
-    def add_tile(n: Array, found: tuple) -> tuple:
-        d_reads, d_edits, d_tails, through_end = found
-        inside = (token >= n * tile) & (token < (n + 1) * tile)
-        state, d_state = x.states[n, block, :], x.d_states[n, block, :]
-        zero = jnp.zeros((), product.dtype)
+            def of_tile(found: Array, inside=inside) -> Array:
+                return found if tile == SPAN else jnp.where(inside, found, 0.0)
 
-        def of_tile(a: Array) -> Array:
-            return jnp.where(inside, a, zero)
-
-        d_reads = d_reads + product(of_tile(d_output), state)
-        d_edits = d_edits - product(of_tile(d_written), state)
-        d_tails = d_tails + product(of_tile(residual), d_state)
-        kept = jnp.sum(state.astype(jnp.float32) * d_state.astype(jnp.float32), axis=0)
-        return d_reads, d_edits, d_tails, through_end + jnp.where(inside, kept[None, :], 0.0)
-
-    found = jax.lax.fori_loop(0, SPAN // tile, add_tile, (d_reads, d_edits, d_tails, through_end))
-    d_scores = d_scores + product(d_output, residual, tb=True)
-    d_system = d_system - product(d_written, residual, tb=True)
-    return *found, d_scores, d_system
-
-
-def _tile_cumsum(plan: Plan, x: Array) -> Array:
-    """Sum from the start of each tile, [span, K]."""
-    tile = plan.tiles.chunk
-    return jnp.cumsum(x.reshape(-1, tile, x.shape[1]), axis=1).reshape(x.shape)
+            reads = reads + of_tile(product(d_output, state))
+            edits = edits - of_tile(product(d_written, state))
+            tails = tails + of_tile(product(residual, d_state))
+            both = jnp.sum(state.astype(jnp.float32) * d_state.astype(jnp.float32), axis=0)
+            kept = kept + of_tile(jnp.broadcast_to(both[None, :], zeros.shape))
+    start = ptx.exp2(summed(plan, m[decay.FROM_START], a.pieces))
+    tails = tails * ptx.exp2(summed(plan, m[decay.TO_END], a.pieces))
+    last = (jax.lax.broadcasted_iota(jnp.int32, zeros.shape, 0) & (tile - 1)) == tile - 1
+    through = a.key.astype(jnp.float32) * tails
+    if tile == SPAN:
+        through = jnp.broadcast_to(jnp.sum(through, axis=0)[None, :], zeros.shape)
+    else:
+        through = summed(plan, m[decay.TILE], ptx.halves(through, plan.pieces))
+    leaving = jnp.where(last, through + kept * start, 0.0)
+    return (plan.scale * start * reads, start * edits, tails), leaving
 
 
-def _tile_sums(plan: Plan, x: Array) -> Array:
-    """Sum over each tile, at each of its tokens."""
-    tiles = x.reshape(-1, plan.tiles.chunk, x.shape[1])
-    return jnp.broadcast_to(jnp.sum(tiles, axis=1)[:, None, :], tiles.shape).reshape(x.shape)
+def _level_products(plan: Plan, m: Any, x: SpanInputs, a: Any, sums: tuple) -> tuple:
+    """What pairs of tokens within a tile add to the gradients of q, b⊙k and k."""
+    product, differing = plan.product, _differing()
+    scores, system = x.pairs[:, :SPAN], x.pairs[:, SPAN:]
+    for level in plan.levels:
+        distance = summed(plan, m[level], a.pieces)
+        row = jax.lax.broadcasted_iota(jnp.int32, distance.shape, 0)
+        upper = -((row >> level) & 1)
+        queries, edits, factor = ptx.decayed_choices(upper, a.query, a.key, a.edit, distance)
+        of_scores, of_system = ptx.on_level(scores, system, differing, level)
+        found = product(of_scores, queries), product(of_system, edits)
+        sums = ptx.accumulate(sums, *found, factor, upper)
+    return sums if plan.anchor == 1 else _anchored_products(plan, m, x, a, sums)
+
+
+def _anchored_products(plan: Plan, m: Any, x: SpanInputs, a: Any, sums: tuple) -> tuple:
+    """The same inside blocks of A tokens, whose rows and columns have factors of their own."""
+    product, operand = plan.product, plan.product.operand
+    row = jax.lax.broadcasted_iota(jnp.int32, (SPAN, SPAN), 0)
+    column = jax.lax.broadcasted_iota(jnp.int32, (SPAN, SPAN), 1)
+    inside, zero = (row ^ column) < plan.anchor, jnp.zeros((), product.dtype)
+    below, above = inside & (row > column), inside & (row < column)
+    distance = summed(plan, m[decay.FROM_ANCHOR], a.pieces)
+    columns = ptx.decayed(a.key, -distance)
+    queries, edits, factor = ptx.decayed_pair(a.query, a.edit, distance)
+    scores, system = x.pairs[:, :SPAN], x.pairs[:, SPAN:]
+
+    def part(square: Array, where: Array) -> Array:
+        return operand(jnp.where(where, square, zero))
+
+    d_query, d_edit, d_key = sums
+    d_query = d_query + factor * product(part(scores, below), columns)
+    d_edit = d_edit + factor * product(part(system, below), columns)
+    both = product(part(scores, above), queries) + product(part(system, above), edits)
+    return d_query, d_edit, d_key + ptx.exp2(-distance) * both
+
+
+def pairs(plan: Plan, x: PairInputs, part: int, before: Pairs | None) -> Pairs:
+    """Pairs of a part; gradients of v and w are written into those of the whole sequence.
+
+    Args:
+      plan: what is static.
+      x: of the part.
+      part: which one.
+      before: the gradients of v and w with other parts written, if any.
+    """
+    batch, length, heads, _ = x.residual.shape
+    spans = length // SPAN
+    squares = jax.ShapeDtypeStruct((batch, length, heads, 2 * SPAN), plan.product.dtype)
+    made = Pairs(squares, *(jax.ShapeDtypeStruct(a.shape, a.dtype) for a in (x.value, x.write)))
+
+    def see(a: Any) -> pl.BlockSpec:
+        return span_view(a, heads, spans, part)
+
+    arguments: list = [x]
+    in_specs: list = [jax.tree.map(see, x)]
+    out_specs = jax.tree.map(see, made)
+    options = plan.compile_options(plan.tiles.parallel_warps)
+    if before is not None:
+        first = len(jax.tree.leaves(arguments))
+        options["input_output_aliases"] = {first: 1, first + 1: 2}
+        arguments.append(before[1:])
+        in_specs.append(out_specs[1:])
+    (found,) = pl.pallas_call(
+        functools.partial(_pairs_kernel, plan=plan),
+        grid=(spans, batch, heads),
+        in_specs=tuple(in_specs),
+        out_specs=(out_specs,),
+        out_shape=(made,),
+        **options,
+    )(*arguments)
+    return found
 
 
 def gradients(
@@ -175,8 +298,8 @@ def gradients(
     batch, length, heads, _ = x.residual.shape
     channels, spans = x.query.shape[3], length // SPAN
     views = _Views(heads, channels, min(channels, plan.tiles.block_key), spans, part)
-    arguments: list = [x]
-    in_specs: list = [views.inputs(x, SPAN // plan.tiles.chunk)]
+    arguments: list = [matrices(plan), x]
+    in_specs: list = [matrices_view(), views.inputs(x, SPAN // plan.tiles.chunk)]
     out_specs = jax.tree.map(views.keys, like)
     options = plan.compile_options(plan.tiles.parallel_warps)
     if before is not None:
@@ -238,20 +361,15 @@ class _Views(NamedTuple):
 
         return pl.BlockSpec((None, tiles, None, a.shape[3], self.block), place)
 
-    def sums(self, a: Any) -> pl.BlockSpec:
-        """All of the head's gate chunks, [B, chunks, N, V]."""
-        shape = (None, a.shape[1], None, a.shape[3])
-        return pl.BlockSpec(shape, lambda t, b, i: (b, 0, jax.lax.div(i, self.blocks), 0))
-
     def inputs(self, x: SpanInputs, tiles: int) -> SpanInputs:
         """All of the inputs."""
         return SpanInputs(
             query=self.keys(x.query),
             key=self.keys(x.key),
-            decay=jax.tree.map(self.keys, x.decay),
+            log_decay=self.keys(x.log_decay),
             erase=self.keys(x.erase),
+            pairs=self.values(x.pairs),
             d_output=self.values(x.d_output),
-            d_sums=None if x.d_sums is None else self.sums(x.d_sums),
             residual=self.values(x.residual),
             d_written=self.values(x.d_written),
             states=self.states(x.states, tiles),

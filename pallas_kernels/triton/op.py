@@ -15,11 +15,20 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from pallas_kernels.blocks.wy import LOWEST_ANCHORED, Array
-from pallas_kernels.tiling import SPAN, Tiles, padded
-from pallas_kernels.triton.gradients import SpanGradients, SpanInputs, gradients
+from pallas_kernels.blocks import decay
+from pallas_kernels.blocks.decay import SPAN
+from pallas_kernels.blocks.wy import Array
+from pallas_kernels.tiling import Tiles, padded
+from pallas_kernels.triton.gradients import (
+    PairInputs,
+    Pairs,
+    SpanGradients,
+    SpanInputs,
+    gradients,
+    pairs,
+)
 from pallas_kernels.triton.plan import Content, Gate, Operands, Plan
-from pallas_kernels.triton.span import KEYS, cumulate, score
+from pallas_kernels.triton.span import KEYS, score
 from pallas_kernels.triton.walk import walk
 from pallas_kernels.triton.walk_back import BackwardWalk, GateInputs, walk_back
 
@@ -67,10 +76,10 @@ def make_plan(
     batch, length, heads, _ = inputs.value.shape
     unit = SPAN if gate is None else max(SPAN, gate.tiles * tiles.chunk)
     units = -(-length // unit)
-    anchored = decay_floor is not None and decay_floor >= LOWEST_ANCHORED
-    plan = Plan(tiles, scale, 1, gate, anchored, interpret)
+    anchor = decay.anchor(decay_floor, tiles.chunk)
+    plan = Plan(tiles, scale, 1, gate, anchor, interpret)
     channels = padded(inputs.query.shape[3])
-    columns = plan.key_tiles[-1][1] + 1 + KEYS if plan.solves else KEYS
+    columns = KEYS + (plan.key_tiles if plan.solves else 0)
     row = columns * channels * plan.product.dtype.itemsize
     parts = -(-batch * length * heads * row // PART_BYTES)
     parts = max(1, min(parts, MOST_PARTS, units))
@@ -98,12 +107,12 @@ def run(
 
 
 def _forward(plan: Plan, inputs: Inputs, memory: Array, gate: GateArrays | None) -> tuple:
-    output, memories, sums = None, [], []
+    output, memories, sums, squares = None, [], [], []
     known = not plan.solves  # b, and so the inverse, before the walk
     content = None if gate is None else gate.content
     for part in range(plan.parts):
         ready, memory = _in_order((inputs, memory), part > 0)
-        x = _operands(plan, ready, part)
+        x = Operands(*ready)
         scores = score(plan, x if known else x._replace(erase=None), part, with_keys=not known)
         here = None
         if gate is not None:
@@ -111,6 +120,7 @@ def _forward(plan: Plan, inputs: Inputs, memory: Array, gate: GateArrays | None)
             before = gate.partial_sum if part == 0 else jnp.zeros_like(gate.partial_sum)
             here = Content(gate.down, gate.up, content, before, mean)
         memories.append(memory)
+        squares.append(scores.squares if known else None)
         x = x._replace(erase=None) if known else x
         found = walk(plan, x, scores, memory, part, content=here, output=output)
         output, memory = found.output, found.memory
@@ -118,24 +128,13 @@ def _forward(plan: Plan, inputs: Inputs, memory: Array, gate: GateArrays | None)
             sums.append(found.sums)
             content = mean[:, -1, None, None] * found.sums[:, -1]
     all_sums = jnp.concatenate(sums, axis=1) if sums else None
-    return (output, memory, all_sums), (inputs, gate, memories, all_sums)
+    return (output, memory, all_sums), (inputs, gate, memories, squares, all_sums)
 
 
 def _in_order(tree: Any, wait: bool) -> Any:
     """The same arrays; if asked, none is read before all are there. What is parallel over tiles
     needs the inputs alone: XLA would else do it for many parts at once, and hold it all."""
     return jax.lax.optimization_barrier(tree) if wait else tree
-
-
-def _operands(plan: Plan, inputs: Inputs, part: int) -> Operands:
-    return Operands(
-        query=inputs.query,
-        key=inputs.key,
-        value=inputs.value,
-        decay=cumulate(plan, inputs.log_decay, part),
-        erase=inputs.erase,
-        write=inputs.write,
-    )
 
 
 class Seen(NamedTuple):
@@ -178,16 +177,24 @@ def _sigma(plan: Plan, gate: Gate, logits: Array, shift: Array) -> Array:
 
 
 def _backward(plan: Plan, residuals: tuple, cotangents: tuple) -> tuple:
-    inputs, arrays, memories, sums = residuals
+    inputs, arrays, memories, squares, sums = residuals
     d_output, d_memory, d_sums = cotangents
     seen = None if plan.gate is None else _seen(plan.gate, arrays, sums)
-    found: SpanGradients | None = None
+    found: Found | None = None
     parts: list[BackwardWalk] = []
     d_content = None
     for part in reversed(range(plan.parts)):
         ready, d_memory, found = _in_order((inputs, d_memory, found), part < plan.parts - 1)
         back, found = _backward_part(
-            plan, ready, arrays, seen, memories[part], (d_output, d_memory, d_sums), part, found
+            plan,
+            ready,
+            arrays,
+            seen,
+            memories[part],
+            squares[part],
+            (d_output, d_memory, d_sums),
+            part,
+            found,
         )
         d_memory = back.d_memory
         parts.insert(0, back)
@@ -209,7 +216,7 @@ def _backward(plan: Plan, residuals: tuple, cotangents: tuple) -> tuple:
         d_down, d_up = pull(jnp.concatenate([back.d_shift for back in parts], axis=1))
         d_mean = jnp.zeros_like(arrays.mean)  # made of sizes and of where segments start
         d_arrays = GateArrays(d_down, d_up, d_content, parts[0].d_sums[:, 0], d_mean)
-    return _collect(plan, inputs, seen, found, parts), d_memory, d_arrays
+    return _collect(plan, inputs, seen, found), d_memory, d_arrays
 
 
 def _backward_part(
@@ -218,19 +225,22 @@ def _backward_part(
     arrays: Any,
     seen: Seen | None,
     memory: Array,
+    squares: Any,
     cotangents: tuple,
     part: int,
-    found: SpanGradients | None,
-) -> tuple[BackwardWalk, SpanGradients]:
+    found: Any,
+) -> tuple[BackwardWalk, Any]:
     """One part: its scores and walk again, the walk back, and its rows of the gradients."""
     d_output, d_memory, d_sums = cotangents
-    x = _operands(plan, inputs, part)
+    x = Operands(*inputs)
     own = None
     if seen is not None:
         own = Seen(*(_part(a, plan, part) for a in seen))
         sigma = _sigma(plan, plan.gate, _part(inputs.erase, plan, part), own.shift)
         x = x._replace(erase=(plan.gate.scale * sigma).astype(inputs.erase.dtype))
-    scores = score(plan, x, part, with_keys=seen is not None)
+    scores = score(plan, x, part, with_keys=seen is not None, with_squares=squares is None)
+    if squares is not None:
+        scores = scores._replace(squares=squares)
     ready = x if seen is not None else x._replace(erase=None)
     again = walk(plan, ready, scores, memory, part, replay=True)
     gate = None
@@ -247,19 +257,36 @@ def _backward_part(
             up=arrays.up,
         )
     back = walk_back(plan, scores, d_output, d_memory, part, gate)
+    d_output = d_output if own is None else back.d_output
+    pair_inputs = PairInputs(inputs.value, inputs.write, d_output, again.residual, back.d_written)
+    paired = pairs(plan, pair_inputs, part, None if found is None else found.pairs)
     spans = SpanInputs(
         query=inputs.query,
         key=inputs.key,
-        decay=x.decay,
+        log_decay=inputs.log_decay,
         erase=x.erase,
+        pairs=paired.squares,
         d_output=d_output,
-        d_sums=back.d_sums,
         residual=again.residual,
         d_written=back.d_written,
         states=again.states,
         d_states=back.d_states,
     )
-    return back, gradients(plan, spans, part, _like(plan, inputs), found)
+    before = None if found is None else found.spans
+    made = gradients(plan, spans, part, _like(plan, inputs), before)
+    return back, Found(paired._replace(squares=None), made)
+
+
+class Found(NamedTuple):
+    """Gradients of the whole sequence, of the parts that have been walked back.
+
+    Attributes:
+      pairs: those of v and w.
+      spans: those of q, k, g and b.
+    """
+
+    pairs: Pairs
+    spans: SpanGradients
 
 
 def _like(plan: Plan, inputs: Inputs) -> SpanGradients:
@@ -282,12 +309,9 @@ def _like(plan: Plan, inputs: Inputs) -> SpanGradients:
     )
 
 
-def _collect(
-    plan: Plan, inputs: Inputs, seen: Seen | None, found: Any, parts: list[BackwardWalk]
-) -> Inputs:
+def _collect(plan: Plan, inputs: Inputs, seen: Seen | None, found: Any) -> Inputs:
     """Gradients in the shapes and dtypes of the inputs."""
-    d_z = jnp.concatenate([back.d_written for back in parts], axis=1).astype(jnp.float32)
-    d_erase = found.erase
+    d_erase = found.spans.erase
     if seen is not None:
         sigma = _sigma(plan, plan.gate, inputs.erase, seen.shift)
         d_erase = d_erase * (plan.gate.scale * sigma * (1.0 - sigma))
@@ -301,12 +325,12 @@ def _collect(
         return d.astype(like.dtype)
 
     return Inputs(
-        query=onto(found.query, inputs.query),
-        key=onto(found.key, inputs.key),
-        value=onto(inputs.write * d_z, inputs.value),
-        log_decay=onto(found.log_decay, inputs.log_decay),
+        query=onto(found.spans.query, inputs.query),
+        key=onto(found.spans.key, inputs.key),
+        value=found.pairs.value,
+        log_decay=onto(found.spans.log_decay, inputs.log_decay),
         erase=onto(d_erase, inputs.erase),
-        write=onto(inputs.value * d_z, inputs.write),
+        write=found.pairs.write,
     )
 
 

@@ -7,16 +7,16 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton as plgpu
 
-from pallas_kernels.blocks import wy
+from pallas_kernels.blocks import decay
 from pallas_kernels.blocks.wy import Array, Product
 from pallas_kernels.tiling import Tiles
+from pallas_kernels.triton import ptx
 
 
 class Gate(NamedTuple):
     """Settings of the content gate.
 
     Attributes:
-      length: L, tokens of a gate chunk.
       tiles: tiles that a gate chunk is cut into.
       scale: erase_scale.
       stop_gradient: no gradient through the content.
@@ -25,7 +25,6 @@ class Gate(NamedTuple):
       dtype: to which b is rounded.
     """
 
-    length: int
     tiles: int
     scale: float
     stop_gradient: bool
@@ -45,7 +44,8 @@ class Plan(NamedTuple):
       scale: factor of the query.
       parts: number of parts, each whole spans and whole gate chunks.
       gate: a `Gate`, or None for the plain rule.
-      anchored: g ≥ LOWEST_ANCHORED has been proven.
+      anchor: A, tokens of the blocks whose levels are done at once, for a floor that has been
+        promised of g; 1 for none.
       interpret: run without a GPU.
     """
 
@@ -53,7 +53,7 @@ class Plan(NamedTuple):
     scale: float
     parts: int = 1
     gate: Any = None
-    anchored: bool = False
+    anchor: int = 1
     interpret: bool = False
 
     @property
@@ -64,63 +64,38 @@ class Plan(NamedTuple):
     @property
     def product(self) -> Product:
         """Products with states, scores and gradients."""
-        return Product(self.tiles.product, self.interpret)
+        return Product(self.tiles.product, self.interpret, ptx.fence)
 
     @property
     def inverse(self) -> Product:
         """Products inside the inverse."""
-        return Product(self.tiles.inverse, self.interpret)
+        return Product(self.tiles.inverse, self.interpret, ptx.fence)
 
     @property
-    def exact_sums(self) -> bool:
-        """Log-decays are summed in two parts."""
-        return self.tiles.product != "bf16"
+    def distance(self) -> Product:
+        """Products with the matrices of `decay`."""
+        return Product("bf16", self.interpret)
 
     @property
-    def levels(self) -> list[wy.Level]:
-        """Of the tiles' strictly lower triangles."""
-        return wy.levels(self.tiles.chunk, self.anchored)
+    def pieces(self) -> int:
+        """bfloat16 parts of what is multiplied by the matrices of `decay`."""
+        return 2 if self.tiles.product == "bf16" else 3
 
     @property
-    def key_tiles(self) -> list[tuple[int, int]]:
-        """For each level, where its decayed rows and columns of k stand among those stored."""
-        first = int(self.anchored)
-        return [(i + first if i else 0, i + first) for i in range(len(self.levels))]
+    def levels(self) -> list[int]:
+        """log2 of the dyadic levels, largest first."""
+        return decay.levels(self.tiles.chunk, self.anchor)
+
+    @property
+    def key_tiles(self) -> int:
+        """Tiles of decayed keys that a walk which solves needs: one a level, in their order, then
+        the rows and the columns of the anchored blocks."""
+        return len(self.levels) + (2 if self.anchor > 1 else 0)
 
     def compile_options(self, warps: int, stages: int = 1) -> dict[str, Any]:
         """Keywords of `pallas_call`; without CompilerParams some versions choose Mosaic."""
         params = plgpu.CompilerParams(num_warps=warps, num_stages=stages)
         return {"compiler_params": params, "interpret": self.interpret}
-
-
-class Decay(NamedTuple):
-    """G, the log-decay summed from the start of each tile, [B, T, H, K or 1] float32.
-
-    Differences of large sums lose small decays (after a hard reset, say), so sums for products
-    finer than bfloat16 come in two: one of multiples of 2^-6, which float32 adds without error, and
-    one of what is left.
-
-    Attributes:
-      high: G, or its exact part.
-      low: the rest, or None.
-    """
-
-    high: Any
-    low: Any
-
-    def read(self, row: Any = ..., block: Any = ...) -> Array:
-        """G at some rows and channels of a view."""
-        row, block = (slice(None) if i is ... else i for i in (row, block))
-        high = self.high[row, block]
-        return high if self.low is None else high + self.low[row, block]
-
-    def since(self, token: Array, block: Any = ...) -> Array:
-        """Log-decay from a row to each row of a view: G − G[token], for some of its channels."""
-        block = slice(None) if block is ... else block
-        distance = self.high[:, block] - self.high[token, block]
-        if self.low is None:
-            return distance
-        return distance + (self.low[:, block] - self.low[token, block])
 
 
 class Operands(NamedTuple):
@@ -129,7 +104,7 @@ class Operands(NamedTuple):
     Attributes:
       query, key: [B, T, H, K].
       value: [B, T, N, V].
-      decay: G.
+      log_decay: [B, T, H, K or 1].
       erase: b, or its logits under a content gate, [B, T, H, K or 1].
       write: [B, T, N, V or 1].
     """
@@ -137,7 +112,7 @@ class Operands(NamedTuple):
     query: Any
     key: Any
     value: Any
-    decay: Any
+    log_decay: Any
     erase: Any
     write: Any
 

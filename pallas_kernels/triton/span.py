@@ -1,7 +1,11 @@
-"""Kernels that are parallel over tiles: decay sums, and the scores of a span against itself.
+"""The span kernel: what 64 tokens of a head need besides the state, in parallel over spans.
 
-Products of a span of 64 rows fill the tensor cores' widest instruction, so tiles of 16 or 32 tokens
-are computed several at once, on the diagonal of one square.
+    reads γ⊙q    edits γ⊙b⊙k    tails k⊙γ_C⊘γ    P    A = (I + T)⁻¹    γ_C
+
+Distances come from products with 0/1 matrices (`blocks.decay`), so the log-decay is read as it is.
+Under a content gate b is not known yet: the keys under the factors of every level are kept for the
+walk in place of T and A. Tiles of 16 or 32 tokens are computed several at once, on the diagonal of
+one square. Queries are not scaled here: the walk scales its outputs. GDN-2, arXiv 2605.22791.
 """
 
 import functools
@@ -10,13 +14,14 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from jax.experimental import pallas as pl
+from jax.experimental.pallas import triton as plgpu
 
-from pallas_kernels.blocks import wy
+from pallas_kernels.blocks import decay, wy
+from pallas_kernels.blocks.decay import SPAN
 from pallas_kernels.blocks.wy import Array
-from pallas_kernels.tiling import SPAN
-from pallas_kernels.triton.plan import Decay, Operands, Plan
+from pallas_kernels.triton import ptx
+from pallas_kernels.triton.plan import Operands, Plan
 
-KEY_BLOCK = 64  # key channels in registers at once
 READS, EDITS, TAILS, KEYS = range(4)  # places in `Scores.tiles`
 
 
@@ -28,11 +33,11 @@ class Scores(NamedTuple):
 
     Attributes:
       tiles: [B, T, H, X · K], at `READS` γ⊙q, at `EDITS` γ⊙k (times b, unless keys are there), at
-        `TAILS` k⊙γ_C⊘γ, from `KEYS` on k under the factors of each level, in the order of
-        `Plan.key_tiles`, where a content gate needs them.
+        `TAILS` k⊙γ_C⊘γ, from `KEYS` on k under the factors of each level (`Plan.key_tiles`), where
+        a walk needs them.
       squares: [B, T, H, span or 2 · span], rows of a span against its own tokens, zero outside the
-        tiles: P, then A where b is known.
-      ends: γ_C [B, T/C, H, K or 1] float32.
+        tiles: P, then A where b is known; None where they are at hand already.
+      ends: γ_C [B, T/C, H, K] float32.
     """
 
     tiles: Any
@@ -50,173 +55,208 @@ def span_view(a: Any, heads: int, spans: int, part: int = 0) -> pl.BlockSpec:
     return pl.BlockSpec(shape, lambda t, b, h: (b, first + t, jax.lax.div(h, repeat), 0))
 
 
-def tokens(span: int) -> Array:
-    """[span]: the rows of a span. Rows of G are found by reading them again (they lie in the
-    nearest cache), since blocks cannot be sliced."""
-    return jax.lax.broadcasted_iota(jnp.int32, (span,), 0)
+def matrices(plan: Plan) -> Array:
+    """The matrices of `decay`, as an argument of a kernel."""
+    return jnp.asarray(decay.matrices(plan.tiles.chunk, plan.anchor), jnp.bfloat16)
 
 
-def middle(span: int, h: Array | int) -> Array:
-    """For each token, the end of the lower half of its block of 2h."""
-    return (tokens(span) & ~(2 * h - 1)) | (h - 1)
+def matrices_view() -> pl.BlockSpec:
+    """All of them."""
+    count = decay.TILE + 1
+    return pl.BlockSpec((count, SPAN, SPAN), lambda *_: (0, 0, 0))
 
 
-def tile_end(span: int, tile: int) -> Array:
-    """For each token, the last of its tile."""
-    return tokens(span) | (tile - 1)
-
-
-def for_levels(plan: Plan, visit: Any, carry: Any) -> Any:
-    """Fold visit(level, places, carry) over the levels, the dyadic ones in a loop of the program;
-    places are those of the level's decayed rows and columns of k among the ones kept."""
-    levels = plan.levels
-    if plan.anchored:
-        carry, levels = visit(levels[0], (0, 1), carry), levels[1:]
-
-    def dyadic(i: Array, carry: Any) -> Any:
-        h = levels[0].low << i
-        return visit(wy.Level(h, 2 * h), (i + 2 * plan.anchored,), carry)
-
-    return jax.lax.fori_loop(0, len(levels), dyadic, carry) if levels else carry
-
-
-def level_factors(decay: Decay, level: wy.Level, places: tuple, block: Any = ...) -> tuple:
-    """Decay factors of a level's rows and columns in a span; two places mean it is anchored."""
-    span = decay.high.shape[0]
-    if len(places) == 2:
-        return wy.anchored_factors(decay.since(middle(span, wy.ANCHOR // 2), block))
-    factor = wy.factor(decay.since(middle(span, level.low), block))
-    return factor, factor
-
-
-def _cumulate_kernel(log_decay_ref: Any, out: Decay, *, tile: int) -> None:
-    for first in range(0, out.high.shape[0], tile):
-        here = pl.ds(first, tile)
-        log_decay = jnp.maximum(log_decay_ref[here, :].astype(jnp.float32), wy.LOWEST_DECAY)
-        if out.low is not None:
-            exact = jnp.floor(log_decay * 64.0) * (1.0 / 64.0)
-            out.low[here, :] = jnp.cumsum(log_decay - exact, axis=0)
-            log_decay = exact
-        out.high[here, :] = jnp.cumsum(log_decay, axis=0)
-
-
-def cumulate(plan: Plan, log_decay: Array, part: int) -> Decay:
-    """Log-decays [B, T, H, K or 1] of a part summed from the start of each tile."""
-    batch, length, heads, channels = log_decay.shape
-    length = length // plan.parts
-    sums = jax.ShapeDtypeStruct((batch, length, heads, channels), jnp.float32)
-    out = Decay(sums, sums if plan.exact_sums else None)
-    spans = length // SPAN
-    (found,) = pl.pallas_call(
-        functools.partial(_cumulate_kernel, tile=plan.tiles.chunk),
-        grid=(spans, batch, heads),
-        in_specs=[span_view(log_decay, heads, spans, part)],
-        out_specs=(jax.tree.map(lambda a: span_view(a, heads, spans), out),),
-        out_shape=(out,),
-        **plan.compile_options(plan.tiles.parallel_warps),
-    )(log_decay)
+def summed(plan: Plan, matrix: Array, pieces: list[Array]) -> Array:
+    """A matrix of `decay` times what the pieces add up to, float32."""
+    found = plan.distance(matrix, pieces[0])
+    for piece in pieces[1:]:
+        found = found + plan.distance(matrix, piece)
     return found
 
 
-def _score_kernel(x: Operands, out: Scores, *, plan: Plan, with_keys: bool) -> None:
-    span, channels = x.query.shape
-    product, ordered = plan.product, wy.order(span)
-    width = min(channels, KEY_BLOCK)
-    square = jnp.zeros((span, span), jnp.float32)
+def gate_block(ref: Any, block: Any, channels: int) -> Array:
+    """A block of channels of a gate in float32; a gate of one channel stands for all."""
+    rows = ref.shape[0]
+    if ref.shape[1] == channels:
+        return ref[:, block].astype(jnp.float32)
+    return jnp.broadcast_to(ref[:, pl.ds(0, 1)].astype(jnp.float32), (rows, block.size))
+
+
+class Loaded(NamedTuple):
+    """One block of key channels of a span: q, k and b⊙k (None where b is not known) as operands,
+    and the pieces of the log-decay."""
+
+    query: Array
+    key: Array
+    edit: Any
+    pieces: list
+
+
+def load_block(plan: Plan, x: Operands, block: Any) -> Loaded:
+    """Read one block of key channels."""
+    product, channels = plan.product, x.query.shape[1]
+    query, key = product.operand(x.query[:, block]), product.operand(x.key[:, block])
+    edit = None
+    if x.erase is not None and x.erase.dtype == key.dtype and x.erase.shape[1] == channels:
+        edit = ptx.times(x.erase[:, block], key)
+    elif x.erase is not None:
+        erase = gate_block(x.erase, block, channels)
+        edit = product.operand(erase * key.astype(jnp.float32))
+    pieces = ptx.split(gate_block(x.log_decay, block, channels), plan.pieces)
+    return Loaded(query, key, edit, pieces)
+
+
+def _span_kernel(m: Any, x: Operands, out: Scores, *, plan: Plan, with_keys: bool) -> None:
+    channels = x.query.shape[1]
+    width = min(channels, plan.tiles.span_key)
+    blocks = channels // width
+    held = load_block(plan, x, pl.ds(0, width)) if blocks == 1 else None
+
+    def load(block: Any) -> Loaded:
+        return load_block(plan, x, block) if held is None else held
 
     def for_blocks(visit: Any, carry: Any) -> Any:
-        """Fold visit(first channel of a block, carry) over the blocks of key channels."""
+        """Fold visit(block, carry) over the blocks of key channels."""
+        if blocks == 1:
+            return visit(pl.ds(0, width), carry)
+        return jax.lax.fori_loop(0, blocks, lambda j, c: visit(pl.ds(j * width, width), c), carry)
 
-        def step(j: Array, carry: Any) -> Any:
-            return visit(j * width, carry)
+    if out.squares is not None:
+        scores, system = _squares(plan, m, x, out, load, for_blocks, with_keys)
+        out.squares[:, :SPAN] = scores
+        if system is not None:
+            ordered, corrected = wy.order(SPAN), plan.tiles.inverse == "bf16"
+            inverse = wy.unit_inverse(
+                plan.inverse, system, ordered, plan.tiles.chunk, ptx.level_negated, corrected
+            )
+            out.squares[:, SPAN:] = plan.product.operand(inverse)
 
-        return jax.lax.fori_loop(0, channels // width, step, carry)
+    def keep_tiles(block: Any, carry: tuple) -> tuple:
+        a = load(block)
+        start = summed(plan, m[decay.FROM_START], a.pieces)
+        edit = a.key if with_keys else a.edit
+        reads, edits, factor = ptx.decayed_pair(a.query, edit, start)
+        _keep(out, channels, READS, block, reads)
+        _keep(out, channels, EDITS, block, edits)
+        _keep_ends(plan, out.ends, block, factor)
+        tails = ptx.decayed(a.key, summed(plan, m[decay.TO_END], a.pieces))
+        _keep(out, channels, TAILS, block, tails)
+        return carry
 
-    def read(ref: Any, first: Array) -> Array:
-        return ref[:, _gate_block(ref, first, width)].astype(jnp.float32)
-
-    def keep(place: Array | int, first: Array, found: Array) -> None:
-        out.tiles[:, pl.ds(place * channels + first, width)] = product.operand(found)
-
-    def add_ends(first: Array, diagonal: Array) -> Array:
-        block = _gate_block(x.decay.high, first, width)
-        query, key = read(x.query, first) * plan.scale, read(x.key, first)
-        start = jnp.exp(x.decay.read(..., block))
-        keep(READS, first, query * start)
-        keep(EDITS, first, (key if with_keys else read(x.erase, first) * key) * start)
-        last = tile_end(span, plan.tiles.chunk)
-        keep(TAILS, first, key * jnp.exp(-x.decay.since(last, block)))
-        return diagonal + jnp.sum(query * key, axis=1)
-
-    diagonal = for_blocks(add_ends, jnp.zeros((span,), jnp.float32))
-    for i in range(span // plan.tiles.chunk):
-        out.ends[i, :] = jnp.exp(x.decay.read((i + 1) * plan.tiles.chunk - 1))
-
-    def add_level(level: wy.Level, places: tuple, found: tuple) -> tuple:
-        def add_block(first: Array, found: tuple) -> tuple:
-            queries, edits = found
-            block = _gate_block(x.decay.high, first, width)
-            upper, lower = level_factors(x.decay, level, places, block)
-            key = read(x.key, first)
-            columns = product.operand(key * lower)
-            rows = product.operand(read(x.query, first) * plan.scale * upper)
-            queries = queries + product(rows, columns, tb=True)
-            if x.erase is not None:
-                rows = product.operand(read(x.erase, first) * key * upper)
-                edits = edits + product(rows, columns, tb=True)
-            if with_keys:
-                keep(places[-1] + KEYS, first, columns)
-                if len(places) == 2:
-                    keep(places[0] + KEYS, first, key * upper)
-            return queries, edits
-
-        queries, edits = for_blocks(add_block, (square, square))
-        scores, system = found
-        return scores + level.pick(queries, ordered), system + level.pick(edits, ordered)
-
-    found = (jnp.where(ordered == 0, diagonal[:, None], 0.0), square)
-    scores, system = for_levels(plan, add_level, found)
-    out.squares[:, :span] = product.operand(scores)
-    if x.erase is not None:
-
-        def level(h: Array | int) -> Array:
-            return wy.Level(h, 2 * h).pick(system, ordered)
-
-        inverse = wy.unit_inverse(plan.inverse, level, plan.tiles.chunk, ordered, loop=True)
-        out.squares[:, span:] = product.operand(inverse)
+    for_blocks(keep_tiles, ())
 
 
-def _gate_block(ref: Any, first: Array, width: int) -> Any:
-    """A block of channels of a view, or the one channel it has."""
-    return pl.ds(0, 1) if ref.shape[1] == 1 else pl.ds(first, width)
+def _keep(out: Scores, channels: int, place: int, block: Any, found: Array) -> None:
+    out.tiles[:, pl.ds(place * channels + block.start, block.size)] = found
 
 
-def score(plan: Plan, x: Operands, part: int, with_keys: bool) -> Scores:
-    """Scores of a part; x.decay is the part's own, the other operands are the whole sequence's.
-    x.erase is b, or None where it is not known yet."""
-    channels = x.query.shape[3]
-    batch, length, heads, width = x.decay.high.shape
+def _keep_ends(plan: Plan, ends: Any, block: Any, factor: Array) -> None:
+    """The last row of each tile."""
+    tile = plan.tiles.chunk
+    row = jax.lax.broadcasted_iota(jnp.int32, factor.shape, 0)
+    column = jax.lax.broadcasted_iota(jnp.int32, factor.shape, 1)
+    last = (row & (tile - 1)) == tile - 1
+    place = ends.at[jax.lax.div(row, tile), block.start + column]
+    plgpu.store(place, factor, mask=last)
+
+
+def _squares(
+    plan: Plan, m: Any, x: Operands, out: Scores, load: Any, for_blocks: Any, with_keys: bool
+) -> tuple[Array, Array | None]:
+    """P in the products' dtype and T in float32 (None where b is not known): levels from the
+    largest down, each over all the entries of smaller ones, which come after it."""
+    product, channels, ordered = plan.product, x.query.shape[1], wy.order(SPAN)
+    known = x.erase is not None
+    zero = jnp.zeros((SPAN, SPAN), jnp.float32)
+    nothing = (zero, zero) if known else (zero,)
+
+    def add_level(block: Any, found: tuple, level: int, place: int) -> tuple:
+        a = load(block)
+        distance = summed(plan, m[level], a.pieces)
+        if with_keys:
+            rows, columns, _ = ptx.decayed_pair(a.query, a.key, distance)
+            _keep(out, channels, place, block, columns)
+            edits = ptx.decayed(a.edit, distance) if known else None
+        else:
+            row = jax.lax.broadcasted_iota(jnp.int32, distance.shape, 0)
+            upper = -((row >> level) & 1)
+            columns, edits = ptx.decayed_choice(upper, a.query, a.key, a.edit, distance)
+            rows = columns  # queries above, keys below: rows and columns of a level are disjoint
+        return _add_products(plan, found, rows, edits, columns)
+
+    def add_anchored(block: Any, found: tuple) -> tuple:
+        a = load(block)
+        distance = summed(plan, m[decay.FROM_ANCHOR], a.pieces)
+        rows, columns = ptx.decayed(a.query, distance), ptx.decayed(a.key, -distance)
+        if with_keys:
+            place = KEYS + len(plan.levels)
+            _keep(out, channels, place, block, ptx.decayed(a.key, distance))
+            _keep(out, channels, place + 1, block, columns)
+        edits = ptx.decayed(a.edit, distance) if known else None
+        return _add_products(plan, found, rows, edits, columns)
+
+    def add_diagonal(block: Any, found: Array) -> Array:
+        a = load(block)
+        return found + product(a.query, a.key, tb=True)
+
+    scores, system = zero.astype(product.dtype), zero
+    for place, level in enumerate(plan.levels):
+        add = functools.partial(add_level, level=level, place=KEYS + place)
+        found = for_blocks(add, nothing)
+        if level == 0:
+            diagonal = jnp.where(ordered == 0, for_blocks(add_diagonal, zero), 0.0)
+            found = (jnp.where(ordered == 1, found[0], diagonal), *found[1:])
+        scores = ptx.merge(scores, found[0], ordered, 2 << level)
+        system = jnp.where(ordered < 2 << level, found[-1], system)
+    if plan.anchor > 1:
+        found = for_blocks(add_anchored, nothing)
+        scores = jnp.where(ordered < plan.anchor, product.operand(found[0]), scores)
+        system = jnp.where(ordered < plan.anchor, found[-1], system)
+    return scores, jnp.where(ordered == 0, 0.0, system) if known else None
+
+
+def _add_products(plan: Plan, found: tuple, rows: Array, edits: Any, columns: Array) -> tuple:
+    scores = found[0] + plan.product(rows, columns, tb=True)
+    if edits is None:
+        return (scores,)
+    return scores, found[1] + plan.product(edits, columns, tb=True)
+
+
+def score(plan: Plan, x: Operands, part: int, with_keys: bool, with_squares: bool = True) -> Scores:
+    """Scores of a part of the operands, which are the whole sequence's but for x.erase, which may
+    be the part's own: b, or None where it is not known yet.
+
+    Args:
+      plan: what is static.
+      x: the operands.
+      part: which one.
+      with_keys: keep the keys under the factors of each level; edits are then without b.
+      with_squares: find P and A.
+    """
+    batch, whole, heads, channels = x.query.shape
+    length = whole // plan.parts
     if x.erase is not None:
         heads = max(heads, x.erase.shape[2])
 
     def made(rows: int, width: int, dtype: jnp.dtype) -> jax.ShapeDtypeStruct:
         return jax.ShapeDtypeStruct((batch, rows, heads, width), dtype)
 
-    count = KEYS + (plan.key_tiles[-1][1] + 1 if with_keys else 0)
+    count = KEYS + (plan.key_tiles if with_keys else 0)
     dtype, tile = plan.product.dtype, plan.tiles.chunk
+    squares = made(length, SPAN if x.erase is None else 2 * SPAN, dtype)
     found = Scores(
         tiles=made(length, count * channels, dtype),
-        squares=made(length, SPAN if x.erase is None else 2 * SPAN, dtype),
-        ends=made(length // tile, width, jnp.float32),
+        squares=squares if with_squares else None,
+        ends=made(length // tile, channels, jnp.float32),
     )
     spans = length // SPAN
     x = x._replace(value=None, write=None)
     (found,) = pl.pallas_call(
-        functools.partial(_score_kernel, plan=plan, with_keys=with_keys),
+        functools.partial(_span_kernel, plan=plan, with_keys=with_keys),
         grid=(spans, batch, heads),
-        in_specs=(jax.tree.map(lambda a: span_view(a, heads, spans, part), x),),
+        in_specs=(matrices_view(), jax.tree.map(lambda a: span_view(a, heads, spans, part), x)),
         out_specs=(jax.tree.map(lambda a: span_view(a, heads, spans), found),),
         out_shape=(found,),
         **plan.compile_options(plan.tiles.parallel_warps),
-    )(x)
+    )(matrices(plan), x)
     return found

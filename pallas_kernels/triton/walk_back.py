@@ -16,8 +16,8 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 
 from pallas_kernels.blocks import wy
+from pallas_kernels.blocks.decay import SPAN
 from pallas_kernels.blocks.wy import Array
-from pallas_kernels.tiling import SPAN
 from pallas_kernels.triton.plan import Gate, Plan, memory_view, rows, view
 from pallas_kernels.triton.span import EDITS, KEYS, READS, TAILS, Scores
 from pallas_kernels.triton.walk import erase_slope, own_block, tile_at
@@ -57,6 +57,7 @@ class BackwardWalk(NamedTuple):
         entry is the one before the first tile.
       d_memory: of the state before the part, transposed [B, N, V, K] float32.
       d_sums: of the sums of outputs, all told [B, chunks, N, V] float32.
+      d_output: of the outputs, the content's share added [B, T, N, V] in the products' dtype.
       d_shift: of the logits' shift [B, chunks, N, K] float32.
     """
 
@@ -64,6 +65,7 @@ class BackwardWalk(NamedTuple):
     d_states: Any = None
     d_memory: Any = None
     d_sums: Any = None
+    d_output: Any = None
     d_shift: Any = None
 
 
@@ -101,7 +103,8 @@ def _walk_back_kernel(inputs: _Inputs, out: BackwardWalk, *, plan: Plan) -> None
         d_output = rows(inputs.d_output, start, tile).T
         if g is not None:
             d_output = d_output + d_seen[0][:, None]
-        d_output = product.operand(d_output)
+            out.d_output[here, :] = d_output.astype(out.d_output.dtype).T
+        d_output = product.operand(d_output * plan.scale)
         d_residual = product(d_output, own_block(scores.squares, 0, start, tile))
         tails = tile_at(scores.tiles, here, TAILS, channels)
         d_residual = d_residual + product(d_memory, tails, tb=True)
@@ -143,11 +146,19 @@ def _logit_gradients(
     product, g, tile = plan.product, inputs.gate, plan.tiles.chunk
     d_system = product(d_written, g.residual[here, :], ta=True, tb=True)
     d_erase = keys * product(d_written, g.states[n], ta=True)
-    for level, (above, below) in zip(plan.levels, plan.key_tiles, strict=True):
-        upper = tile_at(inputs.scores.tiles, here, KEYS + above, keys.shape[1])
-        lower = tile_at(inputs.scores.tiles, here, KEYS + below, keys.shape[1])
-        part = level.pick(d_system, wy.order(tile, inputs.zero[0]))
-        d_erase = d_erase + upper * product(part, lower)
+    ordered, channels = wy.order(tile, inputs.zero[0]), keys.shape[1]
+
+    def kept(place: int) -> Array:
+        return tile_at(inputs.scores.tiles, here, KEYS + place, channels)
+
+    for place, level in enumerate(plan.levels):
+        inside = (ordered >= 1 << level) & (ordered < 2 << level)
+        part = jnp.where(inside, d_system, 0.0)
+        d_erase = d_erase + kept(place) * product(part, kept(place))
+    if plan.anchor > 1:
+        place = len(plan.levels)
+        part = jnp.where((ordered > 0) & (ordered < plan.anchor), d_system, 0.0)
+        d_erase = d_erase + kept(place) * product(part, kept(place + 1))
     erase, slope = erase_slope(plan.gate, rows(g.logits, n * tile, tile), shift)
     return -d_erase * slope, erase
 
@@ -213,10 +224,12 @@ def walk_back(
         chunks = gate.shift.shape[1]
         out = out._replace(
             d_sums=made(chunks, heads, width),
+            d_output=made(length, heads, width, dtype=dtype),
             d_shift=made(chunks, heads, channels),
         )
         out_specs = out_specs._replace(
             d_sums=view(out.d_sums, heads, chunks),
+            d_output=view(out.d_output, heads, length),
             d_shift=view(out.d_shift, heads, chunks),
         )
     inputs = _Inputs(scores, d_output, d_memory, gate, jnp.zeros((1,), jnp.int32))

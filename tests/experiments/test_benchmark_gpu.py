@@ -31,7 +31,7 @@ from experiments.timing import (
     device_ceilings,
     median_seconds,
 )
-from pallas_kernels.blocks.wy import LOWEST_ANCHORED
+from pallas_kernels.blocks.decay import LOWEST_ANCHORED
 from pallas_kernels.tiling import Tiles
 from tests.experiments.fake_torch import FakeTorch, Tensor
 

@@ -1,0 +1,338 @@
+"""Elementwise work as inline PTX, each operation beside the plain form that says what it computes.
+
+Why: XLA's Triton neither packs bfloat16 arithmetic nor contracts to fused multiply-adds, computes
+`exp2` with range checks in 4 instructions and a sigmoid in 18, and pushes every transposition up
+through the elementwise operations that made its operand, computing them a second time. Where an
+operand is bfloat16 these functions are a few packed instructions; elsewhere (float32 operands, a
+device without PTX, interpret mode) the plain form runs.
+"""
+
+import functools
+from collections.abc import Callable, Sequence
+
+import jax
+import jax.numpy as jnp
+from jax._src.pallas.triton import lowering  # no public module registers a lowering
+from jax.extend.core import Primitive
+from jax.extend.mlir import ir
+from jax.interpreters import mlir
+
+Array = jax.Array
+LOG2E = 1.4426950408889634
+LOWEST = -180.0  # base 2; two to this is 0 in float32, and sums of a span stay small
+BF16 = jnp.dtype(jnp.bfloat16)
+
+# A primitive of our own: `elementwise_inline_asm` of JAX 0.10 and 0.11 fails on several results.
+_ptx_p = Primitive("carve_inline_ptx")
+_ptx_p.multiple_results = True
+
+
+@_ptx_p.def_abstract_eval
+def _abstract(*avals, dtypes, **_):
+    return [avals[0].update(dtype=dtype, weak_type=False) for dtype in dtypes]
+
+
+def _plain(*args, plain, **_):
+    return plain(*args)
+
+
+_ptx_p.def_impl(_plain)
+mlir.register_lowering(_ptx_p, mlir.lower_fun(_plain, multiple_results=True))
+
+
+@lowering.register_lowering(_ptx_p)
+def _lower(ctx, *args, asm, constraints, pack, **_):
+    from jax._src.lib.triton import dialect
+
+    types = [_tensor_type(ctx, aval) for aval in ctx.avals_out]
+    found = dialect.ElementwiseInlineAsmOp(
+        types, asm, constraints=constraints, pure=True, packed_element=pack, args=args
+    )
+    return list(found.results)
+
+
+def _tensor_type(ctx, aval) -> ir.Type:
+    return ir.RankedTensorType.get(aval.shape, mlir.dtype_to_ir_type(aval.dtype))
+
+
+def _ptx(
+    asm: str,
+    constraints: str,
+    pack: int,
+    args: Sequence[Array],
+    dtypes: Sequence[jnp.dtype],
+    plain: Callable[..., Sequence[Array]],
+) -> list[Array]:
+    """Inline PTX on arrays of one shape, `pack` elements at a time.
+
+    Args:
+      asm: $0, $1, … are the results, then the arguments, in registers: bfloat16 in one for 2.
+      constraints: of LLVM, in that order. Results need "=&" where an argument is read after one of
+        them is written.
+      pack: elements of an instance.
+      args: the arguments.
+      dtypes: of the results.
+      plain: what it computes, in jax.numpy.
+    """
+    shape = args[0].shape
+    assert all(a.shape == shape for a in args), [a.shape for a in args]
+    dtypes = tuple(map(jnp.dtype, dtypes))
+    return _ptx_p.bind(
+        *args, asm=asm, constraints=constraints, pack=pack, dtypes=dtypes, plain=plain
+    )
+
+
+def _rounded(x: Array) -> Array:
+    return x.astype(BF16)
+
+
+def _wide(x: Array) -> Array:
+    return x.astype(jnp.float32)
+
+
+def fence(x: Array) -> Array:
+    """x, which no transposition is pushed through: XLA's `triton-xla-fold-transpose` stops at an
+    operation of two results. Costs no instruction."""
+    size = x.dtype.itemsize
+    if size not in (2, 4):
+        return x
+    pack, kind, register = (2, "b32", "r") if size == 2 else (1, "f32", "f")
+    if size == 4 and not jnp.issubdtype(x.dtype, jnp.floating):
+        kind, register = "b32", "r"
+    asm = f"{{ mov.{kind} $0, $2; mov.{kind} $1, $2; }}"
+    constraints = f"=&{register},=&{register},{register}"
+    return _ptx(asm, constraints, pack, [x], [x.dtype] * 2, _twice)[0]
+
+
+def _twice(x):
+    return x, x
+
+
+_OPEN = "{ .reg .b32 s, lo, hi; .reg .f32 a, b, e, f; "
+
+
+def _exp2(first: str, second: str) -> str:
+    """e and f: two to the power of two registers."""
+    return f"ex2.approx.ftz.f32 e, {first}; ex2.approx.ftz.f32 f, {second}; "
+
+
+def _times_factors(source: str, target: str) -> str:
+    """A pair of bfloat16 times e and f, rounded to bfloat16."""
+    return (
+        f"shl.b32 lo, {source}, 16; and.b32 hi, {source}, 0xffff0000; mov.b32 a, lo; "
+        f"mov.b32 b, hi; mul.f32 a, a, e; mul.f32 b, b, f; cvt.rn.bf16x2.f32 {target}, b, a; "
+    )
+
+
+def split(g: Array, parts: int) -> list[Array]:
+    """g · log2 e, at least `LOWEST`, as bfloat16 parts whose sum it is: to 2^-17 of its size in two
+    parts, to float32's own precision in three. g float32."""
+    if parts != 2:
+        return _split_plain(g, parts)
+    asm = (
+        "{ .reg .b32 lo, hi; .reg .f32 a, b, c, d; "
+        "mul.f32 a, $2, 0f3FB8AA3B; mul.f32 b, $3, 0f3FB8AA3B; "
+        "max.f32 a, a, 0fC3340000; max.f32 b, b, 0fC3340000; cvt.rn.bf16x2.f32 $0, b, a; "
+        "shl.b32 lo, $0, 16; and.b32 hi, $0, 0xffff0000; mov.b32 c, lo; mov.b32 d, hi; "
+        "sub.f32 a, a, c; sub.f32 b, b, d; cvt.rn.bf16x2.f32 $1, b, a; }"
+    )
+    return _ptx(asm, "=&r,=&r,f,f", 2, [g], [BF16] * 2, _split_plain)
+
+
+def _split_plain(g, parts=2):
+    return halves(jnp.maximum(g * LOG2E, LOWEST), parts)
+
+
+def halves(x: Array, parts: int = 2) -> list[Array]:
+    """x float32 as the sum of bfloat16 parts."""
+    found = []
+    for _ in range(parts):
+        found.append(_rounded(x))
+        x = x - _wide(found[-1])
+    return found
+
+
+def decayed(x: Array, distance: Array) -> Array:
+    """x · 2^distance in the dtype of x."""
+    if x.dtype != BF16:
+        return _decayed_plain(x, distance)[0]
+    asm = _OPEN + _exp2("$2", "$3") + _times_factors("$1", "$0") + "}"
+    return _ptx(asm, "=&r,r,f,f", 2, [x, distance], [BF16], _decayed_plain)[0]
+
+
+def _decayed_plain(x, distance):
+    return [(_wide(x) * jnp.exp2(distance)).astype(x.dtype)]
+
+
+def decayed_pair(x: Array, y: Array, distance: Array) -> tuple[Array, Array, Array]:
+    """x · 2^distance and y · 2^distance in their dtype, and 2^distance in float32."""
+    if x.dtype != BF16:
+        return _decayed_pair_plain(x, y, distance)
+    asm = _OPEN + _exp2("$6", "$7") + _times_factors("$4", "$0") + _times_factors("$5", "$1")
+    asm += "mov.f32 $2, e; mov.f32 $3, f; }"
+    dtypes = [BF16, BF16, jnp.float32]
+    constraints = "=&r,=&r,=&f,=&f,r,r,f,f"
+    x, y, factor = _ptx(asm, constraints, 2, [x, y, distance], dtypes, _decayed_pair_plain)
+    return x, y, factor
+
+
+def _decayed_pair_plain(x, y, distance):
+    factor = jnp.exp2(distance)
+    return (_wide(x) * factor).astype(x.dtype), (_wide(y) * factor).astype(y.dtype), factor
+
+
+def decayed_choice(
+    upper: Array, x: Array, y: Array, z: Array, distance: Array
+) -> tuple[Array, Array]:
+    """(upper ? x : y) · 2^distance and z · 2^distance, in their dtype; `upper` is −1 or 0."""
+    if x.dtype != BF16:
+        return _decayed_choice_plain(x, y, z, upper, distance)
+    asm = _OPEN + _exp2("$7", "$8") + "lop3.b32 s, $5, $2, $3, 0xCA; "
+    asm += _times_factors("s", "$0") + _times_factors("$4", "$1") + "}"
+    args = [x, y, z, upper, distance]
+    constraints = "=&r,=&r,r,r,r,r,r,f,f"
+    x, z = _ptx(asm, constraints, 2, args, [BF16] * 2, _decayed_choice_plain)
+    return x, z
+
+
+def _decayed_choice_plain(x, y, z, upper, distance):
+    factor = jnp.exp2(distance)
+    chosen = jnp.where(upper != 0, x, y)
+    return (_wide(chosen) * factor).astype(x.dtype), (_wide(z) * factor).astype(z.dtype)
+
+
+def decayed_choices(
+    upper: Array, x: Array, y: Array, z: Array, distance: Array
+) -> tuple[Array, Array, Array]:
+    """(upper ? x : y) · 2^distance and (upper ? z : y) · 2^distance, in their dtype, and
+    2^distance in float32; `upper` is −1 or 0."""
+    if x.dtype != BF16:
+        return _decayed_choices_plain(x, y, z, upper, distance)
+    asm = _OPEN + _exp2("$9", "$10")
+    asm += "lop3.b32 s, $7, $4, $5, 0xCA; " + _times_factors("s", "$0")
+    asm += "lop3.b32 s, $7, $6, $5, 0xCA; " + _times_factors("s", "$1")
+    asm += "mov.f32 $2, e; mov.f32 $3, f; }"
+    args, dtypes = [x, y, z, upper, distance], [BF16, BF16, jnp.float32]
+    constraints = "=&r,=&r,=&f,=&f,r,r,r,r,r,f,f"
+    x, z, factor = _ptx(asm, constraints, 2, args, dtypes, _decayed_choices_plain)
+    return x, z, factor
+
+
+def _decayed_choices_plain(x, y, z, upper, distance):
+    factor = jnp.exp2(distance)
+    first, second = jnp.where(upper != 0, x, y), jnp.where(upper != 0, z, y)
+    return (_wide(first) * factor).astype(x.dtype), (_wide(second) * factor).astype(x.dtype), factor
+
+
+def times(x: Array, y: Array) -> Array:
+    """x y in their dtype."""
+    if x.dtype != BF16:
+        return x * y
+    # A fused multiply-add of −0, since a packed product is known to 9.0 and later alone.
+    asm = "{ .reg .b32 z; mov.b32 z, 0x80008000; fma.rn.bf16x2 $0, $1, $2, z; }"
+    return _ptx(asm, "=r,r,r", 2, [x, y], [BF16], _times_plain)[0]
+
+
+def _times_plain(x, y):
+    return [_rounded(_wide(x) * _wide(y))]
+
+
+def merge(kept: Array, found: Array, ordered: Array, bound: int) -> Array:
+    """found where ordered < bound, else kept; in kept's dtype, of a square whose columns come in
+    pairs of one level.
+
+    Args:
+      kept: bfloat16 or float32.
+      found: float32, rounded as kept is.
+      ordered: `wy.order`.
+      bound: 2 or more.
+    """
+    if kept.dtype != BF16:
+        return jnp.where(ordered < bound, found.astype(kept.dtype), kept)
+    asm = f"{{ .reg .b32 s; .reg .pred p; setp.lt.s32 p, $4, {bound}; "
+    asm += "cvt.rn.bf16x2.f32 s, $3, $2; selp.b32 $0, s, $1, p; }"
+    return _ptx(asm, "=&r,r,f,f,r,r", 2, [kept, found, ordered], [BF16], _merge_plain(bound))[0]
+
+
+@functools.cache
+def _merge_plain(bound: int) -> Callable[..., Sequence[Array]]:
+    def plain(kept, found, ordered):
+        # The instruction asks the first column of a pair alone.
+        pairs = ordered.reshape(*ordered.shape[:-1], -1, 2)
+        asked = jnp.broadcast_to(pairs[..., :1], pairs.shape).reshape(ordered.shape)
+        return [jnp.where(asked < bound, _rounded(found), kept)]
+
+    return plain
+
+
+def level_negated(x: Array, ordered: Array, level: int) -> Array:
+    """−x on level 2^`level` of a square (1 at least, so that columns come in pairs), else 0."""
+    low = 1 << level
+    if x.dtype != BF16:
+        return jnp.where((ordered >= low) & (ordered < 2 * low), -x, jnp.zeros((), x.dtype))
+    asm = "{ .reg .b32 s; .reg .pred p; xor.b32 s, $1, 0x80008000; "
+    asm += f"and.b32 $0, $2, {-low}; setp.eq.s32 p, $0, {low}; selp.b32 $0, s, 0, p; }}"
+    return _ptx(asm, "=&r,r,r,r", 2, [x, ordered], [BF16], _level_negated_plain(level))[0]
+
+
+@functools.cache
+def _level_negated_plain(level: int) -> Callable[..., Sequence[Array]]:
+    def plain(x, ordered):
+        return [jnp.where((ordered >> level) == 1, -x, jnp.zeros((), x.dtype))]
+
+    return plain
+
+
+def on_level(x: Array, y: Array, ordered: Array, level: int) -> tuple[Array, Array]:
+    """x and y where log2 of `ordered` is `level`, else 0. `ordered` is r ^ c, whose columns come in
+    pairs of one level but on the lowest."""
+    low = 1 << level
+    if x.dtype != BF16 or level == 0:
+        zero, inside = jnp.zeros((), x.dtype), (ordered >= low) & (ordered < 2 * low)
+        return jnp.where(inside, x, zero), jnp.where(inside, y, zero)
+    asm = f"{{ .reg .b32 s; .reg .pred p; and.b32 s, $4, {-low}; setp.eq.s32 p, s, {low}; "
+    asm += "selp.b32 $0, $2, 0, p; selp.b32 $1, $3, 0, p; }"
+    args, plain = [x, y, ordered], _on_level_plain(level)
+    x, y = _ptx(asm, "=&r,=&r,r,r,r,r", 2, args, [BF16] * 2, plain)
+    return x, y
+
+
+@functools.cache
+def _on_level_plain(level: int) -> Callable[..., Sequence[Array]]:
+    def plain(x, y, ordered):
+        inside, zero = (ordered >> level) == 1, jnp.zeros((), x.dtype)
+        return [jnp.where(inside, x, zero), jnp.where(inside, y, zero)]
+
+    return plain
+
+
+def accumulate(
+    sums: tuple[Array, Array, Array], x: Array, y: Array, factor: Array, upper: Array
+) -> tuple[Array, Array, Array]:
+    """(s_0 + f x, s_1 + f y, s_2) where `upper` is −1, (s_0, s_1, s_2 + f (x + y)) where it is 0;
+    all float32. Fused multiply-adds, which XLA's Triton does not contract to."""
+    asm = (
+        "{ .reg .b32 u, l; .reg .f32 s, uf, lf; and.b32 u, $8, $9; lop3.b32 l, $8, $9, 0, 0x30; "
+        "mov.b32 uf, u; mov.b32 lf, l; add.f32 s, $6, $7; fma.rn.f32 $0, uf, $6, $3; "
+        "fma.rn.f32 $1, uf, $7, $4; fma.rn.f32 $2, lf, s, $5; }"
+    )
+    bits = jax.lax.bitcast_convert_type(factor, jnp.int32)
+    args = [*sums, x, y, bits, upper]
+    constraints = "=&f,=&f,=&f,f,f,f,f,f,r,r"
+    a, b, c = _ptx(asm, constraints, 1, args, [jnp.float32] * 3, _accumulate_plain)
+    return a, b, c
+
+
+def _accumulate_plain(a, b, c, x, y, bits, upper):
+    factor = jax.lax.bitcast_convert_type(bits, jnp.float32)
+    above, below = jnp.where(upper != 0, factor, 0.0), jnp.where(upper != 0, 0.0, factor)
+    return a + above * x, b + above * y, c + below * (x + y)
+
+
+def exp2(x: Array) -> Array:
+    """2^x, float32, in one instruction."""
+    return _ptx("ex2.approx.ftz.f32 $0, $1;", "=f,f", 1, [x], [jnp.float32], _exp2_plain)[0]
+
+
+def _exp2_plain(x):
+    return [jnp.exp2(x)]
