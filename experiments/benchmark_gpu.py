@@ -23,8 +23,11 @@ from experiments.benchmark_steps import (
     print_decode,
     print_training,
 )
-from experiments.contenders import Shape, rule_contender, rule_inputs
-from experiments.peers import Fla, FlaAtShape, load_fla
+from experiments.contenders import LAYER, Shape, rule_contender, rule_inputs
+from experiments.gpu_figures import DIRECTIONS, print_shape, shape_figures, targets
+from experiments.peers import Fla, FlaAtShape, Jla, load_fla, load_jla
+from experiments.peers.jla import RULES as JLA_RULES
+from experiments.peers.jla import jla_contender
 from experiments.timing import (
     Contender,
     LeftOut,
@@ -38,7 +41,6 @@ from pallas_kernels import tiling
 from pallas_kernels.blocks.decay import LOWEST_ANCHORED
 
 TURN = 0.03
-LAYER = Shape(8, 4096, 16, 128)  # the official layer
 SHAPES = (
     LAYER,
     Shape(1, 8192, 96, 128),
@@ -48,7 +50,6 @@ SHAPES = (
     Shape(8, 2048, 32, 256),
     Shape(8, 1024, 8, 64),
 )
-DIRECTIONS = ("forward", "forward and backward")
 
 
 class Ours(NamedTuple):
@@ -118,6 +119,21 @@ def check_parts(wanted: tuple[str, ...], names: list[str]) -> None:
             raise UserError(f"--only: no part's name holds {text!r}; there are {', '.join(names)}")
 
 
+class Peers(NamedTuple):
+    """Other projects' packages, or why each is not here."""
+
+    fla: Fla | str
+    jla: Jla | str
+
+    @property
+    def versions(self) -> dict[str, Any]:
+        """Of each package; a sentence for one that is missing."""
+        return {
+            "flash-linear-attention": self.fla if isinstance(self.fla, str) else self.fla.versions,
+            "jax-linear-attention": self.jla if isinstance(self.jla, str) else self.jla.versions,
+        }
+
+
 def gpu_suite(repeats: int, save: Callable[[dict[str, Any]], None], plan: Plan) -> dict[str, Any]:
     """All parts of a plan in one run on one GPU.
 
@@ -129,17 +145,18 @@ def gpu_suite(repeats: int, save: Callable[[dict[str, Any]], None], plan: Plan) 
     Raises:
       UserError: no NVIDIA GPU is here.
     """
-    require_gpu("gpu")
-    fla = load_fla()
-    if isinstance(fla, str):
-        print(f"flash-linear-attention: {fla}")
-    return measure(plan, repeats, fla, save, device_ceilings(repeats, plan.turn_seconds))
+    require_gpu("--suite=gpu")
+    peers = Peers(load_fla(), load_jla())
+    for reason in (peers.fla, peers.jla):
+        if isinstance(reason, str):
+            print(reason)
+    return measure(plan, repeats, peers, save, device_ceilings(repeats, plan.turn_seconds))
 
 
 def measure(
     plan: Plan,
     repeats: int,
-    fla: Fla | str,
+    peers: Peers,
     save: Callable[[dict[str, Any]], None],
     ceilings: dict[str, float],
 ) -> dict[str, Any]:
@@ -152,14 +169,14 @@ def measure(
         "turn_seconds": plan.turn_seconds,
         "dtype": f"{plan.dtype}, log-decay float32",
         "method": " ".join((__doc__ or "").split("\n\n", 1)[1].split()),
-        "peers": fla.versions if isinstance(fla, Fla) else {"flash-linear-attention": fla},
+        "peers": peers.versions,
     }
     print(
         f"copy {ceilings['bytes_per_second'] / 1e9:.0f} GB/s, "
         f"bf16 product {ceilings['flop_per_second'] / 1e12:.0f} TFLOP/s"
     )
     for shape in plan.shapes:
-        part = measure_shape(shape, plan, repeats, fla, ceilings)
+        part = measure_shape(shape, plan, repeats, peers, ceilings)
         figures["shapes"][shape.label] = part
         print_shape(shape, part)
         save(figures)
@@ -180,76 +197,95 @@ def measure(
 
 
 def measure_shape(
-    shape: Shape, plan: Plan, repeats: int, fla: Fla | str, ceilings: dict[str, float]
+    shape: Shape, plan: Plan, repeats: int, peers: Peers, ceilings: dict[str, float]
 ) -> dict[str, Any]:
     """Forward, and forward and backward, of all contenders at one shape."""
     x = rule_inputs(shape, plan.dtype)
-    peer = FlaAtShape(fla, x) if isinstance(fla, Fla) else None
-    makers = _makers(shape, plan, x, peer)
-    left_out = {} if isinstance(fla, Fla) else {f"fla {rule}": fla for rule in FLA_RULES}
-    contenders: dict[str, Contender] = {}
-    for name, make in makers.items():
-        made = attempt(make)
-        if isinstance(made, str):
-            left_out[name] = made
-        else:
-            contenders[name] = made
-    seconds = median_seconds(contenders, repeats, turn_seconds=plan.turn_seconds)
-    rules = {name: mine.rule for name, mine in plan.ours.items()} | {"fla gdn2": "gdn2"}
-    least = {
-        f"{rule}, {direction}": floors(shape, rule, direction, plan.dtype, ceilings)
-        for rule in ("gdn2", "carve")
-        for direction in DIRECTIONS
-    }
-    shares = {}
-    for name, value in seconds.items():
-        who, direction = name.rsplit(", ", 1)
-        if who in rules:
-            floor = least[f"{rules[who]}, {direction}"]
-            bound = max(floor["arithmetic_seconds"], floor["bytes_seconds"])
-            shares[name] = round(bound / value, 4)
+    fla = FlaAtShape(peers.fla, x) if isinstance(peers.fla, Fla) else None
+    made = make_all({**our_makers(shape, plan, x), **_peer_makers(x, peers, fla)})
+    seconds = median_seconds(made.contenders, repeats, turn_seconds=plan.turn_seconds)
     part = {
-        "ratios": _ratios(seconds),
-        "median_seconds": seconds,
-        "roofline_share": shares,
-        "peak_bytes": {name: c.peak_bytes for name, c in contenders.items()},
-        "floors": least,
-        "left_out": left_out,
+        **shape_figures(shape, plan.dtype, seconds, rules(plan), ceilings),
+        "peak_bytes": {name: c.peak_bytes for name, c in made.contenders.items()},
+        "left_out": made.left_out,
     }
-    if peer is not None:
-        if "gdn2 pallas, forward" in contenders:
-            output = contenders["gdn2 pallas, forward"]
-            part["difference_from_fla_gdn2"] = peer.difference(
+    if fla is not None:
+        if "gdn2 pallas, forward" in made.contenders:
+            output = made.contenders["gdn2 pallas, forward"]
+            part["difference_from_fla_gdn2"] = fla.difference(
                 "gdn2", output.compiled(*output.arguments)
             )
-        part["notes"] = peer.notes
-        contenders.clear()
-        peer.close()
+        part["notes"] = fla.notes
+        made.contenders.clear()
+        fla.close()
     return part
 
 
-def _makers(
-    shape: Shape, plan: Plan, x: dict[str, jax.Array], peer: FlaAtShape | None
+def rules(plan: Plan) -> dict[str, str]:
+    """The rule of each contender whose least work is known."""
+    peers = {"fla gdn2": "gdn2", "jla gdn2": "gdn2"}
+    return {name: mine.rule for name, mine in plan.ours.items()} | peers
+
+
+class Made(NamedTuple):
+    """Contenders, and why the others are none."""
+
+    contenders: dict[str, Contender]
+    left_out: dict[str, str]
+
+
+def make_all(makers: Mapping[str, Callable[[], Contender | str]]) -> Made:
+    """Makes all it can; a maker that fails, or gives a reason instead, is left out."""
+    made = Made({}, {})
+    for name, make in makers.items():
+        outcome = attempt(make)
+        if isinstance(outcome, str):
+            made.left_out[name] = outcome
+        else:
+            made.contenders[name] = outcome
+    return made
+
+
+def our_makers(
+    shape: Shape, plan: Plan, x: dict[str, jax.Array]
 ) -> dict[str, Callable[[], Contender]]:
     """How each contender is made, under its name: "gdn2 pallas, forward"."""
-    makers: dict[str, Callable[[], Contender]] = {}
-    for direction in DIRECTIONS:
-        backward = direction != "forward"
-        for name, mine in plan.ours.items():
-            makers[f"{name}, {direction}"] = functools.partial(
-                _make, shape, plan, x, mine, backward
+    return {
+        f"{name}, {way}": functools.partial(_make, shape, plan, x, mine, way != "forward")
+        for way in DIRECTIONS
+        for name, mine in plan.ours.items()
+    }
+
+
+def _peer_makers(
+    x: dict[str, jax.Array], peers: Peers, fla: FlaAtShape | None
+) -> dict[str, Callable[[], Contender | str]]:
+    makers: dict[str, Callable[[], Contender | str]] = {}
+    for way in DIRECTIONS:
+        backward = way != "forward"
+        for rule in FLA_RULES:
+            makers[f"fla {rule}, {way}"] = (
+                functools.partial(str, peers.fla)
+                if fla is None
+                else functools.partial(fla.contender, rule, backward)
             )
-        if peer is not None:
-            for rule in FLA_RULES:
-                makers[f"fla {rule}, {direction}"] = functools.partial(
-                    peer.contender, rule, backward
-                )
+        for rule in JLA_RULES:
+            makers[f"jla {rule}, {way}"] = (
+                functools.partial(str, peers.jla)
+                if isinstance(peers.jla, str)
+                else functools.partial(jla_contender, peers.jla, x, rule, backward)
+            )
     return makers
 
 
-def _make(
-    shape: Shape, plan: Plan, x: dict[str, jax.Array], mine: Ours, backward: bool
+def compile_ours(
+    shape: Shape, plan: Plan, x: Mapping[str, Any], mine: Ours, backward: bool
 ) -> Contender:
+    """One of ours, compiled; `x` may be the inputs or their shapes.
+
+    Raises:
+      LeftOut: the plan leaves it out at this shape.
+    """
     if mine.implementation == "chunked" and shape.elements > plan.chunked_elements:
         raise LeftOut(f"plain XLA sits out shapes above {plan.chunked_elements} numbers a tensor")
     options: dict[str, Any] = {}
@@ -259,14 +295,19 @@ def _make(
         row = tiling.choose(plan.dtype, size, size, device, content=True)
         options["tiles"] = dataclasses.replace(row, solve=mine.solve)
     if mine.floor is not None:
+        options["log_decay_floor"] = mine.floor
+    return rule_contender(x, mine.rule, mine.implementation, backward, **options)
+
+
+def _make(
+    shape: Shape, plan: Plan, x: dict[str, jax.Array], mine: Ours, backward: bool
+) -> Contender:
+    if mine.floor is not None:
         lowest = float(x["log_decay"].min())  # the rules cannot check it under jit
         if lowest < mine.floor:
             raise LeftOut(f"a log-decay is {lowest:.1f}, below {mine.floor:g}")
-        options["log_decay_floor"] = mine.floor
-    made = rule_contender(x, mine.rule, mine.implementation, backward, **options)
+    made = compile_ours(shape, plan, x, mine, backward)
     if made.peak_bytes > device_bytes() / 3:
         raise LeftOut(f"needs {made.peak_bytes / 1e9:.0f} GB, more than a third of the device")
     jax.block_until_ready(made.compiled(*made.arguments))
     return made
-
-

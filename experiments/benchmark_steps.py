@@ -1,10 +1,14 @@
-"""Two parts of the gpu suite: steps of decoding against the copy, and a whole step of training."""
+"""Two parts of the gpu suite: steps of decoding against the copy, and a whole step of training.
+
+What compiles can be compiled from shapes alone, before any array exists: `decode_program` and
+`training_program`.
+"""
 
 import dataclasses
 import functools
 import math
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -18,6 +22,7 @@ from configs.base import get_config
 from experiments.timing import (
     Carried,
     Contender,
+    LeftOut,
     attempt,
     device_bytes,
     median_seconds,
@@ -27,6 +32,8 @@ from experiments.timing import (
 from pallas_kernels.decode.step import decode_step
 from pallas_kernels.decode.step_sizes import StepInputs
 
+MIXERS = ("gdn2", "carve")
+NOMINAL_RATE = 3e12  # bytes a second; decides how many steps a loop takes
 LAYER_SIZES = {
     "vocab_size": 32000, "d_model": 2304, "layers": 18, "mlp_dim": 6208, "num_heads": 16,
     "key_dim": 128, "value_dim": 128,
@@ -52,12 +59,14 @@ class TrainPlan:
 
     Attributes:
       model: fields of the config's section `model`.
+      remat: what backward computes again, as in `LMConfig`.
       rows: sizes of the batch, tried in order.
       length: tokens of a row.
       implementation: of the rule.
     """
 
     model: dict[str, Any] = dataclasses.field(default_factory=lambda: dict(LAYER_SIZES))
+    remat: str = "full"
     rows: tuple[int, ...] = (4, 2, 1)
     length: int = 4096
     implementation: str = "pallas"
@@ -81,18 +90,32 @@ def decode_inputs(plan: DecodePlan, batch: int) -> tuple[StepInputs, jax.Array]:
     return inputs, jax.random.normal(keys[6], (*rows, plan.channels), jnp.float32)
 
 
-def decode_bytes(inputs: StepInputs, memory: jax.Array) -> int:
-    """Fewest bytes of a step: state read and written, inputs read, the output written."""
-    return 2 * memory.nbytes + sum(x.nbytes for x in inputs) + inputs.value.nbytes
+def decode_sizes(plan: DecodePlan, batch: int) -> tuple[int, int]:
+    """Fewest bytes of a step (state read and written, inputs read, the output written), and those
+    of the state."""
+    inputs, memory = jax.eval_shape(functools.partial(decode_inputs, plan, batch))
+    state = _bytes(memory)
+    return 2 * state + _bytes(inputs) + _bytes(inputs.value), state
 
 
-def decode_contender(plan: DecodePlan, batch: int, backend: str, steps: int) -> Contender:
+def decode_steps(plan: DecodePlan, moved: int, turn_seconds: float) -> int:
+    """Steps of one compiled loop.
+
+    They follow from the bytes a step moves and not from a measured rate: the loop's program, of
+    which their number is a part, can then be compiled before anything is measured.
+    """
+    return max(8, min(plan.most_steps, math.ceil(turn_seconds * NOMINAL_RATE / moved)))
+
+
+def decode_program(
+    plan: DecodePlan, inputs: StepInputs, memory: Any, backend: str, steps: int
+) -> jax.stages.Compiled:
     """So many steps in one compiled loop that hands the donated state on from step to step.
 
     At a small batch a step takes microseconds; called one by one it would be the launch from
     Python that is timed. The loop's token is the same each step, the state is the last step's.
+    `inputs` and `memory` may be arrays or their shapes.
     """
-    inputs, memory = decode_inputs(plan, batch)
 
     def loop(carry: tuple[jax.Array, jax.Array], inputs: StepInputs) -> tuple[Any, None]:
         def step(_: int, carry: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
@@ -106,8 +129,15 @@ def decode_contender(plan: DecodePlan, batch: int, backend: str, steps: int) -> 
 
         return jax.lax.fori_loop(0, steps, step, carry), None
 
+    carry = jax.eval_shape(lambda i, m: (jnp.zeros_like(i.value), m), inputs, memory)
+    return jax.jit(loop, donate_argnums=0).lower(carry, inputs).compile()
+
+
+def decode_contender(plan: DecodePlan, batch: int, backend: str, steps: int) -> Contender:
+    """The loop of `decode_program` on numbers of its own."""
+    inputs, memory = decode_inputs(plan, batch)
+    compiled = decode_program(plan, inputs, memory, backend, steps)
     carry = (jnp.zeros_like(inputs.value), memory)
-    compiled = jax.jit(loop, donate_argnums=0).lower(carry, inputs).compile()
     return Contender(Carried(compiled, carry, inputs), (), peak_bytes(compiled))
 
 
@@ -127,10 +157,8 @@ def measure_decode(
     """
     figures: dict[str, Any] = {"batches": {}, "left_out": {}}
     for batch in plan.batches:
-        inputs, memory = decode_inputs(plan, batch)
-        moved, state = decode_bytes(inputs, memory), memory.nbytes
-        del inputs, memory
-        steps = max(8, min(plan.most_steps, math.ceil(turn_seconds * copy_rate / moved)))
+        moved, state = decode_sizes(plan, batch)
+        steps = decode_steps(plan, moved, turn_seconds)
         contenders = {}
         for backend in plan.backends:
             made = attempt(functools.partial(decode_contender, plan, batch, backend, steps))
@@ -152,70 +180,118 @@ def measure_decode(
     return figures
 
 
-def training_program(plan: TrainPlan, mixer: str, rows: int) -> tuple[Any, Any, Batch]:
+class Training(NamedTuple):
+    """A train step of one mixer.
+
+    Attributes:
+      step: (state, batch) -> (state, metrics), compiled; it donates the state.
+      init: gives the first state.
+      make_batch: gives a batch.
+      rows: of the batch.
+      left_out: larger batches that do not fit, and why.
+    """
+
+    step: jax.stages.Compiled
+    init: Callable[[], TrainState]
+    make_batch: Callable[[], Batch]
+    rows: int
+    left_out: dict[str, str]
+
+
+def training_program(plan: TrainPlan, mixer: str, rows: int) -> Training:
     """The compiled step, the state's initialiser and a batch, as `experiments.train` makes them.
 
     Documents are a row long, tokens random: what they say does not change what is computed.
     """
     config = get_config()
-    config.model.update({**plan.model, "pattern": (mixer,), "implementation": plan.implementation})
+    own = {"pattern": (mixer,), "implementation": plan.implementation, "remat": plan.remat}
+    config.model.update({**plan.model, **own})
     model = LanguageModel(make_model_config(config))
     schedule = make_schedule(config.optimizer, config.steps)
     optimizer = make_optimizer(config.optimizer, schedule)
     init = make_init(model, optimizer, config.seed)
     loss = make_loss(model, loss_chunk=config.loss_chunk, z_loss=config.z_loss)
-    tokens = jax.random.randint(
-        jax.random.key(0), (rows, plan.length), 0, model.config.vocab_size, jnp.int32
-    )
-    batch = {
-        "tokens": tokens,
-        "targets": jnp.roll(tokens, -1, axis=1),
-        "segment_ids": jnp.zeros_like(tokens),
-        "loss_mask": jnp.ones(tokens.shape, jnp.float32),
-        "target_bytes": jnp.zeros_like(tokens),
-    }
+
+    def make_batch() -> Batch:
+        shape, words = (rows, plan.length), model.config.vocab_size
+        tokens = jax.random.randint(jax.random.key(0), shape, 0, words, jnp.int32)
+        return {
+            "tokens": tokens,
+            "targets": jnp.roll(tokens, -1, axis=1),
+            "segment_ids": jnp.zeros_like(tokens),
+            "loss_mask": jnp.ones(tokens.shape, jnp.float32),
+            "target_bytes": jnp.zeros_like(tokens),
+        }
+
     step: Any = make_train_step(loss, optimizer, schedule)
-    return step.lower(jax.eval_shape(init), batch).compile(), init, batch
+    compiled = step.lower(jax.eval_shape(init), jax.eval_shape(make_batch)).compile()
+    return Training(compiled, init, make_batch, rows, {})
+
+
+def fitting_program(plan: TrainPlan, mixer: str) -> Training:
+    """The program with the most rows that fit on this device, of those of the plan.
+
+    Raises:
+      LeftOut: none fits.
+    """
+    limit, left_out = 0.9 * device_bytes(), {}
+    for rows in plan.rows:
+        program = training_program(plan, mixer, rows)
+        needed = peak_bytes(program.step)
+        if needed <= limit:
+            return program._replace(left_out=left_out)
+        left_out[f"{rows} rows"] = f"needs {needed / 1e9:.0f} GB of {limit / 1e9:.0f}"
+    raise LeftOut("; ".join(f"{rows}: {reason}" for rows, reason in left_out.items()))
+
+
+def measure_mixer(plan: TrainPlan, mixer: str, repeats: int) -> dict[str, Any]:
+    """Seconds and peak bytes of a whole train step with one mixer.
+
+    Raises:
+      LeftOut: not even the fewest rows fit on this device.
+    """
+    program = fitting_program(plan, mixer)
+    carried = Carried(program.step, program.init(), program.make_batch())
+    peak = peak_bytes(program.step)
+    seconds = median_seconds({mixer: Contender(carried, (), peak)}, repeats)[mixer]
+    return {
+        "median_seconds": seconds,
+        "tokens_per_second": program.rows * plan.length / seconds,
+        "peak_bytes": peak,
+        "finite": bool(carried.state.healthy),
+        "rows": program.rows,
+        "left_out": program.left_out,
+    }
 
 
 def measure_training(plan: TrainPlan, repeats: int) -> dict[str, Any]:
-    """Seconds and peak bytes of a whole train step with CARVE and with GDN-2, in turns."""
-    limit, skipped = 0.9 * device_bytes(), {}
-    for rows in plan.rows:
-        programs = {mixer: training_program(plan, mixer, rows) for mixer in ("gdn2", "carve")}
-        peaks = {mixer: peak_bytes(program[0]) for mixer, program in programs.items()}
-        states = {mixer: _state_bytes(program[1]) for mixer, program in programs.items()}
-        # Both states stay while one of the two programs runs.
-        needed = sum(states.values()) + max(peaks[m] - states[m] for m in programs)
-        if needed <= limit:
-            break
-        skipped[f"{rows} rows"] = f"needs {needed / 1e9:.0f} GB of {limit / 1e9:.0f}"
-    else:
-        return {"left_out": skipped}
-    carried = {
-        m: Carried(compiled, init(), batch) for m, (compiled, init, batch) in programs.items()
-    }
-    contenders = {m: Contender(c, (), peaks[m]) for m, c in carried.items()}
-    seconds = median_seconds(contenders, repeats)
-    last: dict[str, TrainState] = {mixer: c.state for mixer, c in carried.items()}
+    """A whole train step with GDN-2 and then with CARVE: two states at once may not fit."""
+    found = {}
+    for mixer in MIXERS:
+        made = attempt(functools.partial(measure_mixer, plan, mixer, repeats))
+        found[mixer] = {"left_out": made} if isinstance(made, str) else made
+    return compare_mixers(plan, found)
+
+
+def compare_mixers(plan: TrainPlan, found: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    """Figures of `measure_mixer` beside each other; ratios only where the rows are as many."""
+    timed = {mixer: part for mixer, part in found.items() if "median_seconds" in part}
+    alike = len({part["rows"] for part in timed.values()}) == 1
+    seconds = {mixer: part["median_seconds"] for mixer, part in timed.items()}
+    peaks = {mixer: part["peak_bytes"] for mixer, part in timed.items()}
     return {
-        "ratio": ratio(seconds, "carve", "gdn2"),
-        "peak_bytes_ratio": round(peaks["carve"] / peaks["gdn2"], 3),
-        "median_seconds": seconds,
-        "tokens_per_second": {m: rows * plan.length / s for m, s in seconds.items()},
-        "peak_bytes": peaks,
-        "finite": {mixer: bool(state.healthy) for mixer, state in last.items()},
-        "rows": rows,
+        "ratio": ratio(seconds, "carve", "gdn2") if alike else None,
+        "peak_bytes_ratio": ratio(peaks, "carve", "gdn2") if alike else None,
+        "mixers": {mixer: dict(part) for mixer, part in found.items()},
         "length": plan.length,
         "model": plan.model,
+        "remat": plan.remat,
         "implementation": plan.implementation,
-        "left_out": skipped,
     }
 
 
-def _state_bytes(init: Callable[[], TrainState]) -> int:
-    leaves = jax.tree.leaves(jax.eval_shape(init))
-    return sum(leaf.size * leaf.dtype.itemsize for leaf in leaves)
+def _bytes(tree: Any) -> int:
+    return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
 
 
 def print_decode(part: Mapping[str, Any]) -> None:
@@ -234,13 +310,18 @@ def print_decode(part: Mapping[str, Any]) -> None:
 
 def print_training(part: Mapping[str, Any]) -> None:
     """The ratio first, then each mixer's figures."""
-    if "ratio" not in part:
+    if "mixers" not in part:
         print(f"\ntrain step: left out, {part['left_out']}")
         return
-    print(f"\n{'train step, carve / gdn2':<26} {part['ratio']:>8.3f}")
-    for mixer, seconds in part["median_seconds"].items():
+    figure = "-" if part["ratio"] is None else f"{part['ratio']:.3f}"
+    print(f"\n{'train step, carve / gdn2':<26} {figure:>8}")
+    for mixer, found in part["mixers"].items():
+        if "median_seconds" not in found:
+            print(f"{mixer:<26} left out, {found['left_out']}")
+            continue
         print(
-            f"{mixer:<26} {1e3 * seconds:>8.1f} ms {part['tokens_per_second'][mixer]:>10.0f} "
-            f"tokens/s {part['peak_bytes'][mixer] / 1e9:>6.1f} GB"
-            f"{'' if part['finite'][mixer] else '  (loss or gradient not finite)'}"
+            f"{mixer:<26} {1e3 * found['median_seconds']:>8.1f} ms "
+            f"{found['tokens_per_second']:>10.0f} tokens/s {found['rows']} rows "
+            f"{found['peak_bytes'] / 1e9:>6.1f} GB"
+            f"{'' if found['finite'] else '  (loss or gradient not finite)'}"
         )

@@ -33,6 +33,9 @@ class Shape(NamedTuple):
         return self.batch * self.length * self.heads * self.channels
 
 
+LAYER = Shape(8, 4096, 16, 128)  # the official layer
+
+
 @functools.partial(jax.jit, static_argnames=("shape", "dtype", "seed"))
 def rule_inputs(shape: Shape, dtype: str = "float32", seed: int = 0) -> dict[str, jax.Array]:
     """Inputs of every contender: unit keys, gates from sigmoids, decays from softplus.
@@ -64,6 +67,11 @@ def rule_inputs(shape: Shape, dtype: str = "float32", seed: int = 0) -> dict[str
     return {**inputs, "log_decay": -jax.nn.softplus(draw(*full))}
 
 
+def input_shapes(shape: Shape, dtype: str) -> dict[str, jax.ShapeDtypeStruct]:
+    """Shapes and dtypes of `rule_inputs`, without the numbers."""
+    return jax.eval_shape(functools.partial(rule_inputs, shape=shape, dtype=dtype))
+
+
 def rule_arguments(x: Mapping[str, jax.Array], rule: str) -> tuple[jax.Array, ...]:
     """The arguments of "gdn2" or "carve" among `rule_inputs`."""
     own = ("erase", "write") if rule == "gdn2" else ("logits", "head_write", "down", "up")
@@ -85,6 +93,7 @@ def rule_contender(
     """A rule on these inputs, forward or forward and backward with every gradient.
 
     The cotangent is an argument: as a constant of the program, a large one compiles for minutes.
+    Shapes in place of the inputs give a contender that is compiled and cannot be called.
     """
     function, arguments = rule_function(rule, implementation, **options), rule_arguments(x, rule)
     if backward:

@@ -23,7 +23,7 @@ from absl import flags
 from carve_jax.errors import UserError
 from carve_jax.mixers import MIXERS
 from carve_jax.model import LanguageModel
-from carve_jax.ops.gated_delta.api import IMPLEMENTATIONS
+from carve_jax.ops.gated_delta import IMPLEMENTATIONS
 from carve_jax.training.metrics import write_atomically
 from carve_jax.training.optimizer import make_optimizer, make_schedule
 from carve_jax.training.provenance import describe_environment
@@ -33,9 +33,8 @@ from carve_jax.training.step import make_loss, make_train_step
 from configs.base import get_config
 from experiments import cli
 from experiments.absent import KIND, Place, absent_h100, traced_for_gpu
-from experiments.benchmark_gpu import LAYER
 from experiments.benchmark_steps import LAYER_SIZES
-from experiments.contenders import RULES, Shape, rule_arguments, rule_function, rule_inputs
+from experiments.contenders import LAYER, RULES, Shape, rule_arguments, rule_function, rule_inputs
 from experiments.timing import peak_bytes, with_pullback
 from pallas_kernels import device
 

@@ -155,18 +155,19 @@ def in_fresh_process(measure: Callable[..., Any], *arguments: Any) -> Any:
         return process.submit(measure, *arguments).result()
 
 
-def require_gpu(suite: str) -> None:
-    """Raises UserError unless JAX computes, and the kernels run, on an NVIDIA GPU."""
+def require_gpu(what: str) -> None:
+    """Raises UserError, which begins with `what`, unless JAX computes, and the kernels run, on an
+    NVIDIA GPU."""
     if device.mode() != "gpu":
         raise UserError(
-            f"--suite={suite} times kernels on a GPU, and {device.SWITCH}={device.mode()} keeps "
-            "them off it: unset it"
+            f"{what} times kernels on a GPU, and {device.SWITCH}={device.mode()} keeps them off "
+            "it: unset it"
         )
     first = jax.devices()[0]
     if first.platform != "gpu" or "cuda" not in first.client.platform_version.lower():
         raise UserError(
-            f"--suite={suite} needs an NVIDIA GPU, and JAX computes on {first.device_kind!r}: run "
-            "it on a machine that has one, after pip install -e '.[gpu]'"
+            f"{what} needs an NVIDIA GPU, and JAX computes on {first.device_kind!r}: run it on a "
+            "machine that has one, after pip install -e '.[gpu]'"
         )
 
 

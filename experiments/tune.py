@@ -269,7 +269,7 @@ def tune_suite(
       UserError: no NVIDIA GPU is here, `only` names no part, or the table is no table.
     """
     check_parts(only, [part.label for part in PARTS])
-    require_gpu("tune")
+    require_gpu("--suite=tune")
     read_rows(table)
     device = jax.devices()[0].device_kind
     figures: dict[str, Any] = {"device": device, "table": str(table), "searches": {}}

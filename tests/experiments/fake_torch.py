@@ -7,6 +7,8 @@ from typing import Any
 import jax
 import numpy as np
 
+from experiments import peers
+
 
 class Tensor:
     def __init__(self, array: np.ndarray) -> None:
@@ -101,3 +103,11 @@ class FakeTorch:
 
     def empty_cache(self) -> None:
         self.calls.append("empty")
+
+
+def fake_fla(torch: FakeTorch) -> peers.Fla:
+    def kernel(query: Tensor, *rest: Tensor) -> tuple[Tensor, None]:
+        torch.calls.append(f"kernel {len(rest) + 1}")
+        return Tensor(np.ones_like(query.array)), None
+
+    return peers.Fla(torch, {"gdn2": kernel, "kda": kernel}, {"torch": "fake"})

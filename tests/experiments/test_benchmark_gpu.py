@@ -3,7 +3,6 @@
 import dataclasses
 import json
 import math
-import sys
 from pathlib import Path
 
 import jax
@@ -13,16 +12,18 @@ import pytest
 
 from carve_jax.errors import UserError
 from carve_jax.ops.gated_delta import gated_delta_rule
-from experiments import benchmark, benchmark_gpu, cli, peers
-from experiments.benchmark_gpu import LAYER, OURS, Ours, Plan, Target
+from experiments import benchmark, benchmark_gpu, cli, gpu_figures
+from experiments.benchmark_gpu import OURS, Ours, Peers, Plan
 from experiments.benchmark_steps import DecodePlan, TrainPlan
 from experiments.contenders import (
+    LAYER,
     Shape,
     rule_arguments,
     rule_contender,
     rule_function,
     rule_inputs,
 )
+from experiments.gpu_figures import Target
 from experiments.timing import (
     Carried,
     Contender,
@@ -33,23 +34,16 @@ from experiments.timing import (
 )
 from pallas_kernels.blocks.decay import LOWEST_ANCHORED
 from pallas_kernels.tiling import Tiles
-from tests.experiments.fake_torch import FakeTorch, Tensor
+from tests.experiments.fake_torch import FakeTorch, fake_fla
 
 TINY = Shape(1, 64, 1, 16)
+ABSENT = Peers("not installed (fla)", "not installed (jla)")
 RATES = {"flop_per_second": 1e9, "bytes_per_second": 1e9}
 WITHOUT_GPU = pytest.mark.skipif(jax.default_backend() == "gpu", reason="there is a GPU here")
 
 
 def plain(name: str) -> Ours:
     return OURS[name]._replace(implementation="recurrent", solve=None, floor=None)
-
-
-def fake_fla(torch: FakeTorch) -> peers.Fla:
-    def kernel(query: Tensor, *rest: Tensor) -> tuple[Tensor, None]:
-        torch.calls.append(f"kernel {len(rest) + 1}")
-        return Tensor(np.ones_like(query.array)), None
-
-    return peers.Fla(torch, {"gdn2": kernel, "kda": kernel}, {"torch": "fake"})
 
 
 @WITHOUT_GPU
@@ -142,8 +136,8 @@ def test_ceilings_count_what_is_moved_and_multiplied(monkeypatch: pytest.MonkeyP
 @pytest.mark.parametrize("rule", ["gdn2", "carve"])
 def test_floors(rule: str) -> None:
     forward, both = (
-        benchmark_gpu.floors(Shape(2, 64, 3, 128), rule, d, "bfloat16", RATES)
-        for d in benchmark_gpu.DIRECTIONS
+        gpu_figures.floors(Shape(2, 64, 3, 128), rule, d, "bfloat16", RATES)
+        for d in gpu_figures.DIRECTIONS
     )
     tokens, d = 2 * 64 * 3, 128
     write = 2 * d if rule == "gdn2" else 2
@@ -202,12 +196,12 @@ def test_a_floor_is_promised_only_where_it_holds(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(benchmark_gpu, "rule_contender", made)
     name = "carve pallas, bounded"
     plan = Plan(ours={name: OURS[name]}, turn_seconds=0.0)
-    part = benchmark_gpu.measure_shape(TINY, plan, 1, "absent", RATES)
+    part = benchmark_gpu.measure_shape(TINY, plan, 1, ABSENT, RATES)
     assert seen == [{"log_decay_floor": -10.0}] * 2
-    assert part["roofline_share"].keys() == {f"{name}, {d}" for d in benchmark_gpu.DIRECTIONS}
+    assert part["roofline_share"].keys() == {f"{name}, {d}" for d in gpu_figures.DIRECTIONS}
     steep = {**rule_inputs(TINY), "log_decay": jnp.full((1, 64, 1, 16), -11.0)}
     monkeypatch.setattr(benchmark_gpu, "rule_inputs", lambda *_: steep)
-    part = benchmark_gpu.measure_shape(TINY, plan, 1, "absent", RATES)
+    part = benchmark_gpu.measure_shape(TINY, plan, 1, ABSENT, RATES)
     assert part["left_out"][f"{name}, forward"] == "a log-decay is -11.0, below -10"
     assert len(seen) == 2
 
@@ -225,7 +219,11 @@ def test_the_whole_suite_in_small(capsys: pytest.CaptureFixture[str]) -> None:
         turn_seconds=0.0,
     )
     figures = benchmark_gpu.measure(
-        plan, 1, fake_fla(torch), lambda f: saved.append(json.dumps(f)), RATES
+        plan,
+        1,
+        Peers(fake_fla(torch), "not installed (jla)"),
+        lambda f: saved.append(json.dumps(f)),
+        RATES,
     )
     assert [sorted(json.loads(text).keys() & {"shapes", "decode"}) for text in saved] == [
         ["shapes"],
@@ -233,7 +231,7 @@ def test_the_whole_suite_in_small(capsys: pytest.CaptureFixture[str]) -> None:
     ]
     part = figures["shapes"]["1x64x1x16"]
     names = {f"{who} {rule}" for who, rule in (("fla", "gdn2"), ("fla", "kda"))} | set(plan.ours)
-    assert part["left_out"] == {}
+    assert set(part["left_out"].values()) == {"not installed (jla)"}
     assert part["median_seconds"].keys() == part["peak_bytes"].keys()
     assert {name.split(", ")[0] for name in part["median_seconds"]} == names
     assert {name.split(", ")[0] for name in part["roofline_share"]} == names - {"fla kda"}
@@ -242,10 +240,11 @@ def test_the_whole_suite_in_small(capsys: pytest.CaptureFixture[str]) -> None:
     assert part["difference_from_fla_gdn2"] > 0
     assert torch.calls[-1] == "empty"
     assert figures["decode"]["batches"]["1"]["pallas"]["seconds_a_step"] > 0
-    assert "unknown implementation" in figures["train_step"]["left_out"]
+    for mixer in ("gdn2", "carve"):
+        assert "unknown implementation" in figures["train_step"]["mixers"][mixer]["left_out"]
     printed = capsys.readouterr().out
     assert "not measured" in printed  # the official layer was not among the shapes
-    assert "train step: left out" in printed
+    assert printed.count("left out, ") == 2
 
 
 def test_what_is_left_out_is_said() -> None:
@@ -254,9 +253,10 @@ def test_what_is_left_out_is_said() -> None:
         chunked_elements=0,
         turn_seconds=0.0,
     )
-    part = benchmark_gpu.measure_shape(TINY, plan, 1, "not installed (fla)", RATES)
+    part = benchmark_gpu.measure_shape(TINY, plan, 1, ABSENT, RATES)
     assert part["median_seconds"] == {}
-    assert part["left_out"]["fla gdn2"] == "not installed (fla)"
+    assert part["left_out"]["fla gdn2, forward"] == "not installed (fla)"
+    assert part["left_out"]["jla kda, forward and backward"] == "not installed (jla)"
     assert "sits out" in part["left_out"]["gdn2 chunked, forward"]
     assert "unknown implementation" in part["left_out"]["none, forward"]
 
@@ -264,7 +264,7 @@ def test_what_is_left_out_is_said() -> None:
 def test_a_contender_that_fills_the_device_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(benchmark_gpu, "device_bytes", lambda: 1.0)
     plan = Plan(ours={"gdn2 pallas": plain("gdn2 pallas")}, turn_seconds=0.0)
-    part = benchmark_gpu.measure_shape(TINY, plan, 1, "absent", RATES)
+    part = benchmark_gpu.measure_shape(TINY, plan, 1, ABSENT, RATES)
     assert "more than a third" in part["left_out"]["gdn2 pallas, forward"]
 
 
@@ -281,7 +281,7 @@ def test_the_walk_has_the_tiles_of_a_content_gate_but_for_that_field(
 
     monkeypatch.setattr(benchmark_gpu, "rule_contender", made)
     plan = Plan(ours={"gdn2 pallas walk": OURS["gdn2 pallas walk"]}, turn_seconds=0.0)
-    benchmark_gpu.measure_shape(TINY, plan, 1, "absent", RATES)
+    benchmark_gpu.measure_shape(TINY, plan, 1, ABSENT, RATES)
     assert seen == {"tiles": dataclasses.replace(rows[True], solve="walk")}
 
 
@@ -289,6 +289,7 @@ def test_targets_are_met_not_met_or_not_measured() -> None:
     ratios = {
         "fla gdn2 / gdn2 pallas, forward": 2.1,
         "fla gdn2 / gdn2 pallas, forward and backward": 1.4,
+        "jla gdn2 / gdn2 pallas, forward": 0.9,
         "carve pallas / gdn2 pallas, forward": 1.2,
         "carve pallas / gdn2 pallas, forward and backward": 1.1,
     }
@@ -300,53 +301,11 @@ def test_targets_are_met_not_met_or_not_measured() -> None:
         "decode": {"batches": {"512": shares}},
         "train_step": {"left_out": "no memory"},
     }
-    met = [target.met for target in benchmark_gpu.targets(figures)]
-    assert met == [True, False, False, True, True, True, None, None]
-    assert [t.met for t in benchmark_gpu.targets({"shapes": {}})] == [None] * 8
+    met = [target.met for target in gpu_figures.targets(figures)]
+    assert met == [True, False, False, None, False, True, True, True, None, None]
+    assert [t.met for t in gpu_figures.targets({"shapes": {}})] == [None] * 10
     assert str(Target("what", None, 2.0, True)).endswith("not measured")
     assert str(Target("what", 1.0, 2.0, True)).endswith("not met")
-
-
-@pytest.mark.parametrize("captures", [True, False])
-def test_a_peer_is_a_graph_or_says_why_not(captures: bool) -> None:
-    torch = FakeTorch(captures)
-    peer = peers.FlaAtShape(fake_fla(torch), rule_inputs(TINY))
-    entry = peer.contender("gdn2", backward=True)
-    assert entry.peak_bytes == 4000 + 6 * 4 * TINY.elements
-    assert "kernel 6" in torch.calls
-    assert "grad 6" in torch.calls
-    torch.calls.clear()
-    jax.block_until_ready(entry.compiled())
-    expected = ["replay"] if captures else ["kernel 6", "grad 6"]
-    assert torch.calls == [*expected, "synchronize"]
-    assert ("no CUDA graph: operation not permitted" in peer.notes.get("fla gdn2", "")) != captures
-
-
-def test_kda_takes_one_gate_a_head_and_no_gradient_forward() -> None:
-    torch = FakeTorch()
-    shapes = []
-
-    def kernel(*arguments: Tensor) -> tuple[Tensor]:
-        assert torch.recording
-        shapes.append([a.shape for a in arguments])
-        return (arguments[0],)
-
-    fla = peers.Fla(torch, {"kda": kernel}, {})
-    x = rule_inputs(TINY)
-    peer = peers.FlaAtShape(fla, x)
-    peer.contender("kda", backward=False)
-    full = (1, 64, 1, 16)
-    assert shapes[0] == [full, full, full, full, (1, 64, 1)]
-    assert peer.difference("kda", 2 * x["query"]) == pytest.approx(1.0)
-
-
-def test_a_missing_peer_says_how_to_install_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "torch", None)
-    monkeypatch.setitem(sys.modules, "fla", None)
-    reason = peers.load_fla()
-    assert isinstance(reason, str)
-    assert "not installed" in reason
-    assert "flash-linear-attention[cuda]==0.6.0" in reason
 
 
 def test_the_record_is_written_as_the_suite_goes(

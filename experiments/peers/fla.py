@@ -1,34 +1,17 @@
-"""Other projects' kernels as contenders, each at its best; none is needed to run a benchmark."""
+"""flash-linear-attention (PyTorch and Triton); its kernels tune themselves at their first call."""
 
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
 
-from experiments.contenders import TILE, Shape, rule_inputs
-from experiments.timing import Contender, contender, with_gradients
+from experiments.timing import Contender
 
-FLA_VERSION = "0.6.0"
-FLA_INPUTS = {
+VERSION = "0.6.0"
+INPUTS = {
     "gdn2": ("query", "key", "value", "log_decay", "erase", "write"),
     "kda": ("query", "key", "value", "log_decay", "beta"),
 }
-
-
-def ejkernel(shape: Shape) -> Contender | str:
-    """ejkernel's gated delta rule (XLA, scalar decay and β), or why it is not here."""
-    try:
-        from ejkernel.kernels._xla.gated_delta_rule import gated_delta_rule as peer
-    except ImportError as error:
-        return f"not installed ({error.name}): pip install -e '.[peers]'"
-    x = rule_inputs(shape)
-
-    def function(query, key, value, beta, decay):
-        return peer(query, key, value, beta, decay, chunk_size=TILE, use_qk_l2norm=False)[0]
-
-    gates = (x["head_write"][..., 0], x["log_decay"][..., 0])
-    both = with_gradients(function, x["cotangent"])
-    return contender(both, x["query"], x["key"], x["value"], *gates)
 
 
 class Fla(NamedTuple):
@@ -49,7 +32,7 @@ class Fla(NamedTuple):
 
 def load_fla() -> Fla | str:
     """flash-linear-attention, or why it is not here."""
-    install = f"pip install 'flash-linear-attention[cuda]=={FLA_VERSION}' (it brings PyTorch)"
+    install = f"pip install 'flash-linear-attention[cuda]=={VERSION}' (it brings PyTorch)"
     try:
         import fla
         import torch
@@ -58,8 +41,8 @@ def load_fla() -> Fla | str:
         from fla.ops.kda import chunk_kda
     except ImportError as error:
         return f"not installed ({error.name}): {install}"
-    if fla.__version__ != FLA_VERSION:
-        return f"{fla.__version__} is installed, the comparison is with {FLA_VERSION}: {install}"
+    if fla.__version__ != VERSION:
+        return f"{fla.__version__} is installed, the comparison is with {VERSION}: {install}"
     if not torch.cuda.is_available():
         return f"PyTorch {torch.__version__} finds no GPU: install its CUDA build"
     versions = {
@@ -94,7 +77,7 @@ class FlaAtShape:
 
     def __init__(self, fla: Fla, x: Mapping[str, jax.Array]) -> None:
         self._fla = fla
-        names = {name for names in FLA_INPUTS.values() for name in names} - {"beta"}
+        names = {name for names in INPUTS.values() for name in names} - {"beta"}
         given = {name: x[name] for name in (*names, "cotangent")}
         given["beta"] = x["head_write"][..., 0]
         jax.block_until_ready(given)
@@ -109,8 +92,7 @@ class FlaAtShape:
         stands where it cannot be captured, with a note.
         """
         function, torch = self._function(rule, backward), self._fla.torch
-        function()  # compiles, and tunes itself
-        torch.cuda.synchronize()
+        self.call(rule, backward)
         before = torch.cuda.memory_allocated()
         torch.cuda.reset_peak_memory_stats()
         function()
@@ -125,6 +107,11 @@ class FlaAtShape:
 
         return Contender(run, (), peak)
 
+    def call(self, rule: str, backward: bool) -> None:
+        """Runs a kernel once, which compiles and tunes it."""
+        self._function(rule, backward)()
+        self._fla.torch.cuda.synchronize()
+
     def difference(self, rule: str, output: jax.Array) -> float:
         """‖ours − theirs‖ / ‖theirs‖ of an output."""
         theirs = self._function(rule, backward=False)().float()
@@ -137,7 +124,7 @@ class FlaAtShape:
         self._fla.torch.cuda.empty_cache()
 
     def _arguments(self, rule: str) -> tuple[Any, ...]:
-        return tuple(self._tensors[name] for name in FLA_INPUTS[rule])
+        return tuple(self._tensors[name] for name in INPUTS[rule])
 
     def _function(self, rule: str, backward: bool) -> Callable[[], Any]:
         torch, kernel = self._fla.torch, self._fla.kernels[rule]
