@@ -6,7 +6,6 @@ locked as long as a process of that run lives.
 """
 
 import dataclasses
-import fcntl
 import json
 import os
 from collections.abc import Mapping
@@ -14,8 +13,8 @@ from pathlib import Path
 from typing import IO, Any
 
 from carve_jax.errors import UserError
+from carve_jax.files import read_json, try_lock, write_atomically, write_new
 from carve_jax.training import metrics, provenance
-from carve_jax.training.metrics import write_atomically
 from carve_jax.training.settings import differences
 from experiments.sweep_plan import Plan, PlannedRun
 
@@ -86,17 +85,17 @@ class Store:
         first = {"command": command, **{name: facts[name] for name in FACTS}}
         record = {"name": plan.name, "question": plan.question, **first, **_resolved(plan)}
         path = self.workdir / FILE_NAME
-        if not _write_new(path, json.dumps(record, indent=2) + "\n"):
+        if not write_new(path, json.dumps(record, indent=2) + "\n"):
             self._check(self._read(), plan, facts["commit"], other_commit)
         for run in plan.runs:
-            _write_new(self.path(run, "status.json"), _as_json(Status()))
+            write_new(self.path(run, "status.json"), _as_json(Status()))
 
     def _read(self) -> dict[str, Any]:
         path = self.workdir / FILE_NAME
         try:
-            return json.loads(path.read_text())
-        except (json.JSONDecodeError, UnicodeDecodeError, OSError) as error:
-            raise UserError(f"{path} cannot be read: {error}") from error
+            return read_json(path)
+        except FileNotFoundError as error:
+            raise UserError(f"{path} is gone: restore it from a copy") from error
 
     def _check(
         self, stored: dict[str, Any], plan: Plan, commit: str | None, other_commit: bool
@@ -116,13 +115,7 @@ class Store:
 
     def lock(self, run: PlannedRun) -> IO[bytes] | None:
         """The locked file of a run; None if a process of it lives."""
-        file = self.path(run, "lock").open("ab")
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            file.close()
-            return None
-        return file
+        return try_lock(self.path(run, "lock"))
 
     def status(self, run: PlannedRun) -> Status:
         """How a run went so far.
@@ -131,14 +124,13 @@ class Store:
           UserError: the file says something else.
         """
         path = self.path(run, "status.json")
+        mend = "delete it to have the run looked at again"
         try:
-            return Status(**json.loads(path.read_text()))
+            return Status(**read_json(path, mend=mend))
         except FileNotFoundError:
             return Status()
-        except (json.JSONDecodeError, TypeError) as error:
-            raise UserError(
-                f"{path} cannot be read ({error}): delete it to have the run looked at again"
-            ) from error
+        except TypeError as error:
+            raise UserError(f"{path} cannot be read ({error}): {mend}") from error
 
     def set_status(self, run: PlannedRun, status: Status) -> None:
         """Notes how a run went."""
@@ -170,7 +162,7 @@ class Store:
 
     def last_line(self, run: PlannedRun) -> str:
         """What a run's last process said last; its line of error if there is one."""
-        _, _, text = self.path(run, "log").read_text(errors="replace").rpartition(f"\n{PROMPT}")
+        _, _, text = self.path(run, "log").read_text("utf-8", "replace").rpartition(f"\n{PROMPT}")
         lines = text.strip().splitlines()
         errors = [line for line in lines if line.startswith("error: ")]
         return next(reversed(errors), lines[-1] if lines else "")
@@ -178,7 +170,7 @@ class Store:
     def device_peak_bytes(self, run: PlannedRun) -> int | None:
         """What a finished run says of its device's memory."""
         path = self.directory(run) / provenance.FILE_NAME
-        return json.loads(path.read_text()).get("device_peak_bytes") if path.exists() else None
+        return read_json(path).get("device_peak_bytes") if path.exists() else None
 
 
 def _resolved(plan: Plan) -> dict[str, Any]:
@@ -238,18 +230,3 @@ def _short(commit: str | None) -> str:
 
 def _as_json(status: Status) -> str:
     return json.dumps(dataclasses.asdict(status), indent=2) + "\n"
-
-
-def _write_new(path: Path, text: str) -> bool:
-    """Writes a file unless it is there; of many processes one does, and nobody sees a half."""
-    if path.exists():
-        return False
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    temporary.write_text(text)
-    try:
-        os.link(temporary, path)
-    except FileExistsError:
-        return False
-    finally:
-        temporary.unlink()
-    return True

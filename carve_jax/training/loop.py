@@ -1,6 +1,8 @@
 """The main loop: train a run from its config, and leave everything in its directory."""
 
+import contextlib
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +12,7 @@ from ml_collections import ConfigDict
 from tqdm import tqdm
 
 from carve_jax.errors import UserError
+from carve_jax.files import held
 from carve_jax.generate import generate
 from carve_jax.model import count_parameters
 from carve_jax.placement import pipeline_bubble
@@ -27,8 +30,11 @@ from carve_jax.training.data import Tokenizer
 from carve_jax.training.metrics import read_metrics
 from carve_jax.training.run import CHECKPOINTS, Run, Say, build, implementation_of, save_tokenizer
 from carve_jax.training.session import Start, take_steps
-from carve_jax.training.settings import claim_workdir, flatten
+from carve_jax.training.settings import claim_workdir, flatten, make_workdir
 from carve_jax.training.step import TrainState
+
+LOCK = ".lock"
+"""In a run directory: locked as long as a process trains there."""
 
 
 def say_above_bar(line: str) -> None:
@@ -44,7 +50,8 @@ def train(config: ConfigDict, workdir: Path, *, say: Say = say_above_bar) -> Tra
       say: takes one line for the user.
 
     Raises:
-      UserError: a bad config, another config's directory, no usable data or checkpoint, no space.
+      UserError: a bad config, another config's directory, or one that another run has; no usable
+        data or checkpoint, no space.
       TrainingDiverged: the loss or a gradient is NaN or infinite.
       Interrupted: ctrl-C or SIGTERM; the state has been saved.
     """
@@ -52,11 +59,16 @@ def train(config: ConfigDict, workdir: Path, *, say: Say = say_above_bar) -> Tra
     with together():
         run = build(config)
     require_same("the data", flatten(run.pipeline.describe()), "give all the same files and Python")
-    claim(workdir, run)
     speak = for_all(say)
-    directory = workdir / CHECKPOINTS
+    with alone(workdir, speak):
+        return _train(run, workdir, say)
+
+
+def _train(run: Run, workdir: Path, say: Say) -> TrainState:
+    config, speak = run.config, for_all(say)
+    claim(workdir, run)
     with Checkpoints(
-        directory,
+        workdir / CHECKPOINTS,
         keep=config.keep_checkpoints,
         keep_every=config.keep_every,
         keep_best=config.keep_best,
@@ -78,6 +90,26 @@ def train(config: ConfigDict, workdir: Path, *, say: Say = say_above_bar) -> Tra
         provenance.add_provenance(workdir, {"device_peak_bytes": provenance.device_peak_bytes()})
     finish(run, workdir, state, speak)
     return state
+
+
+@contextlib.contextmanager
+def alone(workdir: Path, say: Say) -> Iterator[None]:
+    """Holds the run directory, which is made, against every other run.
+
+    Raises:
+      UserError: it cannot be made, or another run has it.
+    """
+    with contextlib.ExitStack() as stack:
+        with together():
+            if is_first():
+                make_workdir(workdir)
+                try:
+                    stack.enter_context(held(workdir / LOCK, str(workdir), say=say))
+                except OSError as error:
+                    raise UserError(
+                        f"--workdir {workdir} cannot be written ({error.strerror}): give another"
+                    ) from error
+        yield
 
 
 def agree(config: ConfigDict, workdir: Path) -> None:

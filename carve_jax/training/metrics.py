@@ -2,62 +2,109 @@
 
 import json
 import math
-import os
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import IO, Any
 
 import jax
 from tensorboardX import SummaryWriter
 
+from carve_jax.errors import UserError
+from carve_jax.files import Damaged, read_json_lines, write_atomically
+
+__all__ = ["FILE_NAME", "MetricsLog", "Throughput", "read_metrics", "write_atomically"]
+
 FILE_NAME = "metrics.jsonl"
+DAMAGED = "metrics_damaged.jsonl"
 CLOCK = frozenset({"tokens_per_second", "step_seconds", "data_wait_seconds", "mfu"})
 """The figures that two runs of the same config do not share."""
 
 
 def read_metrics(workdir: Path) -> list[dict[str, Any]]:
-    """The lines of a run's `metrics.jsonl`, without a last one that was cut off; [] if none."""
+    """The lines of a run's `metrics.jsonl` but for damaged ones; [] if there is none.
+
+    Raises:
+      UserError: it is no file of lines at all.
+    """
+    return _read(workdir)[0]
+
+
+def _read(workdir: Path) -> tuple[list[dict[str, Any]], list[Damaged]]:
     path = workdir / FILE_NAME
-    if not path.exists():
-        return []
-    lines = []
-    for text in path.read_text().splitlines():
-        try:
-            lines.append(json.loads(text))
-        except json.JSONDecodeError:
-            break
-    return lines
+    try:
+        lines, damaged = read_json_lines(path)
+    except FileNotFoundError:
+        return [], []
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"{path} cannot be read ({error}): move it away to go on without its figures"
+        ) from error
+    good = []
+    for line in lines:
+        if _is_line(line):
+            good.append(line)
+        else:
+            raw = json.dumps(line).encode()
+            damaged.append(Damaged(0, raw, "a line needs a whole step and plain figures"))
+    return good, damaged
 
 
-def write_atomically(path: Path, text: str) -> None:
-    """Replaces `path` in one move: a reader sees the old text or the new, never a half."""
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(text)
-    os.replace(temporary, path)
+def _is_line(line: Mapping[str, Any]) -> bool:
+    plain = all(v is None or isinstance(v, (str, int, float)) for v in line.values())
+    return plain and type(line.get("step")) is int
 
 
 class MetricsLog:
     """Appends figures to a run directory. Lines after `resume_step` are dropped first.
 
     A run that was killed had gone on after its last checkpoint; those steps are run again, and
-    no step may stand twice. Of many processes the first one writes.
+    no step may stand twice. Nothing is touched before there is a line to write. Damaged lines are
+    set aside and told of. Of many processes the first one writes.
+
+    Args:
+      workdir: the directory.
+      resume_step: the step that the run goes on from.
+      say: takes one line for the user.
     """
 
-    def __init__(self, workdir: Path, resume_step: int) -> None:
+    def __init__(
+        self, workdir: Path, resume_step: int, say: Callable[[str], None] = lambda line: None
+    ) -> None:
         self._workdir = workdir
+        self._resume_step = resume_step
+        self._say = say
         self._writes = jax.process_index() == 0
-        if self._writes:
-            self._open(resume_step)
+        self._open: tuple[IO[str], SummaryWriter] | None = None
 
-    def _open(self, resume_step: int) -> None:
-        path = self._workdir / FILE_NAME
-        kept = [line for line in read_metrics(self._workdir) if line["step"] <= resume_step]
-        write_atomically(path, "".join(json.dumps(line) + "\n" for line in kept))
-        self._file = path.open("a", buffering=1)
-        board = str(self._workdir / "tensorboard")
-        self._board = SummaryWriter(board, purge_step=resume_step + 1)
+    def _files(self) -> tuple[IO[str], SummaryWriter]:
+        if self._open is None:
+            path = self._workdir / FILE_NAME
+            self._drop_lines(path)
+            board = str(self._workdir / "tensorboard")
+            self._open = (
+                path.open("a", buffering=1, encoding="utf-8"),
+                SummaryWriter(board, purge_step=self._resume_step + 1),
+            )
+        return self._open
+
+    def _drop_lines(self, path: Path) -> None:
+        lines, damaged = _read(self._workdir)
+        kept = [line for line in lines if line["step"] <= self._resume_step]
+        content = "".join(json.dumps(line) + "\n" for line in kept)
+        if damaged and not path.read_bytes().endswith(b"\n"):
+            damaged = [each for each in damaged if each.number < max(d.number for d in damaged)]
+        if damaged:  # but for a last line that a kill cut off
+            aside = path.with_name(DAMAGED)
+            with aside.open("ab") as file:
+                file.write(b"".join(each.raw + b"\n" for each in damaged))
+            self._say(
+                f"{path}: {len(damaged)} damaged lines (the first: {damaged[0].reason}); they are "
+                f"kept in {aside.name}, and all others stay"
+            )
+        if path.exists() and path.read_bytes() != content.encode():
+            write_atomically(path, content)
 
     def __enter__(self) -> "MetricsLog":
         return self
@@ -71,15 +118,15 @@ class MetricsLog:
         self._close()
 
     def _close(self) -> None:
-        if self._writes:
-            self._file.close()
-            self._board.close()
+        if self._open is not None:
+            for file in self._open:
+                file.close()
+            self._open = None
 
     def rewind(self, step: int) -> None:
         """Drops the lines after `step`: the run has gone back to it."""
         self._close()
-        if self._writes:
-            self._open(step)
+        self._resume_step = step
 
     def write(self, step: int, figures: Mapping[str, float | str | None]) -> None:
         """One line of `metrics.jsonl`, `step` first, and its numbers to TensorBoard.
@@ -92,10 +139,11 @@ class MetricsLog:
             name: None if isinstance(value, float) and not math.isfinite(value) else value
             for name, value in figures.items()
         }
-        self._file.write(json.dumps({"step": step, **plain}) + "\n")
+        file, board = self._files()
+        file.write(json.dumps({"step": step, **plain}) + "\n")
         for name, value in plain.items():
             if isinstance(value, (int, float)):
-                self._board.add_scalar(name, value, step)
+                board.add_scalar(name, value, step)
 
 
 class Throughput:

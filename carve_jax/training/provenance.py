@@ -12,7 +12,8 @@ from typing import Any
 import jax
 
 import carve_jax
-from carve_jax.training.metrics import write_atomically
+from carve_jax.errors import UserError
+from carve_jax.files import read_json, write_atomically
 
 FILE_NAME = "provenance.json"
 PACKAGES = (
@@ -46,17 +47,26 @@ def describe_environment() -> dict[str, Any]:
 def write_provenance(workdir: Path, facts: dict[str, Any]) -> None:
     """Writes `facts` to provenance.json; those of earlier starts go to its list "earlier"."""
     path = workdir / FILE_NAME
-    earlier = []
-    if path.exists():
-        previous = json.loads(path.read_text())
-        earlier = [*previous.pop("earlier"), previous]
+    previous = _read(path)
+    earlier = previous.pop("earlier", [])
+    earlier = [*(earlier if isinstance(earlier, list) else []), *([previous] if previous else [])]
     write_atomically(path, json.dumps({**facts, "earlier": earlier}, indent=2) + "\n")
 
 
 def add_provenance(workdir: Path, facts: dict[str, Any]) -> None:
     """Adds what is known only at the end to provenance.json."""
     path = workdir / FILE_NAME
-    write_atomically(path, json.dumps({**json.loads(path.read_text()), **facts}, indent=2) + "\n")
+    write_atomically(path, json.dumps({**_read(path), **facts}, indent=2) + "\n")
+
+
+def _read(path: Path) -> dict[str, Any]:
+    """What is there; of a file that does not read, that it does not: no run stops for it."""
+    try:
+        return read_json(path)
+    except FileNotFoundError:
+        return {}
+    except UserError as error:
+        return {"damaged": str(error)}
 
 
 def device_peak_bytes() -> int | None:
@@ -80,7 +90,13 @@ def _git(*arguments: str) -> str | None:
         return None
     try:
         done = subprocess.run(
-            ["git", *arguments], cwd=root, capture_output=True, text=True, timeout=10, check=True
+            ["git", *arguments],
+            cwd=root,
+            capture_output=True,
+            encoding="utf-8",
+            errors="replace",
+            timeout=10,
+            check=True,
         )
     except (OSError, subprocess.SubprocessError):
         return None

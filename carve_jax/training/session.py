@@ -51,7 +51,7 @@ def take_steps(
     speak, profiled = for_all(say), tuple(config.profile_steps) if is_first() else (0, 0)
     with (
         StopRequests() as stop,
-        MetricsLog(workdir, start.step) as log,
+        MetricsLog(workdir, start.step, speak) as log,
         tqdm(total=config.steps, initial=start.step, unit="step", disable=quiet) as bar,
         Watchdog(config.watchdog_seconds, say) as watchdog,
         Profile(workdir, profiled, speak) as profile,

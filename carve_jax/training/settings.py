@@ -10,11 +10,11 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from carve_jax.errors import UserError
+from carve_jax.files import read_json, write_atomically
 from carve_jax.model import LMConfig
 from carve_jax.sharding import AXES
 from carve_jax.training.guard import FIELDS as GUARD
 from carve_jax.training.guard import Guard
-from carve_jax.training.metrics import write_atomically
 
 FILE_NAME = "config.json"
 
@@ -139,11 +139,7 @@ def claim_workdir(workdir: Path, config: ConfigDict) -> None:
     Raises:
       UserError: the directory belongs to another config; every differing field is named.
     """
-    if workdir.exists() and not workdir.is_dir():
-        raise UserError(
-            f"--workdir {workdir} is a file: give a directory, new or of an earlier run"
-        )
-    workdir.mkdir(parents=True, exist_ok=True)
+    make_workdir(workdir)
     if (workdir / FILE_NAME).exists():
         differing = differences(flatten(load_config(workdir)), flatten(config))
         if differing:
@@ -155,6 +151,24 @@ def claim_workdir(workdir: Path, config: ConfigDict) -> None:
     write_atomically(workdir / FILE_NAME, text)
 
 
+def make_workdir(workdir: Path) -> None:
+    """Makes a run directory unless it is there.
+
+    Raises:
+      UserError: it cannot be made.
+    """
+    if workdir.exists() and not workdir.is_dir():
+        raise UserError(
+            f"--workdir {workdir} is a file: give a directory, new or of an earlier run"
+        )
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(
+            f"--workdir {workdir} cannot be made ({error.strerror}): give another directory"
+        ) from error
+
+
 def load_config(workdir: Path) -> ConfigDict:
     """The resolved config of a run directory.
 
@@ -163,14 +177,15 @@ def load_config(workdir: Path) -> ConfigDict:
     """
     path = workdir / FILE_NAME
     try:
-        values = json.loads(path.read_text())
+        return ConfigDict(read_json(path, mend="restore it, or start again in an empty --workdir"))
     except FileNotFoundError:
         raise UserError(
             f"{workdir} holds no run ({FILE_NAME} is missing): train first, or correct --workdir"
         ) from None
-    except (json.JSONDecodeError, UnicodeDecodeError, OSError) as error:
-        raise UserError(f"{path} cannot be read: {error}") from error
-    return ConfigDict(values)
+    except (ValueError, TypeError, AttributeError) as error:  # of ConfigDict: odd names
+        if isinstance(error, UserError):
+            raise
+        raise UserError(f"{path} cannot be read ({error}): restore it") from error
 
 
 def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -124,7 +124,7 @@ def test_files_are_synced_before_they_get_their_name(tmp_path, monkeypatch):
     ],
 )
 def test_names_stay_in_their_folder(tmp_path, name):
-    with pytest.raises(UserError, match="theory.json names .* no plain name"):
+    with pytest.raises(UserError, match=r"theory.json names .* no plain name"):
         inside(tmp_path, name, "theory.json")
 
 
