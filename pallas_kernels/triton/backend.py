@@ -65,11 +65,10 @@ class Triton:
             arrays = _gate_arrays(content, whole // content.span)
         filled = _fill(inputs, whole, gated=content is not None)
         output, last, sums = run(plan, filled, _transposed(memory), arrays)
-        return Result(
-            output[:, :length, :, :width],
-            last[:, :, :width, : sizes["K"]].swapaxes(-1, -2),
-            None if content is None else sums[:, : content.mean.shape[1], :, :width],
-        )
+        if content is not None and sums is not None:
+            sums = sums[:, : content.mean.shape[1], :, :width]
+        last = last[:, :, :width, : sizes["K"]].swapaxes(-1, -2)
+        return Result(output[:, :length, :, :width], last, sums)
 
 
 def _too_large(sizes: Any) -> str | None:
@@ -100,7 +99,6 @@ def _state_too_large(request: Request) -> str | None:
 
 def _gate(content: Content, tiles: Tiles, width: int) -> Gate:
     return Gate(
-        length=content.span,
         tiles=content.span // tiles.chunk,
         scale=content.scale,
         stop_gradient=content.stop_gradient,

@@ -5,15 +5,12 @@ from collections.abc import Mapping
 import jax.numpy as jnp
 
 from carve_jax.ops.content_gate import CarveState, ContentGate
-from carve_jax.ops.gated_delta import checks
-from carve_jax.ops.gated_delta.chunked import chunked_carve, chunked_rule
-from carve_jax.ops.gated_delta.kernels import pallas_carve, pallas_rule, why_not
+from carve_jax.ops.gated_delta import checks, registry
+from carve_jax.ops.gated_delta.implementation import Call
 from carve_jax.ops.gated_delta.reference import RuleInputs, recurrent
 from carve_jax.shapes import Array, Float, Float32, Int
-from pallas_kernels import device
+from pallas_kernels.call import Request
 from pallas_kernels.tiling import Tiles
-
-IMPLEMENTATIONS = ("recurrent", "chunked", "pallas")
 
 _RULE_SHAPES = {
     "query": ("B", "T", "H", "K"),
@@ -69,12 +66,13 @@ def gated_delta_rule(
       initial_state: S before the first token (zero by default); belongs to a row's first segment.
       segment_ids: non-decreasing runs; the state restarts at each new one, anywhere.
       chunk_size: most tokens of a tile of `chunked`; rounded down to a power of two. No effect on
-        the result beyond rounding.
-      implementation: "recurrent", "chunked", "pallas", or None for the best that supports the
-        inputs on this device.
+        the result beyond rounding; others ignore it.
+      implementation: "recurrent" (token by token), "chunked" (tiles, in XLA), "pallas" (the best
+        GPU kernels here) or one backend of theirs ("triton"), or None for the best that supports
+        the inputs on this device. What is named runs or raises.
       log_decay_floor: promises log_decay ≥ it everywhere; −10 or more admits a cheaper path of the
         kernels, and a broken promise gives wrong numbers. Checked outside `jit`.
-      tiles: how `pallas` cuts its work, where its table is not to say.
+      tiles: how the kernels cut their work, where their table is not to say; others ignore it.
 
     Returns:
       Output in the shape and dtype of value, and the state after the last token.
@@ -97,16 +95,17 @@ def gated_delta_rule(
     checks.check_segments(segment_ids, sizes)
     checks.check_positive("chunk_size", chunk_size)
     checks.check_floor(log_decay, log_decay_floor)
-    inputs = RuleInputs(query, key, value, log_decay, erase, write)
-    state = _start(initial_state, sizes, query.dtype)
-    scale = sizes["K"] ** -0.5 if scale is None else scale
-    chosen = resolve_implementation(implementation, dtype=query.dtype, sizes=sizes)
-    if chosen == "recurrent":
-        output, state = recurrent(inputs, state, segment_ids, scale)
-        return output, state.memory
-    if chosen == "pallas":
-        return pallas_rule(inputs, state.memory, segment_ids, scale, tiles, log_decay_floor)
-    return chunked_rule(inputs, state.memory, segment_ids, scale, chunk_size)
+    call = Call(
+        RuleInputs(query, key, value, log_decay, erase, write),
+        _start(initial_state, sizes, query.dtype),
+        segment_ids,
+        scale=sizes["K"] ** -0.5 if scale is None else scale,
+        chunk_size=chunk_size,
+        tiles=tiles,
+        log_decay_floor=log_decay_floor,
+    )
+    output, state = _run(call, implementation)
+    return output, state.memory
 
 
 def value_axis_erase_rule(
@@ -226,7 +225,6 @@ def carve_rule(
         state = initial_state
     position = None if initial_state is None else state.position
     checks.check_segments(segment_ids, sizes, gate_chunk, position)
-    inputs = RuleInputs(query, key, value, log_decay, erase_logits, write)
     gate = ContentGate(
         content_down,
         content_up,
@@ -236,16 +234,22 @@ def carve_rule(
         norm=content_norm,
         dtype=erase_logits.dtype,
     )
-    scale = sizes["K"] ** -0.5 if scale is None else scale
-    chosen = resolve_implementation(implementation, dtype=query.dtype, sizes=sizes, content=True)
-    if chosen == "recurrent":
-        return recurrent(inputs, state, segment_ids, scale, gate)
-    aligned = initial_state is None
-    if chosen == "pallas":
-        return pallas_carve(
-            inputs, state, segment_ids, scale, gate, aligned, tiles, log_decay_floor
-        )
-    return chunked_carve(inputs, state, segment_ids, scale, gate, aligned)
+    call = Call(
+        RuleInputs(query, key, value, log_decay, erase_logits, write),
+        state,
+        segment_ids,
+        scale=sizes["K"] ** -0.5 if scale is None else scale,
+        gate=gate,
+        aligned=initial_state is None,
+        tiles=tiles,
+        log_decay_floor=log_decay_floor,
+    )
+    return _run(call, implementation)
+
+
+def _run(call: Call, implementation: str | None) -> tuple[Array, CarveState]:
+    """The call by what is named, or by the best that takes it."""
+    return registry.REGISTRY[registry.choose(implementation, call.request)].run(call)
 
 
 def resolve_implementation(
@@ -258,48 +262,21 @@ def resolve_implementation(
     """Name of the implementation that runs for these inputs on this device.
 
     Args:
-      implementation: a name, or None for the best supported one: "pallas" where it can run, else
-        "recurrent" for one token or float64, else "chunked".
+      implementation: a name, or None for the best supported one: the best kernels ("pallas") where
+        they can run, else "recurrent" for one token or float64, else "chunked".
       dtype: of the inputs.
       sizes: B, T, N, K and V of a call, if known.
       content: under a content gate.
 
+    Returns:
+      "recurrent", "chunked" or a backend's name: of "pallas", that of the kernels that run.
+
     Raises:
       ValueError: an unknown name.
-      NotImplementedError: the named implementation does not support the inputs here.
+      NotImplementedError: the named implementation does not support the inputs here, or its kernels
+        fail their self-test on this GPU.
     """
-    double = jnp.dtype(dtype) == jnp.float64
-    if implementation is None:
-        # Interpreted kernels are for tests: they are run where they are named, never chosen.
-        if device.mode() != "interpret" and why_not(dtype, sizes, content) is None:
-            return "pallas"
-        one_token = sizes is not None and sizes["T"] == 1  # no tile to parallelise
-        return "recurrent" if one_token or double else "chunked"
-    check_implementation_name(implementation)
-    if implementation == "pallas":
-        reason = why_not(dtype, sizes, content)
-        if reason is not None:
-            other = "recurrent" if double else "chunked"
-            raise NotImplementedError(f"implementation 'pallas': {reason}; use {other!r} or None")
-    if implementation == "chunked" and double:
-        raise NotImplementedError(
-            "implementation 'chunked' computes in float32 and was given float64 inputs; use "
-            "'recurrent', or cast them to float32"
-        )
-    return implementation
-
-
-def check_implementation_name(implementation: str | None) -> None:
-    """Refuse a name that no implementation has, whatever this device can run.
-
-    Raises:
-      ValueError: as said.
-    """
-    if implementation is not None and implementation not in IMPLEMENTATIONS:
-        raise ValueError(
-            f"unknown implementation {implementation!r}; allowed are "
-            f"{', '.join(map(repr, IMPLEMENTATIONS))} and None (the best supported)"
-        )
+    return registry.choose(implementation, Request(dtype, sizes, content))
 
 
 def _check_inputs(arrays: dict[str, Array]) -> dict[str, int]:

@@ -50,9 +50,8 @@ class Kernels(Implementation):
         starts = _starts(call)
         if call.gate is not None:
             return self._carve(call, call.gate, starts)
-        result = self._backend.run(
-            _restart(call.inputs, starts), call.state.memory, _options(call, starts)
-        )
+        options = Options(call.scale, call.tiles, call.decay_floor)
+        result = self._backend.run(_restart(call.inputs, starts), call.state.memory, options)
         return result.output, call.state._replace(memory=result.memory)
 
     def _carve(
@@ -75,7 +74,8 @@ class Kernels(Implementation):
             dtype=gate.dtype,
         )
         laid = RuleInputs(*map(layout.lay, _restart(call.inputs, starts)))
-        result = self._backend.run(laid, state.memory, _options(call, starts), content)
+        options = Options(call.scale, call.tiles, call.decay_floor)
+        result = self._backend.run(laid, state.memory, options, content)
         ending = layout.ending(state, result.sums, mean)
         return layout.unlay(result.output), CarveState(result.memory, *ending)
 
@@ -92,11 +92,6 @@ def _restart(inputs: RuleInputs, starts: Array | None) -> RuleInputs:
         return inputs
     decay = inputs.log_decay.astype(jnp.float32)
     return inputs._replace(log_decay=jnp.where(starts[..., None, None], RESTART, decay))
-
-
-def _options(call: Call, starts: Array | None) -> Options:
-    """Segments restart by a decay below any floor."""
-    return Options(call.scale, call.tiles, call.log_decay_floor if starts is None else None)
 
 
 def _decode(call: Call) -> tuple[Array, CarveState]:

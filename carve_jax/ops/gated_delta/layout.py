@@ -1,0 +1,97 @@
+"""Where the tokens of a call stand among whole gate chunks, as kernels want them.
+
+Rows are shifted and filled with null tokens (k = v = q = 0, g = 0), which change no state and write
+nothing; nothing is copied where gate chunks stand right already.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from carve_jax.ops.content_gate import CarveState
+from carve_jax.shapes import Array
+from pallas_kernels.blocks.decay import SPAN
+from pallas_kernels.tiling import padded
+
+
+class Layout(NamedTuple):
+    """Where the tokens of a call stand among whole gate chunks.
+
+    Attributes:
+      chunk: L, tokens of a gate chunk.
+      span: tokens that kernels give a gate chunk: a power of two, or whole spans of 64.
+      length: T, tokens of the call.
+      position: tokens already in each row's first gate chunk [B], or None for none.
+    """
+
+    chunk: int
+    span: int
+    length: int
+    position: Array | None
+
+    @classmethod
+    def make(cls, chunk: int, length: int, position: Array | None) -> "Layout":
+        """The layout of a call."""
+        span = padded(chunk) if chunk <= SPAN else -(-chunk // SPAN) * SPAN
+        return cls(chunk, span, length, position)
+
+    def lay(self, x: Array) -> Array:
+        """[B, T, …] with null tokens where no token of the call stands."""
+        if self.position is not None:
+            shape = (self.length + self.chunk - 1, *x.shape[2:])
+            x = jax.vmap(
+                lambda row, start: jax.lax.dynamic_update_slice_in_dim(
+                    jnp.zeros(shape, x.dtype), row, start, axis=0
+                )
+            )(x, self.position)
+        if self.span == self.chunk:
+            return x
+        others = [(0, 0)] * (x.ndim - 2)
+        x = jnp.pad(x, [(0, 0), (0, -x.shape[1] % self.chunk), *others])
+        x = x.reshape(x.shape[0], -1, self.chunk, *x.shape[2:])
+        x = jnp.pad(x, [(0, 0), (0, 0), (0, self.span - self.chunk), *others])
+        return x.reshape(x.shape[0], -1, *x.shape[3:])
+
+    def unlay(self, x: Array) -> Array:
+        """The call's tokens of [B, …, …] laid out so."""
+        if self.span != self.chunk:
+            x = x[:, : x.shape[1] // self.span * self.span]
+            x = x.reshape(x.shape[0], -1, self.span, *x.shape[2:])[:, :, : self.chunk]
+            x = x.reshape(x.shape[0], -1, *x.shape[3:])
+        if self.position is None:
+            return x[:, : self.length]
+        return jax.vmap(
+            lambda row, start: jax.lax.dynamic_slice_in_dim(row, start, self.length, axis=0)
+        )(x, self.position)
+
+    def means(self, starts: Array | None, batch: int) -> Array:
+        """[B, chunks]: 1/L, or 0 where the next gate chunk starts a segment."""
+        offset = 0 if self.position is None else self.chunk - 1
+        chunks = -(-(self.length + offset) // self.chunk)
+        mean = jnp.full((batch, chunks), 1.0 / self.chunk, jnp.float32)
+        if starts is None:
+            return mean
+        starts = self.lay(starts)
+        starts = jnp.pad(starts, ((0, 0), (0, chunks * self.span - starts.shape[1])))
+        fresh = starts.reshape(batch, chunks, self.span).any(axis=2)
+        following = jnp.pad(fresh[:, 1:], ((0, 0), (0, 1)))
+        return jnp.where(following, 0.0, mean)
+
+    def ending(self, state: CarveState, sums: Array, mean: Array) -> tuple[Array, Array, Array]:
+        """Content, partial sum and position after the call, from the sums [B, chunks, N, V]."""
+        position = jnp.zeros_like(state.position) if self.position is None else self.position
+        end = position + self.length
+        last = ((end - 1) // self.chunk)[:, None, None, None]
+        contents = jnp.concatenate(
+            [state.content[:, None], mean[:, :-1, None, None] * sums[:, :-1]], axis=1
+        )
+        content, partial_sum = (
+            jnp.take_along_axis(x, last, axis=1)[:, 0] for x in (contents, sums)
+        )
+        full = (end % self.chunk == 0)[:, None, None]
+        return (
+            jnp.where(full, partial_sum / self.chunk, content),
+            jnp.where(full, 0.0, partial_sum),
+            end % self.chunk,
+        )

@@ -1,0 +1,85 @@
+"""What a backend of the sequence kernels is asked: whether it takes a call, and the call itself."""
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from pallas_kernels.tiling import Tiles
+
+
+class Request(NamedTuple):
+    """What is known of a call before its arrays.
+
+    Attributes:
+      dtype: of query, key and value.
+      sizes: B, T, N, K and V, or None where only the machine is asked about.
+      content: under a content gate.
+      tiles: as the caller wants them, or None.
+      decay_floor: as in `Options`.
+    """
+
+    dtype: jnp.dtype | str
+    sizes: Mapping[str, int] | None = None
+    content: bool = False
+    tiles: Tiles | None = None
+    decay_floor: float | None = None
+
+
+class Options(NamedTuple):
+    """What a call asks for besides its arrays.
+
+    Attributes:
+      scale: factor of the query.
+      tiles: how the work is cut; the backend's own choice if None.
+      decay_floor: a promise that no log-decay is less; −10 or more admits a cheaper path.
+    """
+
+    scale: float
+    tiles: Tiles | None = None
+    decay_floor: float | None = None
+
+
+class Content(NamedTuple):
+    """The content gate of a call (CARVE), of gate chunks that stand `span` tokens apart.
+
+    Attributes:
+      down: P_down [N, V, R].
+      up: P_up [N, R, K].
+      content: of the first gate chunk [B, N, V] float32.
+      partial_sum: of that chunk's outputs before the call [B, N, V] float32.
+      mean: [B, chunks] float32, what makes the content of the next chunk of a chunk's sum: 1/L,
+        or 0 where the next one starts a segment.
+      span: tokens from one gate chunk to the next, a power of two or whole spans of 64; those past
+        L are null tokens.
+      scale: erase_scale.
+      stop_gradient: no gradient through the content.
+      norm_eps: added to the mean square by whose root content is divided; None for no norm.
+      dtype: to which b is rounded.
+    """
+
+    down: jax.Array
+    up: jax.Array
+    content: jax.Array
+    partial_sum: jax.Array
+    mean: jax.Array
+    span: int
+    scale: float
+    stop_gradient: bool
+    norm_eps: float | None
+    dtype: jnp.dtype | str
+
+
+class Result(NamedTuple):
+    """What a call gives.
+
+    Attributes:
+      output: [B, T, N, V] in the dtype of value.
+      memory: the state after the last token [B, N, K, V] float32.
+      sums: of the outputs of each gate chunk [B, chunks, N, V] float32; None without a gate.
+    """
+
+    output: jax.Array
+    memory: jax.Array
+    sums: Any = None
