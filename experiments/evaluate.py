@@ -9,7 +9,8 @@
 
 Tasks: perplexity (held-out text of the run's data; the default), ruler/PROBE/LENGTH and
 ruler/LENGTH (made here), the groups common_sense and recall, wikitext, and whatever else the
-harness and the YAML files of --include_path define. The filler of RULER's probes is --haystack; by
+harness and the YAML files of --include_path define: such files may run Python code that they name,
+so give only directories that you trust. The filler of RULER's probes is --haystack; by
 default noise and, for those that hide in a text, Python's language reference. --reply_tokens is the
 room for a reply, if not RULER's.
 
@@ -171,12 +172,11 @@ def measure(
         if found is None:
             print(f"[{number}/{len(tasks)}] {name}", flush=True)
             digest = hashlib.sha256(repr((name, settings)).encode()).hexdigest()[:12]
-            keep = record.path.with_name(f".{record.path.stem}_{digest}_")
+            keep = record.path.with_name(f".{record.path.stem}_{digest}.jsonl")
             start = time.perf_counter()
             found = task(subject, options._replace(keep=keep))
             record.add(name, settings, found, round(time.perf_counter() - start, 1))
-            for path in keep.parent.glob(f"{keep.name}*"):
-                path.unlink()
+            keep.unlink(missing_ok=True)
         results[name] = found
     return results
 
@@ -231,6 +231,12 @@ def main(argv: list[str]) -> None:
         include_path=tuple(values.include_path),
         seed=values.seed,
     )
+    if values.include_path:
+        print(
+            f"--include_path={','.join(values.include_path)}: the harness runs Python code that "
+            "such files name; give only directories that you trust",
+            flush=True,
+        )
     harness = HarnessTasks(options)
     asking = Asking(
         haystack=None if values.haystack is None else Haystack.named(values.haystack),

@@ -21,7 +21,7 @@ from absl import flags
 from matplotlib.figure import Figure
 
 from carve_jax.errors import UserError
-from carve_jax.training.metrics import write_atomically
+from carve_jax.files import inside, read_regular, write_atomically
 from carve_jax.training.settings import nearest
 from experiments import cli
 from experiments.reporting import figures, page, text
@@ -30,6 +30,7 @@ from experiments.reporting.sweep import Sweep, read_json, read_sweep
 
 MARKDOWN, PAGE = "report.md", "report.html"
 THEORY = "theory.json"
+PNG = b"\x89PNG\r\n\x1a\n"
 
 
 def define_flags(values: flags.FlagValues) -> None:
@@ -67,7 +68,7 @@ def find_theory(given: str | None, workdir: Path) -> tuple[dict[str, Any] | None
     """The record of the theory experiments, if there is one, and where its pictures lie.
 
     Raises:
-      UserError: a directory was named and has none, or its pictures are gone.
+      UserError: a directory was named and has none.
     """
     directory = Path(given) if given else workdir / "theory"
     if not (directory / THEORY).exists():
@@ -76,14 +77,33 @@ def find_theory(given: str | None, workdir: Path) -> tuple[dict[str, Any] | None
                 f"--theory={given} has no {THEORY}: give a directory that experiments.theory wrote"
             )
         return None, directory
-    found = read_json(directory / THEORY)
-    for each in found["experiments"]:
-        if each.get("figure") and not (directory / each["figure"]).exists():
+    return read_json(directory / THEORY), directory
+
+
+def theory_pictures(theory: dict[str, Any] | None, directory: Path) -> dict[str, bytes]:
+    """The pictures of the theory experiments, by name.
+
+    Raises:
+      UserError: one that is not beside the record, or no PNG.
+    """
+    found = {}
+    for each in theory["experiments"] if theory else []:
+        if not each.get("figure"):
+            continue
+        path = inside(directory, each["figure"], directory / THEORY)
+        try:
+            content = read_regular(path)
+        except FileNotFoundError:
             raise UserError(
-                f"{directory / THEORY} shows {each['figure']}, which is not beside it: run "
+                f"{directory / THEORY} shows {path.name}, which is not beside it: run "
                 "experiments.theory again"
-            )
-    return found, directory
+            ) from None
+        except (OSError, ValueError) as error:
+            raise UserError(f"{path} cannot be read ({error}): run experiments.theory") from error
+        if not content.startswith(PNG) or path.suffix != ".png":
+            raise UserError(f"{path} is no PNG: run experiments.theory again")
+        found[path.name] = content
+    return found
 
 
 def draw(sweep: Sweep, comparisons: list[Comparison]) -> dict[str, dict[str, tuple[str, Figure]]]:
@@ -120,6 +140,7 @@ def main(argv: list[str]) -> None:
     sweep = read_sweep(workdir, allow_other_commit=values.allow_other_commit)
     smallest = smallest_differences(values.min_difference, sweep)
     theory, theory_directory = find_theory(values.theory, workdir)
+    pngs = theory_pictures(theory, theory_directory)
     comparisons = compare(sweep, alpha=values.alpha, smallest=smallest)
     drawn = draw(sweep, comparisons)
     shows = {
@@ -130,15 +151,13 @@ def main(argv: list[str]) -> None:
 
     output = Path(values.output) if values.output else workdir / "report"
     output.mkdir(parents=True, exist_ok=True)
-    svgs, pngs = {}, {}
+    svgs = {}
     for pictures in drawn.values():
         for name, (_, figure) in pictures.items():
-            (output / name).write_bytes(figures.to_png(figure))
+            write_atomically(inside(output, name, workdir), figures.to_png(figure))
             svgs[name] = figures.to_svg(figure, name)
-    for each in theory["experiments"] if theory else []:
-        if each.get("figure"):
-            pngs[each["figure"]] = (theory_directory / each["figure"]).read_bytes()
-            (output / each["figure"]).write_bytes(pngs[each["figure"]])
+    for name, content in pngs.items():
+        write_atomically(output / name, content)
     write_atomically(output / MARKDOWN, markdown)
     write_atomically(output / PAGE, page.render(markdown, svgs, pngs))
     for run in sweep.runs:

@@ -17,8 +17,12 @@ are, and --index=I takes the I-th of them alone, counted from 0: for array jobs,
 --report ends with what experiments.report says of DIR.
 """
 
+import contextlib
 import fnmatch
+import os
 import sys
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -76,8 +80,9 @@ def main(argv: list[str]) -> None:
         plan, facts, cli.command_line("sweep", argv), other_commit=values.allow_other_commit
     )
     say_above_bar(f"{len(runs)} runs, {len(slots)} at once; {plan.matched}")
-    cached = [compiled(store) | slot for slot in slots]
-    Runner(store, cached, commit=facts["commit"], say=say_above_bar).run_all(runs)
+    with compiled() as cache:
+        cached = [cache | slot for slot in slots]
+        Runner(store, cached, commit=facts["commit"], say=say_above_bar).run_all(runs)
     all_done = summary(store, runs)
     if values.report:
         allow = ["--allow_other_commit"] if values.allow_other_commit else []
@@ -86,12 +91,23 @@ def main(argv: list[str]) -> None:
         sys.exit(1)
 
 
-def compiled(store: Store) -> dict[str, str]:
-    """The environment in which runs share what they compile: seeds differ in nothing else."""
-    return {
-        "JAX_COMPILATION_CACHE_DIR": str((store.workdir / "compiled").absolute()),
-        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-    }
+@contextlib.contextmanager
+def compiled() -> Iterator[dict[str, str]]:
+    """The environment in which runs share what they compile: seeds differ in nothing else.
+
+    What is compiled is code that a process runs without a look at it, so it does not lie in the
+    sweep's directory, which may have come from elsewhere: it goes where JAX_COMPILATION_CACHE_DIR
+    says, or to a folder of this process alone, for as long as it lives.
+    """
+    given = os.environ.get("JAX_COMPILATION_CACHE_DIR")
+    with contextlib.ExitStack() as stack:
+        folder = given or stack.enter_context(
+            tempfile.TemporaryDirectory(prefix="carve_jax_compiled_", ignore_cleanup_errors=True)
+        )
+        yield {
+            "JAX_COMPILATION_CACHE_DIR": folder,
+            "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+        }
 
 
 def chosen(plan: Plan, only: str, index: int | None) -> list[PlannedRun]:

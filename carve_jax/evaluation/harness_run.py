@@ -1,5 +1,6 @@
 """Runs tasks of lm-evaluation-harness and gives every figure its standard error."""
 
+import contextlib
 import dataclasses
 import logging
 import math
@@ -15,6 +16,7 @@ from lm_eval.evaluator import simple_evaluate
 from lm_eval.tasks import TaskManager
 
 from carve_jax.errors import UserError
+from carve_jax.evaluation.answers import Answers
 from carve_jax.evaluation.harness_tasks import RECALL, RECALL_TOKENS
 from carve_jax.evaluation.lm_harness import CarveLM
 from carve_jax.evaluation.recall import recall_config
@@ -35,7 +37,8 @@ class Harness:
     """The tasks of the harness, and of directories with YAML files.
 
     Args:
-      include_path: the directories; what they define goes before what the harness has.
+      include_path: the directories; what they define goes before what the harness has. Such files
+        may name functions of Python files beside them, which the harness runs.
     """
 
     def __init__(self, include_path: Sequence[str]) -> None:
@@ -77,22 +80,24 @@ class Harness:
           UserError: its data is not there, or an input is too long for the model.
         """
         kept = options.input_tokens or (RECALL_TOKENS if name in RECALL else 0)
-        model = CarveLM(subject, input_tokens=kept)
-        own = recall_config(name, model.tok_encode, model.tok_decode, kept)
-        tasks = self._load(own or name)
-        before = subject.scorer.counts
-        found = simple_evaluate(
-            model=model,
-            tasks=list(tasks.values()),
-            task_manager=self._manager,
-            limit=options.limit,
-            num_fewshot=options.num_fewshot,
-            bootstrap_iters=0,
-            use_cache=None if options.keep is None else str(options.keep),
-            random_seed=options.seed,
-            numpy_random_seed=options.seed,
-            fewshot_random_seed=options.seed,
-        )
+        with contextlib.closing(Answers(options.keep)) as answers:
+            model = CarveLM(subject, input_tokens=kept, answers=answers)
+            own = recall_config(name, model.tok_encode, model.tok_decode, kept)
+            tasks = self._load(own or name)
+            before = subject.scorer.counts
+            found = simple_evaluate(
+                model=model,
+                tasks=list(tasks.values()),
+                task_manager=self._manager,
+                limit=options.limit,
+                num_fewshot=options.num_fewshot,
+                bootstrap_iters=0,
+                use_cache=None,  # the harness's cache is of pickles
+                cache_requests=False,  # so is this one
+                random_seed=options.seed,
+                numpy_random_seed=options.seed,
+                fewshot_random_seed=options.seed,
+            )
         assert found is not None  # it is None on processes that are not the first
         figures: dict[str, Figure] = {}
         for task_name, task in tasks.items():

@@ -18,7 +18,7 @@ import collections
 import inspect
 import os
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,12 +29,15 @@ from lm_eval.models.utils import normalize_gen_kwargs
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 
 from carve_jax.errors import UserError
+from carve_jax.evaluation.answers import Answers
 from carve_jax.evaluation.continuing import continue_texts
 from carve_jax.evaluation.scoring import Request, Score
 from carve_jax.evaluation.subject import Subject, load_subject
 from carve_jax.training.settings import nearest
 
 MAX_NEW_TOKENS = 256  # where a task does not say, as for the harness's own models
+
+Keep = Callable[[int, Any], None]
 
 
 class CarveLM(TemplateLM):
@@ -44,10 +47,14 @@ class CarveLM(TemplateLM):
       subject: model, parameters and tokenizer.
       input_tokens: keep so many of the last tokens of a prompt to be continued; 0 keeps all. The
         recall tasks of arXiv 2407.05483 are measured at 2,000 or so.
+      answers: those that are known, and where new ones go.
     """
 
-    def __init__(self, subject: Subject, input_tokens: int = 0) -> None:
+    def __init__(
+        self, subject: Subject, input_tokens: int = 0, answers: Answers | None = None
+    ) -> None:
         super().__init__()
+        self._answers = answers or Answers(None)
         self.subject = subject
         self.input_tokens = input_tokens
         self._tokenizer = subject.text_tokenizer()
@@ -119,25 +126,33 @@ class CarveLM(TemplateLM):
     ) -> list[tuple[float, bool]]:
         """Of each (context, continuation): log P(continuation | separator, context), and whether
         all its tokens are the likeliest. Contexts may be empty."""
-        pairs = []
-        for context, continuation in (request.args for request in requests):
-            encoded = self._encode_pair(context, continuation) if context else None
-            pairs.append(
-                ((context, continuation), *(encoded or ([], self.tok_encode(continuation))))
-            )
-        return self._loglikelihood_tokens(pairs, disable_tqdm=disable_tqdm)
+
+        def score(requests: list[Any], keep: Keep) -> list[tuple[float, bool]]:
+            pairs = []
+            for context, continuation in (request.args for request in requests):
+                encoded = self._encode_pair(context, continuation) if context else None
+                pairs.append(encoded or ([], self.tok_encode(continuation)))
+            return self._score(pairs, keep)
+
+        return self._answered("loglikelihood", requests, score)
 
     def _loglikelihood_tokens(
         self, requests: list[Any], disable_tqdm: bool = False, **_: Any
     ) -> list[tuple[float, bool]]:
-        def keep(number: int, score: Score) -> None:
-            self.cache_hook.add_partial("loglikelihood", requests[number][0], tuple(score))
+        return self._score([request[1:] for request in requests], lambda number, score: None)
 
-        asked = [self._request(context, then) for _, context, then in requests]
-        return [(*score,) for score in self.subject.scorer.score(asked, keep)]
+    def _score(
+        self, pairs: Sequence[tuple[list[int], list[int]]], keep: Keep
+    ) -> list[tuple[float, bool]]:
+        asked = [self._request(context, then) for context, then in pairs]
+        scores = self.subject.scorer.score(asked, lambda number, score: keep(number, (*score,)))
+        return [(*score,) for score in scores]
 
     def loglikelihood_rolling(self, requests: list[Any], disable_tqdm: bool = False) -> list[float]:
         """Of each text: log P(text | separator)."""
+        return self._answered("loglikelihood_rolling", requests, self._roll)
+
+    def _roll(self, requests: list[Any], keep: Keep) -> list[float]:
         pieces: list[Request] = []
         owners: list[int] = []
         for number, (text,) in enumerate(request.args for request in requests):
@@ -148,16 +163,37 @@ class CarveLM(TemplateLM):
         totals = [0.0] * len(requests)
         missing = collections.Counter(owners)
 
-        def keep(piece: int, score: Score) -> None:
+        def add(piece: int, score: Score) -> None:
             owner = owners[piece]
             totals[owner] += score.log_likelihood
             missing[owner] -= 1
             if not missing[owner]:
-                args = requests[owner].args
-                self.cache_hook.add_partial("loglikelihood_rolling", args, totals[owner])
+                keep(owner, totals[owner])
 
-        self.subject.scorer.score(pieces, keep)
+        self.subject.scorer.score(pieces, add)
         return totals
+
+    def _answered(
+        self, kind: str, requests: list[Any], answer: Callable[[list[Any], Keep], list[Any]]
+    ) -> list[Any]:
+        """Answers to the requests: those known, and of the others those that `answer` gives, which
+        are noted as soon as they are there. What is drawn at random is drawn again."""
+        found: list[Any] = [
+            None if _drawn(kind, request.args) else self._answers.find(kind, request.args)
+            for request in requests
+        ]
+        missing = [number for number, known in enumerate(found) if known is None]
+
+        def keep(place: int, value: Any) -> None:
+            args = requests[missing[place]].args
+            if not _drawn(kind, args):
+                self._answers.add(kind, args, value)
+            self.cache_hook.add_partial(kind, args, value)
+
+        given = answer([requests[number] for number in missing], keep) if missing else []
+        for number, value in zip(missing, given, strict=True):
+            found[number] = value
+        return found
 
     def _windows(self, tokens: list[int]) -> list[Request]:
         """A document as requests: one, or the harness's windows where there is a limit."""
@@ -171,6 +207,9 @@ class CarveLM(TemplateLM):
 
     def generate_until(self, requests: list[Any], disable_tqdm: bool = False) -> list[str]:
         """The continuation of each text up to the first of its stops."""
+        return self._answered("generate_until", requests, self._write)
+
+    def _write(self, requests: list[Any], keep: Keep) -> list[str]:
         by_options: dict[str, list[int]] = {}
         for number, request in enumerate(requests):
             by_options.setdefault(repr(request.args[1]), []).append(number)
@@ -178,17 +217,18 @@ class CarveLM(TemplateLM):
         for numbers in by_options.values():
             options = normalize_gen_kwargs(requests[numbers[0]].args[1], MAX_NEW_TOKENS)
             prompts = [self._prompt(requests[number].args[0]) for number in numbers]
-            args = [requests[number].args for number in numbers]
-            for number, text in zip(numbers, self._continue(prompts, options, args), strict=True):
+
+            def keep_one(place: int, text: str, numbers: list[int] = numbers) -> None:
+                keep(numbers[place], text)
+
+            found = self._continue(prompts, options, keep_one)
+            for number, text in zip(numbers, found, strict=True):
                 texts[number] = text
         return texts
 
     def _continue(
-        self, prompts: Sequence[np.ndarray], options: Mapping[str, Any], args: Sequence[tuple]
+        self, prompts: Sequence[np.ndarray], options: Mapping[str, Any], keep: Keep
     ) -> list[str]:
-        def keep(number: int, text: str) -> None:
-            self.cache_hook.add_partial("generate_until", args[number], text)
-
         scorer = self.subject.scorer
         sampling: dict[str, Any] = {}
         if options["do_sample"]:
@@ -219,6 +259,11 @@ class CarveLM(TemplateLM):
     def _request(self, context: list[int], continuation: list[int]) -> Request:
         given = np.array([self.eot_token_id, *context], np.int32)
         return Request(given, np.array(continuation, np.int32))
+
+
+def _drawn(kind: str, args: tuple) -> bool:
+    """Whether the answer is drawn at random."""
+    return kind == "generate_until" and bool(args[1].get("do_sample", False))
 
 
 def _texts(until: str | Sequence[str] | None) -> list[str]:

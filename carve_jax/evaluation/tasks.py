@@ -47,9 +47,9 @@ class Options(NamedTuple):
       limit: most examples; None for all.
       num_fewshot: examples in a prompt; None for what the task says.
       input_tokens: most tokens of a prompt to be continued; None for what the task says.
-      include_path: directories with the harness's YAML tasks.
+      include_path: directories with the harness's YAML tasks, which may run code.
       seed: of what is drawn.
-      keep: file beside which a task may keep what it has done, to go on after a stop.
+      keep: file in which a task may keep what it has done, to go on after a stop (`Answers`).
     """
 
     limit: int | None = None

@@ -26,6 +26,8 @@ def render(markdown: str, svgs: Mapping[str, str], pngs: Mapping[str, bytes]) ->
         name, shows = str(tokens[index].attrs["src"]), html.escape(tokens[index].content)
         if name in svgs:
             return f'<span class="figure" role="img" aria-label="{shows}">{svgs[name]}</span>'
+        if name not in pngs:  # what a file says may be written like a picture
+            return shows
         source = f"data:image/png;base64,{base64.b64encode(pngs[name]).decode()}"
         return f'<span class="figure wide"><img alt="{shows}" src="{source}"></span>'
 
@@ -42,6 +44,6 @@ def render(markdown: str, svgs: Mapping[str, str], pngs: Mapping[str, bytes]) ->
     rules["table_open"] = lambda *_: '<div class="scroll" tabindex="0"><table>\n'
     rules["table_close"] = lambda *_: "</table></div>\n"
     title = next(line[2:] for line in markdown.splitlines() if line.startswith("# "))
-    return string.Template(TEMPLATE.read_text()).substitute(
+    return string.Template(TEMPLATE.read_text("utf-8")).substitute(
         title=html.escape(MarkdownIt().renderInline(title)), body=parser.render(markdown)
     )

@@ -1,12 +1,12 @@
 """Reads the directory of a sweep: what was planned, and what became of each run."""
 
-import json
 import math
 import statistics
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from carve_jax import files
 from carve_jax.errors import UserError
 from carve_jax.training import provenance
 from carve_jax.training.metrics import read_metrics
@@ -177,9 +177,9 @@ def read_sweep(workdir: Path, *, allow_other_commit: bool = False) -> Sweep:
     sweep = Sweep(
         workdir=workdir,
         record=record,
-        tasks=tuple(_task(name, task) for name, task in record["tasks"].items()),
+        tasks=tuple(_task(name, task, path) for name, task in record["tasks"].items()),
         variants={name: record["variants"][name].get("title", name) for name in names},
-        runs=tuple(_run(workdir / RUNS, planned) for planned in record["runs"]),
+        runs=tuple(_run(workdir / RUNS, planned, path) for planned in record["runs"]),
     )
     if len(sweep.commits) > 1 and not allow_other_commit:
         raise UserError(_which_commits(sweep))
@@ -193,21 +193,20 @@ def read_json(path: Path) -> dict[str, Any]:
       UserError: it does not read.
     """
     try:
-        found = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path} does not read ({error}): restore it or run again") from error
-    if not isinstance(found, dict):
-        raise UserError(f"{path} holds no object: restore it or run again")
-    return found
+        return files.read_json(path, mend="restore it or run again")
+    except FileNotFoundError as error:
+        raise UserError(f"{path} is gone: restore it or run again") from error
 
 
-def _task(name: str, task: dict[str, Any]) -> Task:
+def _task(name: str, task: dict[str, Any], path: Path) -> Task:
+    files.inside(path.parent, name, path)  # pictures are called after it
     metrics = [Metric(m["name"], m["better"], m.get("title", m["name"])) for m in task["metrics"]]
     return Task(name, task.get("title", name), tuple(metrics))
 
 
-def _run(directory: Path, planned: dict[str, Any]) -> Run:
-    provenance_file = directory / planned["id"] / provenance.FILE_NAME
+def _run(directory: Path, planned: dict[str, Any], path: Path) -> Run:
+    own = files.inside(directory, planned["id"], path)
+    provenance_file = own / provenance.FILE_NAME
     facts = read_json(provenance_file) if provenance_file.exists() else {}
     status_file = directory / f"{planned['id']}.status.json"
     status = read_json(status_file) if status_file.exists() else {}
@@ -226,7 +225,7 @@ def _run(directory: Path, planned: dict[str, Any]) -> Run:
         on_device=bool(device),
         jobs=status.get("jobs"),
         commits=_commits([status, facts, *facts.get("earlier", [])]),
-        lines=read_metrics(directory / planned["id"]),
+        lines=read_metrics(own),
     )
 
 

@@ -32,7 +32,7 @@ def write(found: Findings) -> str:
         *left_out(found.sweep),
         *theory(found),
         "## How to read this",
-        GLOSSARY.read_text().strip(),
+        GLOSSARY.read_text("utf-8").strip(),
         *where_from(found.sweep),
         *every_value(found.sweep),
     ]
@@ -245,7 +245,9 @@ def where_from(sweep: Sweep) -> list[str]:
         + (words.join([f"{devices.count(k)} × {escape(k)}" for k in kinds]) or "unknown")
     )
     versions = record.get("versions") or {}
-    lines.append("Versions: " + ", ".join(f"{escape(k)} {v}" for k, v in versions.items() if v))
+    lines.append(
+        "Versions: " + ", ".join(f"{escape(k)} {escape(str(v))}" for k, v in versions.items() if v)
+    )
     total = sum(run.seconds or 0 for run in sweep.runs)
     again = sum(run.attempts > 1 for run in sweep.runs)
     lines.append(

@@ -148,6 +148,46 @@ def test_theory_is_in_the_report(markdown, html):
     assert html.count("data:image/png") == 1
 
 
+@pytest.mark.parametrize(
+    ("figure", "said"),
+    [
+        ("../../secret.png", "names '../../secret.png', which is no plain name"),
+        ("/etc/passwd", "names '/etc/passwd', which is no plain name"),
+        (["x.png"], "which is no plain name"),
+        ("link.png", "link.png is a link that leads out of its folder"),
+        ("text.png", "text.png is no PNG: run experiments.theory again"),
+        ("folder.png", "folder.png cannot be read (it is a directory)"),
+    ],
+)
+def test_theory_shows_no_file_but_its_own_pictures(written, tmp_path, capsys, figure, said):
+    (tmp_path / "secret.png").write_bytes(report.PNG + b"secret")
+    directory = tmp_path / "in" / "theory"
+    (directory / "folder.png").mkdir(parents=True)
+    (directory / "text.png").write_text("root:x:0:0")
+    (directory / "link.png").symlink_to(tmp_path / "secret.png")
+    found = json.loads((written.parent / "theory" / "theory.json").read_text())
+    found["experiments"][0]["figure"] = figure
+    (directory / "theory.json").write_text(json.dumps(found))
+    output = tmp_path / "out"
+    flags = f"--workdir={written.parent}", f"--theory={directory}", f"--output={output}"
+    assert said in mistake(capsys, *flags)
+    assert not output.exists()
+
+
+@pytest.mark.parametrize("where", ["task", "run"])
+def test_names_of_a_sweep_stay_in_its_folder(written, tmp_path, capsys, where):
+    record = json.loads((written.parent / "sweep.json").read_text())
+    if where == "task":
+        record["tasks"]["../../up"] = record["tasks"].pop("text")
+    else:
+        record["runs"][0]["id"] = "../../up"
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "sweep.json").write_text(json.dumps(record))
+    said = mistake(capsys, f"--workdir={tmp_path / 'in'}")
+    assert "sweep.json names '../../up', which is no plain name" in said
+    assert [p.name for p in tmp_path.iterdir()] == ["in"]
+
+
 def test_theory_without_its_picture_is_one_sentence(written, tmp_path, capsys):
     text = (written.parent / "theory" / "theory.json").read_text()
     (tmp_path / "theory.json").write_text(text)
@@ -241,7 +281,7 @@ def test_mistakes_are_one_sentence(small, capsys, flags, said):
     [
         ({"baseline": "gdn"}, "the baseline 'gdn' is none of the variants gdn2, carve"),
         ({"runs": None}, "has no runs: it was not written by this sweep"),
-        (None, "does not read"),
+        (None, "cannot be read"),
     ],
 )
 def test_a_broken_record_is_one_sentence(small, capsys, change, said):

@@ -238,7 +238,8 @@ def test_real_training_from_a_run_s_stored_config(tmp_path):
     plan = make_plan(tiny.get_config(), ["--config.steps=2", "--config.eval_every=2"])
     store, run, said = Store(tmp_path), plan.runs[0], []
     store.claim(plan, FACTS, "test", other_commit=False)
-    Runner(store, [sweep.compiled(store)], commit=None, say=said.append).run_all([run])
+    with sweep.compiled() as cache:
+        Runner(store, [cache], commit=None, say=said.append).run_all([run])
     assert store.is_done(run), said
     assert {"eval_accuracy", "eval_loss"} <= store.last_figures(run).keys()
     facts = json.loads((store.directory(run) / "provenance.json").read_text())
