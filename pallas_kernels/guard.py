@@ -43,13 +43,17 @@ def distrusted_reason(backend: str, request: Request) -> str | None:
     Raises:
       ValueError: CARVE_SELFTEST is neither on nor off.
     """
-    if not switched_on() or device.mode() != "gpu" or request.sizes is None:
+    if not switched_on() or not _on_gpu() or request.sizes is None:
         return None
     check = selftest.check_of(backend, request)
     with _lock:
         if check not in _reasons:
             _reasons[check] = _find_reason(check)
         return _reasons[check]
+
+
+def _on_gpu() -> bool:
+    return device.mode() == "gpu"
 
 
 def _find_reason(check: Check) -> str | None:

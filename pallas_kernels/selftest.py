@@ -173,8 +173,7 @@ def run_check(check: Check) -> Verdict:
     arrays = make_arrays(check)
 
     def figures(rule: Callable[[Check, Arrays], Result], place: Any) -> list[np.ndarray]:
-        with jax.default_device(place), warnings.catch_warnings():
-            warnings.filterwarnings("ignore", "The Pallas Triton backend is deprecated")
+        with jax.default_device(place):
             found = jax.jit(lambda a: _figures(check, rule, a))(jax.tree.map(jnp.asarray, arrays))
         return jax.tree.map(lambda x: np.asarray(x, np.float64), found)
 
@@ -285,6 +284,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             file=sys.stderr,
         )
         return USER_ERROR
+    warnings.filterwarnings("ignore", "The Pallas Triton backend is deprecated")
     print(f"{jax.local_devices()[0].device_kind}, JAX {jax.__version__}")
     print(HEADER, flush=True)
     wrong: list[Verdict] = []

@@ -10,11 +10,12 @@ import jax.numpy as jnp
 import pytest
 
 from carve_jax.errors import UserError
-from carve_jax.ops.gated_delta.kernels import why_not
 from experiments import tune
 from experiments.contenders import Shape, rule_contender, rule_inputs
 from experiments.tune import Part
 from pallas_kernels import tiling
+from pallas_kernels.backends import BACKENDS
+from pallas_kernels.call import Request
 from pallas_kernels.tiling import Tiles
 
 START = Tiles(chunk=32, warps=8, stages=2)
@@ -97,7 +98,9 @@ def test_every_kind_of_rule_has_its_own_search_where_a_state_fits() -> None:
     assert refused == {"float16/256/carve", "float32/256/carve"}
     for part in tune.PARTS:
         sizes = {"B": 1, "T": 64, "N": 1, "K": part.width, "V": part.width}
-        assert (why_not(part.dtype, sizes, part.content) is None) == (part.why_not is None)
+        request = Request(part.dtype, sizes, part.content)
+        reason = BACKENDS["triton"].unsupported_reason(request)
+        assert (reason is None) == (part.why_not is None)
 
 
 def test_new_rows_come_before_generic_ones_and_narrow_before_wide() -> None:

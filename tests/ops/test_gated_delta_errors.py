@@ -142,25 +142,31 @@ def test_sizes_must_be_positive(rule) -> None:
 
 def test_implementations_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(
-        ValueError, match="unknown implementation 'triton'; allowed are 'recurrent'"
+        ValueError, match=r"unknown implementation 'cuda'; allowed are 'recurrent', .* 'triton' and"
     ):
-        plain({"implementation": "triton"})
+        plain({"implementation": "cuda"})
     with monkeypatch.context() as patched:
         patched.delenv("CARVE_PALLAS", raising=False)
-        with pytest.raises(NotImplementedError, match=r"'pallas'.*on cpu here; use 'chunked'"):
-            plain({"implementation": "pallas"})
+        for name in ("pallas", "triton"):
+            with pytest.raises(NotImplementedError, match=f"'{name}'.*on cpu here; use 'chunked'"):
+                plain({"implementation": name})
     with pytest.raises(NotImplementedError, match=r"'pallas'.*float64 inputs; use 'recurrent'"):
         resolve_implementation("pallas", dtype="float64")
     with pytest.raises(NotImplementedError, match="up to 256 channels, and K is 300"):
         resolve_implementation("pallas", sizes={"B": 1, "T": 1, "N": 1, "K": 300, "V": 16})
     with pytest.raises(NotImplementedError, match="count elements in 32 bits"):
         resolve_implementation("pallas", sizes={"B": 2**20, "T": 2**7, "N": 1, "K": 3, "V": 9})
-    with pytest.raises(NotImplementedError, match="'chunked' computes in float32"):
+    with pytest.raises(
+        NotImplementedError, match=r"'chunked': it computes in float32.*'recurrent'"
+    ):
         resolve_implementation("chunked", dtype="float64")
     sizes = {"B": 2, "T": 64, "N": 1, "K": 16, "V": 16}
     assert resolve_implementation(None, sizes=sizes) == "chunked"
     assert resolve_implementation(None, sizes={**sizes, "T": 1}) == "recurrent"
     assert resolve_implementation(None, dtype="float64") == "recurrent"
+    # What is recorded is whose kernels run.
+    assert resolve_implementation("pallas", sizes=sizes) == "triton"
+    assert resolve_implementation("triton") == "triton"
 
 
 def test_checks_of_values_stay_out_of_jit() -> None:
