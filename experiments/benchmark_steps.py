@@ -234,7 +234,8 @@ def fitting_program(plan: TrainPlan, mixer: str) -> Training:
     Raises:
       LeftOut: none fits.
     """
-    limit, left_out = 0.9 * device_bytes(), {}
+    limit = 0.9 * device_bytes()
+    left_out: dict[str, str] = {}
     for rows in plan.rows:
         program = training_program(plan, mixer, rows)
         needed = peak_bytes(program.step)

@@ -67,8 +67,8 @@ def rule_inputs(shape: Shape, dtype: str = "float32", seed: int = 0) -> dict[str
     return {**inputs, "log_decay": -jax.nn.softplus(draw(*full))}
 
 
-def input_shapes(shape: Shape, dtype: str) -> dict[str, jax.ShapeDtypeStruct]:
-    """Shapes and dtypes of `rule_inputs`, without the numbers."""
+def input_shapes(shape: Shape, dtype: str) -> dict[str, Any]:
+    """Shapes and dtypes (`jax.ShapeDtypeStruct`) of `rule_inputs`, without the numbers."""
     return jax.eval_shape(functools.partial(rule_inputs, shape=shape, dtype=dtype))
 
 

@@ -84,6 +84,11 @@ class Part(NamedTuple):
         return "/".join(map(str, self))
 
     @property
+    def shape(self) -> Shape:
+        """Of the inputs."""
+        return Shape(BATCH, LENGTH, HEADS, self.width)
+
+    @property
     def why_not(self) -> str | None:
         """Why the kernels do not take it, or None."""
         if not self.content or tiling.holds_state(self.dtype, self.width, self.width, capability()):
@@ -108,6 +113,25 @@ def grid(part: Part) -> dict[str, tuple[Any, ...]]:
     if part.content:
         del fields["block_value"]
     return fields
+
+
+def start_of(part: Part, device: str) -> Tiles:
+    """The tiles that the table has for this kind of rule on a device of that name."""
+    return tiling.choose(part.dtype, part.width, part.width, device, part.content)
+
+
+def first_candidates(part: Part, device: str) -> list[Tiles]:
+    """What a search tries before it has changed anything: one field at a time away from its start.
+
+    They can be compiled ahead, side by side.
+    """
+    start = start_of(part, device)
+    tried = (
+        dataclasses.replace(start, **{field: value})
+        for field, values in grid(part).items()
+        for value in values
+    )
+    return list(dict.fromkeys([start, *tried]))
 
 
 def search(start: Tiles, fields: Mapping[str, Iterable[Any]], measure: Measure) -> Found:
@@ -288,13 +312,25 @@ def tune_suite(
     return figures
 
 
-def tune_part(part: Part, device: str, repeats: int) -> Found:
-    """One search, from the row that `choose` gives for this kind of rule on this device."""
-    dtype, width, rule = part
-    shape = Shape(BATCH, LENGTH, HEADS, width)
-    start = tiling.choose(dtype, width, width, device, part.content)
-    print(f"\n{part.label}, {shape.label}: ms of forward and backward")
-    return search(start, grid(part), told(Trial(shape, dtype, rule, repeats).measure))
+def tune_part(
+    part: Part,
+    device: str,
+    repeats: int,
+    *,
+    known: Mapping[Tiles, float | str] | None = None,
+    save: Callable[[Mapping[Tiles, float | str]], None] = lambda tried: None,
+) -> Found:
+    """One search, from the row that `choose` gives for this kind of rule on this device.
+
+    Args:
+      part, device, repeats: what is searched, where, and the timed rounds of a candidate.
+      known: outcomes of an earlier search, which are taken as they are.
+      save: called with all outcomes so far after each candidate.
+    """
+    print(f"\n{part.label}, {part.shape.label}: ms of forward and backward")
+    trial = Trial(part.shape, part.dtype, part.rule, repeats)
+    measure = remembered(told(trial.measure), known or {}, save)
+    return search(start_of(part, device), grid(part), measure)
 
 
 def keep(part: Part, found: Found, device: str, table: Path) -> None:
@@ -326,17 +362,39 @@ def told(measure: Measure) -> Measure:
     return run
 
 
+def remembered(
+    measure: Measure,
+    known: Mapping[Tiles, float | str],
+    save: Callable[[Mapping[Tiles, float | str]], None],
+) -> Measure:
+    """`measure`, but for candidates whose outcome is known; all outcomes so far go to `save`."""
+    outcomes = dict(known)
+
+    def run(tiles: Tiles) -> float | str:
+        if tiles not in outcomes:
+            outcomes[tiles] = measure(tiles)
+            save(outcomes)
+        return outcomes[tiles]
+
+    return run
+
+
 def record(found: Found) -> dict[str, Any]:
-    """A search as plain values, fastest candidate first and dropped ones last."""
+    """A search as plain values."""
+    return {
+        "tiles": None if found.tiles is None else dataclasses.asdict(found.tiles),
+        "seconds": None if found.tiles is None else found.seconds,
+        "tried": tried_figures(found.tried),
+    }
+
+
+def tried_figures(tried: Mapping[Tiles, float | str]) -> list[dict[str, Any]]:
+    """Candidates as plain values, the fastest first and dropped ones last."""
 
     def order(item: tuple[Tiles, float | str]) -> float:
         return float("inf") if isinstance(item[1], str) else item[1]
 
-    return {
-        "tiles": None if found.tiles is None else dataclasses.asdict(found.tiles),
-        "seconds": None if found.tiles is None else found.seconds,
-        "tried": [
-            {"tiles": dataclasses.asdict(tiles), "outcome": outcome}
-            for tiles, outcome in sorted(found.tried.items(), key=order)
-        ],
-    }
+    return [
+        {"tiles": dataclasses.asdict(tiles), "outcome": outcome}
+        for tiles, outcome in sorted(tried.items(), key=order)
+    ]
