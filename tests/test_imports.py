@@ -23,12 +23,11 @@ LAYERS = (
     ("experiments",),
 )
 LEVEL = {room: level for level, rooms in enumerate(LAYERS) for room in rooms} | {"configs": 0}
-OUTSIDE = {"pallas_kernels": {"jax"}, "configs": {"ml_collections"}}
-# What some files may import besides: numpy comes with jax, the others are imported when asked for.
+OUTSIDE = {"pallas_kernels": {"jax", "numpy"}, "configs": {"ml_collections"}}
+# Files that nobody imports unless asked, and what they may import besides.
 OUTSIDE_OF_FILE = {
     "pallas_kernels/compiling/pip_triton.py": {"triton"},
     "pallas_kernels/decode/triton_step.py": {"triton", "jax_triton"},
-    "pallas_kernels/selftest.py": {"numpy"},
 }
 
 
