@@ -14,7 +14,8 @@ Array = jax.Array
 ABOVE = 127
 
 
-def _same(x: Array) -> Array:
+def unchanged(x: Array) -> Array:
+    """x: no fence."""
     return x
 
 
@@ -31,7 +32,7 @@ class Product(NamedTuple):
 
     precision: str
     emulated: bool = False
-    fence: Callable[[Array], Array] = _same
+    fence: Callable[[Array], Array] = unchanged
 
     def __call__(self, a: Array, b: Array, *, ta: bool = False, tb: bool = False) -> Array:
         """a b, either transposed first if asked."""

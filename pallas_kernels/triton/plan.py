@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton as plgpu
 
-from pallas_kernels.blocks import decay
+from pallas_kernels.blocks import decay, wy
 from pallas_kernels.blocks.wy import Array, Product
 from pallas_kernels.tiling import Tiles
 from pallas_kernels.triton import ptx
@@ -65,6 +65,13 @@ class Plan(NamedTuple):
     def product(self) -> Product:
         """Products with states, scores and gradients."""
         return Product(self.tiles.product, self.interpret, ptx.fence)
+
+    @property
+    def unfenced(self) -> Product:
+        """The same of operands that `ptx` made, whose bfloat16 forms are fences themselves: one more
+        costs instructions."""
+        fence = wy.unchanged if self.tiles.product == "bf16" else ptx.fence
+        return Product(self.tiles.product, self.interpret, fence)
 
     @property
     def inverse(self) -> Product:

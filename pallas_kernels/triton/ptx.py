@@ -92,7 +92,7 @@ def _wide(x: Array) -> Array:
 
 def fence(x: Array) -> Array:
     """x, which no transposition is pushed through: XLA's `triton-xla-fold-transpose` stops at an
-    operation of two results. Costs no instruction."""
+    operation of two results. Costs no instruction, but a copy that may be kept."""
     size = x.dtype.itemsize
     if size not in (2, 4):
         return x
@@ -156,12 +156,12 @@ def decayed(x: Array, distance: Array) -> Array:
     """x · 2^distance in the dtype of x."""
     if x.dtype != BF16:
         return _decayed_plain(x, distance)[0]
-    asm = _OPEN + _exp2("$2", "$3") + _times_factors("$1", "$0") + "}"
-    return _ptx(asm, "=&r,r,f,f", 2, [x, distance], [BF16], _decayed_plain)[0]
+    asm = _OPEN + _exp2("$3", "$4") + _times_factors("$2", "$0") + "mov.b32 $1, $0; }"
+    return _ptx(asm, "=&r,=&r,r,f,f", 2, [x, distance], [BF16] * 2, _decayed_plain)[0]
 
 
 def _decayed_plain(x, distance):
-    return [(_wide(x) * jnp.exp2(distance)).astype(x.dtype)]
+    return _twice((_wide(x) * jnp.exp2(distance)).astype(x.dtype))
 
 
 def decayed_pair(x: Array, y: Array, distance: Array) -> tuple[Array, Array, Array]:
@@ -257,12 +257,39 @@ def merge(kept: Array, found: Array, ordered: Array, bound: int) -> Array:
 @functools.cache
 def _merge_plain(bound: int) -> Callable[..., Sequence[Array]]:
     def plain(kept, found, ordered):
-        # The instruction asks the first column of a pair alone.
-        pairs = ordered.reshape(*ordered.shape[:-1], -1, 2)
-        asked = jnp.broadcast_to(pairs[..., :1], pairs.shape).reshape(ordered.shape)
-        return [jnp.where(asked < bound, _rounded(found), kept)]
+        return [jnp.where(_of_first(ordered) < bound, _rounded(found), kept)]
 
     return plain
+
+
+def merge_both(
+    kept: Array, wide: Array, found: Array, other: Array, ordered: Array, bound: int
+) -> tuple[Array, Array]:
+    """(`merge` of kept and found, `merge` of wide and other), wide float32."""
+    if kept.dtype != BF16:
+        return merge(kept, found, ordered, bound), jnp.where(ordered < bound, other, wide)
+    asm = f"{{ .reg .b32 s; .reg .pred p; setp.lt.s32 p, $10, {bound}; "
+    asm += "cvt.rn.bf16x2.f32 s, $7, $6; selp.b32 $0, s, $3, p; "
+    asm += "selp.f32 $1, $8, $4, p; selp.f32 $2, $9, $5, p; }"
+    args, dtypes = [kept, wide, found, other, ordered], [BF16, jnp.float32]
+    constraints = "=&r,=&f,=&f,r,f,f,f,f,f,f,r,r"
+    kept, wide = _ptx(asm, constraints, 2, args, dtypes, _merge_both_plain(bound))
+    return kept, wide
+
+
+@functools.cache
+def _merge_both_plain(bound: int) -> Callable[..., Sequence[Array]]:
+    def plain(kept, wide, found, other, ordered):
+        inside = _of_first(ordered) < bound
+        return [jnp.where(inside, _rounded(found), kept), jnp.where(inside, other, wide)]
+
+    return plain
+
+
+def _of_first(x: Array) -> Array:
+    """The first column of each pair, at both: what an instruction asks of `ordered`."""
+    pairs = x.reshape(*x.shape[:-1], -1, 2)
+    return jnp.broadcast_to(pairs[..., :1], pairs.shape).reshape(x.shape)
 
 
 def level_negated(x: Array, ordered: Array, level: int) -> Array:

@@ -109,27 +109,25 @@ def load_block(plan: Plan, x: Operands, block: Any) -> Loaded:
 def _span_kernel(m: Any, x: Operands, out: Scores, *, plan: Plan, with_keys: bool) -> None:
     channels = x.query.shape[1]
     width = min(channels, plan.tiles.span_key)
-    blocks = channels // width
-    held = load_block(plan, x, pl.ds(0, width)) if blocks == 1 else None
+    firsts = range(0, channels, width)
+    held: dict = {}
+    if len(firsts) <= 2:  # in registers throughout; more are read again at every level
+        held = {i: load_block(plan, x, pl.ds(i, width)) for i in firsts}
 
     def load(block: Any) -> Loaded:
-        return load_block(plan, x, block) if held is None else held
+        return held[block.start] if held else load_block(plan, x, block)
 
     def for_blocks(visit: Any, carry: Any) -> Any:
         """Fold visit(block, carry) over the blocks of key channels."""
-        if blocks == 1:
-            return visit(pl.ds(0, width), carry)
-        return jax.lax.fori_loop(0, blocks, lambda j, c: visit(pl.ds(j * width, width), c), carry)
+        if not held:
 
-    if out.squares is not None:
-        scores, system = _squares(plan, m, x, out, load, for_blocks, with_keys)
-        out.squares[:, :SPAN] = scores
-        if system is not None:
-            ordered, corrected = wy.order(SPAN), plan.tiles.inverse == "bf16"
-            inverse = wy.unit_inverse(
-                plan.inverse, system, ordered, plan.tiles.chunk, ptx.level_negated, corrected
-            )
-            out.squares[:, SPAN:] = plan.product.operand(inverse)
+            def step(j: Array, carry: Any) -> Any:
+                return visit(pl.ds(j * width, width), carry)
+
+            return jax.lax.fori_loop(0, len(firsts), step, carry)
+        for first in firsts:
+            carry = visit(pl.ds(first, width), carry)
+        return carry
 
     def keep_tiles(block: Any, carry: tuple) -> tuple:
         a = load(block)
@@ -144,6 +142,15 @@ def _span_kernel(m: Any, x: Operands, out: Scores, *, plan: Plan, with_keys: boo
         return carry
 
     for_blocks(keep_tiles, ())
+    if out.squares is not None:
+        scores, system = _squares(plan, m, x, out, load, for_blocks, with_keys)
+        out.squares[:, :SPAN] = scores
+        if system is not None:
+            ordered, corrected = wy.order(SPAN), plan.tiles.inverse == "bf16"
+            inverse = wy.unit_inverse(
+                plan.inverse, system, ordered, plan.tiles.chunk, ptx.level_negated, corrected
+            )
+            out.squares[:, SPAN:] = plan.product.operand(inverse)
 
 
 def _keep(out: Scores, channels: int, place: int, block: Any, found: Array) -> None:
@@ -165,7 +172,7 @@ def _squares(
 ) -> tuple[Array, Array | None]:
     """P in the products' dtype and T in float32 (None where b is not known): levels from the
     largest down, each over all the entries of smaller ones, which come after it."""
-    product, channels, ordered = plan.product, x.query.shape[1], wy.order(SPAN)
+    product, channels, ordered = plan.unfenced, x.query.shape[1], wy.order(SPAN)
     known = x.erase is not None
     zero = jnp.zeros((SPAN, SPAN), jnp.float32)
     nothing = (zero, zero) if known else (zero,)
@@ -205,21 +212,27 @@ def _squares(
         found = for_blocks(add, nothing)
         if level == 0:
             diagonal = jnp.where(ordered == 0, for_blocks(add_diagonal, zero), 0.0)
-            found = (jnp.where(ordered == 1, found[0], diagonal), *found[1:])
-        scores = ptx.merge(scores, found[0], ordered, 2 << level)
-        system = jnp.where(ordered < 2 << level, found[-1], system)
+            found = (
+                jnp.where(ordered == 1, found[0], diagonal),
+                *(jnp.where(ordered == 1, f, 0.0) for f in found[1:]),
+            )
+        if known:
+            scores, system = ptx.merge_both(scores, system, *found, ordered, 2 << level)
+        else:
+            scores = ptx.merge(scores, found[0], ordered, 2 << level)
     if plan.anchor > 1:
         found = for_blocks(add_anchored, nothing)
         scores = jnp.where(ordered < plan.anchor, product.operand(found[0]), scores)
-        system = jnp.where(ordered < plan.anchor, found[-1], system)
-    return scores, jnp.where(ordered == 0, 0.0, system) if known else None
+        inside = (ordered > 0) & (ordered < plan.anchor)
+        system = jnp.where(inside, found[-1], jnp.where(ordered == 0, 0.0, system))
+    return scores, system if known else None
 
 
 def _add_products(plan: Plan, found: tuple, rows: Array, edits: Any, columns: Array) -> tuple:
-    scores = found[0] + plan.product(rows, columns, tb=True)
+    scores = found[0] + plan.unfenced(rows, columns, tb=True)
     if edits is None:
         return (scores,)
-    return scores, found[1] + plan.product(edits, columns, tb=True)
+    return scores, found[1] + plan.unfenced(edits, columns, tb=True)
 
 
 def score(plan: Plan, x: Operands, part: int, with_keys: bool, with_squares: bool = True) -> Scores:
