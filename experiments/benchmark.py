@@ -7,8 +7,9 @@ Contenders take turns within one run, after a warm-up; medians are reported, the
 JSON goes to experiments/results/ unless --output says where. Suites:
 
   cpu   plain XLA against ejkernel and the oracle.
-  gpu   the kernels against flash-linear-attention, a decode step against a copy, and a train step
-        of 1.3B parameters with CARVE against GDN-2 (--train_step=false leaves it out).
+  gpu   the kernels against flash-linear-attention and jax-linear-attention, a decode step against
+        a copy, and a train step of 1.3B parameters with CARVE and with GDN-2 (--train_step=false
+        leaves it out); for a rented card, see `python -m experiments.rented_gpu`.
   tune  searches the kernels' tiles and writes the best for this device to --table.
   decode  whole models writing 100,000 tokens: bytes of caches, arrays and process, and milliseconds
         a token, at the lengths of --tokens.
