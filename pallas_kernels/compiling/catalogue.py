@@ -4,7 +4,7 @@ import dataclasses
 import functools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -27,6 +27,8 @@ class Program:
       dtype: dtype of its inputs, as a label.
       function: takes `arguments` (positional) and runs at least one kernel.
       arguments: `jax.ShapeDtypeStruct`s, or pytrees of them.
+      repeats: how often a call of the size meant runs the function, one part after another.
+      spans: 64 tokens of a value head in such a call, all told; 0 for what has no sequence.
     """
 
     name: str
@@ -34,6 +36,13 @@ class Program:
     dtype: str
     function: Callable[..., Any]
     arguments: Sequence[Any]
+    repeats: int = 1
+    spans: int = 0
+
+    @property
+    def label(self) -> str:
+        """Name, tile and dtype."""
+        return f"{self.name}/{self.tile_label}/{self.dtype}"
 
 
 @dataclass(frozen=True)
@@ -58,53 +67,94 @@ class TritonProgram:
     num_warps: int = 4
     num_stages: int = 3
 
+    @property
+    def label(self) -> str:
+        """Name, tile and dtype."""
+        return f"{self.name}/{self.tile_label}/{self.dtype}"
 
-HEADS, LENGTH, RANK, GATE_CHUNK = 16, 1024, 16, 64
+
+class Size(NamedTuple):
+    """Of a call: B, T, H, N and, under a content gate, L. The defaults are the official ones."""
+
+    batch: int = 8
+    length: int = 4096
+    heads: int = 16
+    value_heads: int = 16
+    gate_chunk: int = 64
+
+    @property
+    def label(self) -> str:
+        """What differs from the official size, such as `L256`; empty if nothing does."""
+        names = zip("BTHNL", self, Size(), strict=True)
+        return "".join(f"{name}{own}" for name, own, usual in names if own != usual)
+
+
+OFFICIAL = Size()
+HEADS, RANK = 16, 16
 WIDTHS = (64, 128, 256)
 DTYPES = ("bfloat16", "float16", "float32")
 
 
-def sequence_program(name: str, dtype: str, channels: int, width: int, tiles: Tiles) -> Program:
-    """Forward and every gradient of one rule, B·T = 1·1024, 16 heads, K = channels, V = width.
+def sequence_program(
+    name: str, dtype: str, channels: int, width: int, tiles: Tiles, size: Size = OFFICIAL
+) -> Program:
+    """Forward and every gradient of one rule, K = channels, V = width.
 
     `name` is "gdn2", "gdn2_walk" (the inverse found on the way, as CARVE must) or "carve"; the
-    ending "_bounded" promises g ≥ −10. The shape is small, since kernels depend on B and T by
-    constants alone.
+    ending "_bounded" promises g ≥ −10. The function is one part of the sequence, as a call of this
+    size runs it part after part; what joins the parts is left out.
     """
-    gated = name.startswith("carve")
-    rows = (1, LENGTH, HEADS)
-
-    def of(*sizes: int, dtype: Any = jnp.float32) -> jax.ShapeDtypeStruct:
-        return jax.ShapeDtypeStruct(sizes, dtype)
-
-    key, value = of(*rows, channels, dtype=dtype), of(*rows, width, dtype=dtype)
-    write = of(*rows, 1, dtype=dtype) if gated else value
-    inputs = Inputs(key, key, value, of(*rows, channels), key, write)
-    content = of(1, HEADS, width)
-    arrays = gate = None
-    if gated:
-        arrays = GateArrays(
-            of(HEADS, width, RANK),
-            of(HEADS, RANK, channels),
-            content,
-            content,
-            of(1, LENGTH // GATE_CHUNK),
-        )
-        gate = Gate(GATE_CHUNK // tiles.chunk, 1.0, False, None, width, dtype)
+    gate = None
+    if name.startswith("carve"):
+        tiles = dataclasses.replace(tiles, chunk=min(tiles.chunk, size.gate_chunk))
+        gate = Gate(size.gate_chunk // tiles.chunk, 1.0, False, None, width, dtype)
     if name.startswith("gdn2_walk"):
         tiles = dataclasses.replace(tiles, solve="walk")
     floor = LOWEST_ANCHORED if name.endswith("_bounded") else None
-    plan, _ = make_plan(tiles, channels**-0.5, inputs, gate, floor, interpret=False)
-    plan = plan._replace(parts=1)
-    memory = of(1, HEADS, width, channels)
-    sums = of(1, LENGTH // GATE_CHUNK, HEADS, width) if gated else None
+    whole = _inputs(size, dtype, channels, width, gate is not None)
+    plan, length = make_plan(tiles, channels**-0.5, whole, gate, floor, interpret=False)
+    part = size._replace(length=length // plan.parts)
+    repeats, plan = plan.parts, plan._replace(parts=1)
+    inputs = _inputs(part, dtype, channels, width, gate is not None)
+    memory = _of(size.batch, size.value_heads, width, channels)
+    arrays = sums = None
+    if gate is not None:
+        arrays, sums = _gate_arrays(part, channels, width)
 
     def train(inputs: Inputs, memory: Any, arrays: Any, cotangents: Any) -> Any:
         outputs, pull = jax.vjp(lambda *a: run(plan, *a), inputs, memory, arrays)
         return outputs, pull(cotangents)
 
-    label = f"{channels}x{width}c{tiles.chunk}"
-    return Program(name, label, dtype, train, (inputs, memory, arrays, (value, memory, sums)))
+    label = f"{channels}x{width}c{tiles.chunk}{size.label}"
+    arguments = (inputs, memory, arrays, (inputs.value, memory, sums))
+    spans = size.batch * size.value_heads * length // 64
+    return Program(name, label, dtype, train, arguments, repeats, spans)
+
+
+def _of(*sizes: int, dtype: Any = jnp.float32) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(sizes, dtype)
+
+
+def _inputs(size: Size, dtype: str, channels: int, width: int, gated: bool) -> Inputs:
+    rows = (size.batch, size.length)
+    key = _of(*rows, size.heads, channels, dtype=dtype)
+    value = _of(*rows, size.value_heads, width, dtype=dtype)
+    write = _of(*rows, size.value_heads, 1, dtype=dtype) if gated else value
+    return Inputs(key, key, value, _of(*rows, size.heads, channels), key, write)
+
+
+def _gate_arrays(size: Size, channels: int, width: int) -> tuple[GateArrays, Any]:
+    """The content gate's arrays, and the sums of outputs of its chunks."""
+    heads, chunks = size.value_heads, size.length // size.gate_chunk
+    content = _of(size.batch, heads, width)
+    arrays = GateArrays(
+        _of(heads, width, RANK),
+        _of(heads, RANK, channels),
+        content,
+        content,
+        _of(size.batch, chunks),
+    )
+    return arrays, _of(size.batch, chunks, heads, width)
 
 
 def step_programs(dtype: str, width: int) -> list[Program | TritonProgram]:
@@ -136,14 +186,52 @@ def programs(device_kind: str, capability: float) -> list[Program | TritonProgra
     for dtype in DTYPES:
         for width in WIDTHS:
             for name in ("gdn2", "gdn2_walk", "carve"):
-                content = name != "gdn2"
-                channels, values = width, width
-                if name == "carve" and not holds_state(dtype, channels, values, capability):
-                    values //= 2
-                    if not holds_state(dtype, channels, values, capability):
-                        continue
-                tiles = choose(dtype, channels, values, device_kind, content)
-                names = [name, name + "_bounded"] if dtype == "bfloat16" else [name]
-                found += [sequence_program(n, dtype, channels, values, tiles) for n in names]
+                program = _fitting(name, dtype, width, device_kind, capability)
+                if program is None:
+                    continue
+                found.append(program)
+                if dtype == "bfloat16":
+                    bounded = _fitting(f"{name}_bounded", dtype, width, device_kind, capability)
+                    found += [bounded] if bounded is not None else []
             found += step_programs(dtype, width)
     return found
+
+
+def counted(device_kind: str, capability: float) -> list[Program]:
+    """The programs whose instructions are counted: the official size, and what departs from it in
+    one thing, a dtype, a width, the heads or the gate chunk."""
+    official = [(name, "bfloat16", 128, OFFICIAL) for name in RULES]
+    official += [(name, dtype, 128, OFFICIAL) for name in PLAIN for dtype in DTYPES[1:]]
+    official += [(name, "bfloat16", width, OFFICIAL) for name in PLAIN for width in (64, 256)]
+    official += [(name, "bfloat16", 128, Size(heads=8)) for name in PLAIN]
+    official += [("carve", "bfloat16", 128, Size(gate_chunk=chunk)) for chunk in (16, 32, 256)]
+    small = Size(batch=1, length=16384, heads=4, value_heads=4)
+    official += [(name, "bfloat16", 128, small) for name in PLAIN]
+    found = [
+        _fitting(name, dtype, width, device_kind, capability, size)
+        for name, dtype, width, size in official
+    ]
+    return [program for program in found if program is not None]
+
+
+PLAIN = ("gdn2", "carve")
+RULES = ("gdn2", "carve", "gdn2_walk", "gdn2_bounded", "carve_bounded")
+
+
+def _fitting(
+    name: str,
+    dtype: str,
+    width: int,
+    device_kind: str,
+    capability: float,
+    size: Size = OFFICIAL,
+) -> Program | None:
+    """The program with the table's tiles, V halved where a state would be too large; None where
+    even that one is."""
+    values, content = width, not name.startswith("gdn2") or name.startswith("gdn2_walk")
+    if name.startswith("carve") and not holds_state(dtype, width, values, capability):
+        values //= 2
+        if not holds_state(dtype, width, values, capability):
+            return None
+    tiles = choose(dtype, width, values, device_kind, content)
+    return sequence_program(name, dtype, width, values, tiles, size)

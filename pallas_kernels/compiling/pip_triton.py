@@ -16,9 +16,12 @@ import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+from pallas_kernels.compiling.sass import CountError, execute
+from pallas_kernels.compiling.toolchain import disassemble
 
 
 @dataclass(frozen=True)
@@ -56,6 +59,8 @@ class Resources:
       wgmma, mma_sync, tcgen05: tensor-core instructions in the PTX, by family.
       wgmma_serialized: ptxas gave up overlapping wgmma instructions, which costs speed.
       seconds: wall time of the compilation, from IR to machine code.
+      executed: instructions of one warp by category; empty where the code does not tell how often
+        a loop runs.
     """
 
     registers: int
@@ -68,6 +73,7 @@ class Resources:
     tcgen05: int
     wgmma_serialized: bool
     seconds: float
+    executed: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def tensor_core_instructions(self) -> int:
@@ -220,7 +226,19 @@ def _compile(source: Any, num_warps: int, num_stages: int, arch: str) -> Resourc
         tcgen05=len(re.findall(r"\btcgen05\.mma", ptx)),
         wgmma_serialized="wgmma.mma_async instructions are serialized" in log.getvalue(),
         seconds=seconds,
+        executed=_executed(kernel.asm["cubin"]),
     )
+
+
+def _executed(cubin: bytes) -> dict[str, int]:
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(cubin)
+        file.flush()
+        (code,) = disassemble(Path(file.name)).values()
+    try:
+        return dict(execute(code).instructions.most_common())
+    except CountError:
+        return {}
 
 
 def read_assembler_log(log: str) -> dict[str, int]:

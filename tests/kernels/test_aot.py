@@ -14,9 +14,10 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton as plgpu
 
 from pallas_kernels import aot
-from pallas_kernels.aot import Program, Row, TritonProgram
-from pallas_kernels.compiling import catalogue, pip_triton
+from pallas_kernels.compiling import catalogue, lowering, pip_triton, report
+from pallas_kernels.compiling.catalogue import Program, TritonProgram
 from pallas_kernels.compiling.pip_triton import Request, Resources
+from pallas_kernels.compiling.report import Row
 
 triton = pytest.importorskip("triton")
 import triton.language as tl  # noqa: E402
@@ -77,7 +78,7 @@ FITTING = kernel_program()
 
 def one(program: Program | TritonProgram, arch: str = "sm_90") -> Resources:
     """What the one kernel of a program takes."""
-    [row] = aot.report([program], arch, workers=1)
+    [row] = report.report([program], arch, workers=1)
     assert isinstance(row.outcome, Resources), row.outcome
     return row.outcome
 
@@ -89,7 +90,7 @@ def command(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., in
 
     def run(programs: list[Program | TritonProgram], *flags: str) -> int:
         monkeypatch.setattr(catalogue, "programs", lambda *_: programs)
-        return aot.main(["--workers=1", *flags])
+        return aot.main(["--compiler=triton", "--workers=1", *flags])
 
     return run
 
@@ -116,13 +117,13 @@ def test_triton_function() -> None:
     signature = {"source": "*fp32", "target": "*fp32", "factor": "fp32"}
     kernel = f"{HERE}:scale_kernel"
     program = TritonProgram("scale", "s512", "float32", kernel, signature, {"SIZE": 512}, 4, 1)
-    [row] = aot.report([program], "sm_90", workers=1)
+    [row] = report.report([program], "sm_90", workers=1)
     assert row.key == "sm_90/scale/scale_kernel/s512/float32"
     assert isinstance(row.outcome, Resources)
     assert row.outcome.registers > 8
 
     untyped = dataclasses.replace(program, signature={"source": "*fp32"})
-    [row] = aot.report([untyped], "sm_90", workers=1)
+    [row] = report.report([untyped], "sm_90", workers=1)
     assert "give each argument one of the two" in str(row.outcome)
 
 
@@ -133,7 +134,7 @@ def test_extraction_names_each_kernel_once() -> None:
         return other(base(base(left, right), right), right)
 
     program = dataclasses.replace(FITTING, function=three_calls)
-    first, second = aot.extract_kernels(aot.lower(program, "sm_90"))
+    first, second = lowering.extract_kernels(lowering.lower(program, "sm_90"))
     assert (first.name, second.name) == ("dot_kernel", "dot_kernel#2")
     assert (first.num_warps, second.num_warps) == (4, 8)
     assert "tt.dot" in first.ir_text
@@ -167,16 +168,16 @@ def test_what_cannot_compile_is_a_row_that_says_why() -> None:
 
     bad = dataclasses.replace(FITTING, name="bad", function=fails)
     plain = dataclasses.replace(FITTING, name="plain", function=jnp.dot)
-    rows = aot.report([bad, plain], "sm_90", workers=1)
+    rows = report.report([bad, plain], "sm_90", workers=1)
     assert [str(row.outcome) for row in rows] == [
         "does not lower: ValueError: no such tile",
         "lowers to no Triton kernel at all",
     ]
-    assert len(aot.hardware_failures(rows)) == 2
+    assert len(report.hardware_failures(rows)) == 2
     broken = Request("module { tt.nonsense }", 4, 2, "sm_90")
     assert isinstance(pip_triton.compile_all([broken], workers=1)[broken], str)
     with pytest.raises(ValueError, match="more than one program called"):
-        aot.report([FITTING, FITTING], "sm_90")
+        report.report([FITTING, FITTING], "sm_90")
 
 
 def test_check_fails_when_stack_grows(command: Callable[..., int], capfd) -> None:
@@ -206,7 +207,7 @@ def test_too_much_shared_memory_fails(command: Callable[..., int], capfd) -> Non
 def test_table_and_json(command: Callable[..., int], capfd, tmp_path: Path) -> None:
     output = tmp_path / "aot.json"
     programs = [FITTING, kernel_program("sum", sum_kernel)]
-    assert command(programs, "--programs=do", f"--output={output}", "--arch=sm_90,sm_80") == 0
+    assert command(programs, "--programs=dot/", f"--output={output}", "--arch=sm_90,sm_80") == 0
     head, hopper, ampere = capfd.readouterr().out.splitlines()
     assert head.split()[7:9] == ["regs", "stack"]
     assert hopper.split()[:3] == ["sm_90", "dot", "dot_kernel"]
@@ -215,7 +216,7 @@ def test_table_and_json(command: Callable[..., int], capfd, tmp_path: Path) -> N
     kernels = json.loads(output.read_text())["kernels"]
     assert [(k["arch"], k["program"]) for k in kernels] == [("sm_90", "dot"), ("sm_80", "dot")]
     assert str(kernels[0]["registers"]) == hopper.split()[7]
-    assert command(programs, "--programs=do", f"--output={tmp_path}/none/aot.json") == 2
+    assert command(programs, "--programs=dot/", f"--output={tmp_path}/none/aot.json") == 2
     assert "cannot be written" in capfd.readouterr().err
 
 
@@ -225,9 +226,9 @@ def test_record_keeps_what_was_not_compiled() -> None:
     old = {"stack": 1, "spills": 1}
     before = {"kernels": {"sm_90/old/k/t/d": old, "sm_80/dot/k/t/d": old}}
     now = {"sm_90/dot/dot_kernel/small/bfloat16": {"stack": 8, "spills": 24}}
-    whole = aot.record([row], before, keep_others=False)["kernels"]
+    whole = report.record([row], before, keep_others=False)["kernels"]
     assert whole == {"sm_80/dot/k/t/d": old, **now}
-    part = aot.record([row], before, keep_others=True)["kernels"]
+    part = report.record([row], before, keep_others=True)["kernels"]
     assert part == {**before["kernels"], **now}
 
 

@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 
 from carve_jax.ops.gated_delta import carve_rule, gated_delta_rule
-from pallas_kernels import aot, tiling
+from pallas_kernels import tiling
 from pallas_kernels.blocks import wy
+from pallas_kernels.compiling import lowering
 from pallas_kernels.compiling.catalogue import Program
 from pallas_kernels.tiling import Tiles
 from pallas_kernels.triton import op
@@ -125,6 +126,32 @@ def test_a_floor_too_low_or_segments_keep_the_exact_path() -> None:
     np.testing.assert_array_equal(promised, exact)
 
 
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("floor", [None, -10.0, -5.0])
+@pytest.mark.parametrize("rule", ["gated_delta", "carve"])
+def test_the_future_moves_no_bit_of_the_past(rule: str, floor: float | None, dtype: str) -> None:
+    """Gates, keys and all else change from a token on, with a promised floor and in partial tiles
+    too; a mask that lets one entry above the diagonal through fails here."""
+    case = Case(1, 101, 1, 1, 32, 16, gate_chunk=64)
+    before, other = make_arrays(case), make_arrays(case, seed=7)
+    before, other = (a._replace(log_decay=np.maximum(a.log_decay, -4.5)) for a in (before, other))
+    options = {} if floor is None else {"log_decay_floor": floor}
+
+    @jax.jit
+    def run(arrays: Arrays):
+        return apply_rule(rule, case, arrays, "pallas", **options)[0]
+
+    expected = run(Arrays(*(jnp.asarray(a, dtype) for a in before)))
+    for token in (0, 4, 5, 12, 20, 37, 62, 63, 64, 70, 99):
+        changed = [
+            np.concatenate([b[:, : token + 1], a[:, token + 1 :]], axis=1)
+            for b, a in zip(before[:6], other[:6], strict=True)
+        ]
+        got = run(Arrays(*(jnp.asarray(a, dtype) for a in (*changed, *before[6:]))))
+        np.testing.assert_array_equal(got[:, : token + 1], expected[:, : token + 1])
+        assert (got[:, token + 1 :] != expected[:, token + 1 :]).any()
+
+
 def test_a_broken_promise_is_refused() -> None:
     arrays = Arrays(*map(jnp.float32, make_arrays(Case(1, 20))))
     with pytest.raises(
@@ -173,8 +200,8 @@ def test_kernels_in_the_lowered_program(
         return jax.grad(lambda *a: forward(*a).astype(jnp.float32).sum(), tuple(range(6)))(*arrays)
 
     function = backward if name == "backward" else forward
-    lowered = aot.lower(Program(name, "", "", function, arrays[:8]), "sm_90")
-    calls = [call.name for call in aot.extract_calls(lowered)]
+    lowered = lowering.lower(Program(name, "", "", function, arrays[:8]), "sm_90")
+    calls = [call.name for call in lowering.extract_calls(lowered)]
     assert calls in KERNELS[name]
 
 
