@@ -77,9 +77,15 @@ def step_kernel(
 
 
 def triton_step(
-    inputs: StepInputs, memory: jax.Array, sizes: StepSizes, tiles: StepTiles, scale: float
+    inputs: StepInputs,
+    memory: jax.Array,
+    sizes: StepSizes,
+    tiles: StepTiles,
+    scale: float,
+    dtype: str,
 ) -> tuple[jax.Array, jax.Array]:
-    """The step through `jax_triton.triton_call`: arguments and results as in `decode_step`.
+    """The step through `jax_triton.triton_call`: arguments and results as in `decode_step`,
+    the output in `dtype`.
 
     Raises:
       NotImplementedError: jax-triton does not load, as where JAX has no GPU support.
@@ -97,7 +103,7 @@ def triton_step(
         memory,
         kernel=step_kernel,
         out_shape=[
-            jax.ShapeDtypeStruct(inputs.value.shape, inputs.value.dtype),
+            jax.ShapeDtypeStruct(inputs.value.shape, jnp.dtype(dtype)),
             jax.ShapeDtypeStruct(memory.shape, jnp.float32),
         ],
         grid=(sizes.programs(tiles),),

@@ -195,7 +195,8 @@ def test_default_tiles_fill_the_chip() -> None:
         return default_tiles(StepSizes(batch, heads, heads, *[channels] * 5))
 
     assert tiles(512, 16, 128) == StepTiles(32, 4)
-    assert tiles(1, 16, 128) == StepTiles(16, 2)
+    assert tiles(1, 16, 128) == StepTiles(16, 4)
+    assert tiles(1, 16, 256) == StepTiles(16, 8)
     assert tiles(512, 16, 256) == StepTiles(32, 8)
     assert tiles(1, 1, 1) == StepTiles(1, 1)
 
@@ -245,6 +246,24 @@ def test_triton_without_gpu_support_is_refused(monkeypatch: pytest.MonkeyPatch) 
         decode_step(*step_arrays(CASES["plain"]), scale=SCALE, backend="triton")
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_the_output_in_a_dtype_of_choice(dtype: str) -> None:
+    arrays = step_arrays(CASES["odd sizes"])  # bfloat16
+    output, memory = interpreted(*arrays, output_dtype=dtype)
+    assert output.dtype == dtype
+    arrays[2] = arrays[2].astype(jnp.float32)
+    exact, expected = interpreted(*arrays)
+    np.testing.assert_array_equal(output, exact.astype(dtype))
+    np.testing.assert_array_equal(memory, expected)
+    grad = jax.grad(lambda v: interpreted(*arrays[:2], v, *arrays[3:], output_dtype=dtype)[0].sum())
+    assert grad(arrays[2]).dtype == jnp.float32
+
+
+def test_an_output_dtype_that_no_kernel_gives() -> None:
+    with pytest.raises(NotImplementedError, match="output_dtype is int32; allowed are bfloat16"):
+        interpreted(*step_arrays(CASES["plain"]), output_dtype="int32")
+
+
 @needs_triton
 @pytest.mark.parametrize("loop", ["scan", "fori_loop", "while_loop"])
 def test_triton_steps_in_a_loop(loop: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -252,7 +271,8 @@ def test_triton_steps_in_a_loop(loop: str, monkeypatch: pytest.MonkeyPatch) -> N
 
     def triton_call(*arrays: jax.Array, **options: Any) -> list[jax.Array]:
         *inputs, memory = arrays
-        return list(plain_step(StepInputs(*inputs), memory, options["SCALE"]))
+        dtype = options["out_shape"][0].dtype
+        return list(plain_step(StepInputs(*inputs), memory, options["SCALE"], dtype))
 
     fake = types.SimpleNamespace(triton_call=triton_call)
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: name)

@@ -95,19 +95,31 @@ def _restart(inputs: RuleInputs, starts: Array | None) -> RuleInputs:
 
 
 def _decode(call: Call) -> tuple[Array, CarveState]:
-    output, memory = _step(call.inputs, call.inputs.erase[:, 0], call.state.memory, call.scale)
-    return output, call.state._replace(memory=memory)
+    inputs, state = call.inputs, call.state
+    output, memory = _step(inputs, inputs.erase[:, 0], state.memory, call.scale, inputs.value.dtype)
+    return output[:, None], state._replace(memory=memory)
 
 
 def _step(
-    inputs: RuleInputs, erase: Array, memory: Float32[Array, "B N K V"], scale: float
-) -> tuple[Array, Float32[Array, "B N K V"]]:
+    inputs: RuleInputs,
+    erase: Array,
+    memory: Float32[Array, "B N K V"],
+    scale: float,
+    dtype: jnp.dtype,
+) -> tuple[Float[Array, "B N V"], Float32[Array, "B N K V"]]:
     query, key, value, log_decay, _, write = (x[:, 0] for x in inputs)
-    interpret = device.mode() == "interpret"
-    output, memory = decode_step(
-        query, key, value, log_decay, erase, write, memory, scale=scale, interpret=interpret
+    return decode_step(
+        query,
+        key,
+        value,
+        log_decay,
+        erase,
+        write,
+        memory,
+        scale=scale,
+        interpret=device.mode() == "interpret",
+        output_dtype=dtype,
     )
-    return output[:, None], memory
 
 
 def _decode_carve(call: Call, gate: ContentGate) -> tuple[Array, CarveState]:
@@ -123,13 +135,12 @@ def _decode_carve(call: Call, gate: ContentGate) -> tuple[Array, CarveState]:
     )
     shift = erase_shift(state.content[:, :, None], gate)[:, :, 0]
     erase = erase_gate(logits[:, 0].astype(jnp.float32), shift, gate).astype(logits.dtype)
-    # Values in float32 make outputs in float32: content is their mean before any rounding.
-    value = inputs.value.astype(jnp.float32)
-    exact = RuleInputs(query, key, value, log_decay, logits, inputs.write)
-    output, memory = _step(exact, erase, state.memory, call.scale)
-    partial_sum = state.partial_sum + output[:, 0]
+    wide = RuleInputs(query, key, inputs.value, log_decay, logits, inputs.write)
+    # In float32: content is the mean of the outputs before any rounding.
+    output, memory = _step(wide, erase, state.memory, call.scale, jnp.dtype("float32"))
+    partial_sum = state.partial_sum + output
     full = (state.position + 1 == gate.chunk)[:, None, None]
-    return output.astype(inputs.value.dtype), CarveState(
+    return output[:, None].astype(inputs.value.dtype), CarveState(
         memory,
         jnp.where(full, partial_sum / gate.chunk, state.content),
         jnp.where(full, 0.0, partial_sum),
