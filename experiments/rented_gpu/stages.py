@@ -33,6 +33,7 @@ CORRECTNESS = "experiments.rented_gpu.correctness"
 GPU_TESTS = ("tests/kernels/test_gpu.py", "tests/kernels/test_step.py")
 KERNELS = tuple(name for name, mine in OURS.items() if mine.implementation == "pallas")
 PLAIN = tuple(name for name, mine in OURS.items() if mine.implementation == "chunked")
+PROFILED = ("gdn2 pallas", "carve pallas")
 FLA_SHARES = 7
 FLA_LENGTH = 512  # a tuning variant does not depend on the length; at this one it needs little room
 FIRST_TILES = tuple(p for p in tune.PARTS if (p.dtype, p.width) == ("bfloat16", 128))
@@ -60,7 +61,7 @@ def make_stages(machine: Machine) -> tuple[Stage, ...]:
         Stage("correctness", _correctness(machine), most=95),
         Stage("timings", _timings(), most=170),
         Stage("train steps", _train_steps(), most=100),
-        Stage("kernel times", (_profile(),), most=40),
+        Stage("kernel times", (_profile("ours", PROFILED),), most=40),
         Stage("tile search", tuple(_search(part, machine) for part in FIRST_TILES)),
         Stage("further", tuple(_further(machine))),
     )
@@ -114,7 +115,8 @@ def _compile_for(
 
 def _compile_rule(shape: Shape, name: str) -> Task:
     timing = _ours_name(shape, name)
-    profiled = ("profile/ours",) if shape == LAYER and name in KERNELS else ()
+    profile = "profile/ours" if name in PROFILED else "profile/others"
+    profiled = (profile,) if shape == LAYER and name in KERNELS else ()
     arguments = {"shape": shape, "name": name}
     return _compile_for(timing, "compile_rule", arguments, name, serves=(timing, *profiled))
 
@@ -137,7 +139,7 @@ def _correctness(machine: Machine) -> tuple[Task, ...]:
 
 def _timings() -> tuple[Task, ...]:
     ours = (
-        _time_ours(LAYER, KERNELS, most=75),
+        _time_ours(LAYER, KERNELS, most=90),
         _task("time/decode", "time_decode", {}, most=45),
     )
     jla = (
@@ -169,8 +171,8 @@ def _train_steps() -> tuple[Task, ...]:
     )
 
 
-def _profile() -> Task:
-    return _task("profile/ours", "profile_ours", {"shape": LAYER, "names": KERNELS}, most=50)
+def _profile(what: str, names: tuple[str, ...]) -> Task:
+    return _task(f"profile/{what}", "profile_ours", {"shape": LAYER, "names": names}, most=60)
 
 
 def _search(part: tune.Part, machine: Machine) -> Task:
@@ -180,6 +182,7 @@ def _search(part: tune.Part, machine: Machine) -> Task:
 
 def _further(machine: Machine) -> Iterator[Task]:
     yield _time_ours(LAYER, PLAIN, most=60)
+    yield _profile("others", tuple(name for name in KERNELS if name not in PROFILED))
     for shape in SHAPES[1:]:
         yield _time_ours(shape, KERNELS, most=75)
     for rule in FLA_RULES:

@@ -92,7 +92,8 @@ def show(record: Record, figures: Mapping[str, Any], missing: Mapping[str, str])
         print_decode(figures["decode"])
     if "train_step" in figures:
         print_steps(figures["train_step"])
-    _print_kernels(record.figures("profile/ours") or {})
+    for task in ("profile/ours", "profile/others"):
+        _print_kernels(record.figures(task) or {})
     print()
     for target in figures["targets"]:
         print(Target(**{key: target[key] for key in Target._fields}))
