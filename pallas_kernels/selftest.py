@@ -210,9 +210,9 @@ def check_of(backend: str, request: Request) -> Check:
     """The check that speaks for calls like this one: the same kernels, of few tokens and heads."""
     assert request.sizes is not None
     dtype = jnp.dtype(request.dtype).name
+    if request.sizes["T"] == 1:  # whose kernel masks what is no power of two
+        return Check("decode", "pallas", dtype, request.sizes["K"], request.sizes["V"])
     channels = padded(request.sizes["K"]), padded(request.sizes["V"])
-    if request.sizes["T"] == 1:
-        return Check("decode", "pallas", dtype, *channels)
     tiles = BACKENDS[backend].choose_tiles(request)
     rule = "carve" if request.content else "gated_delta"
     return Check(rule, backend, dtype, *channels, tiles, request.decay_floor)
