@@ -2,7 +2,8 @@
 
 A check of `selftest.py` for kernels like those of the call (dtype, rule, widths, tiles), run once:
 its verdict is kept for the process and, by `verdicts.py`, for later ones. It compiles two small
-programs and takes the seconds that takes. CARVE_SELFTEST=off leaves it out.
+programs, as `selftest.py` says, and takes the seconds that takes. CARVE_SELFTEST=off leaves it out;
+so does the test suite, which compares kernels itself.
 """
 
 import os

@@ -7,8 +7,8 @@
 Compilers lie: Triton before 3.7.1 and ptxas 12.8.93 and 13.0.88 are publicly known to miscompile
 kernels like these on Hopper, with wrong gradients and no error. So a few tiles' outputs and
 gradients are compared with those of the rule token by token in float32 (`reference.py`), computed
-on JAX's CPU device where there is one. A check compiles two programs: the kernels forward and
-backward on the GPU, and the recurrence on the CPU.
+on JAX's CPU device where there is one. A check compiles two small programs: the kernels on the GPU,
+seven launches forward and backward or the one of the decode step, and the recurrence on the CPU.
 
 Exit status: 0 if all agree, 1 if some do not, 2 if there is nothing to test here. What is found
 replaces what `guard.py` keeps.

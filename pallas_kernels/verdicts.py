@@ -21,7 +21,7 @@ import jax
 
 from pallas_kernels.tiling import Tiles
 
-COMPILERS = re.compile(r"jax|triton|nvidia.*(nvcc|nvvm|cuda-runtime)")
+COMPILERS = re.compile(r"jax|jaxlib|jax-(cuda|triton).*|triton|nvidia-.*(nvcc|nvvm).*")
 
 
 class Check(NamedTuple):
@@ -121,8 +121,8 @@ def machine_facts() -> dict[str, str]:
 def _versions() -> dict[str, str]:
     found = {}
     for distribution in importlib.metadata.distributions():
-        name = (distribution.metadata["Name"] or "").lower()
-        if COMPILERS.match(name):
+        name = (distribution.metadata["Name"] or "").lower().replace("_", "-")
+        if COMPILERS.fullmatch(name):
             found[name] = distribution.version
     return dict(sorted(found.items()))
 
@@ -176,7 +176,8 @@ def write(verdict: Verdict) -> None:
     """Keep a verdict, whole or not at all."""
     known = facts(verdict.check)
     path = _path(known)
-    text = json.dumps({"facts": known, **verdict._replace(check=None)._asdict()}, indent=1)  # type: ignore[arg-type]
+    found = {name: getattr(verdict, name) for name in ("errors", "tolerance", "seconds")}
+    text = json.dumps({"facts": known, **found}, indent=1)
     temporary = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -275,7 +275,9 @@ def test_where_verdicts_are_kept(monkeypatch, value: str, expected: Path | None)
 
 def test_facts_name_what_compiles() -> None:
     known = verdicts.facts(ASKED)
+    assert known["jax"] == jax.__version__
     assert known["jaxlib"]
+    assert "jaxtyping" not in known
     assert known["device"] == jax.local_devices()[0].device_kind
     assert {"flags", "driver", "ptxas", "platform", "sources", "check"} <= known.keys()
     assert all(isinstance(fact, str) for fact in known.values())
