@@ -68,8 +68,8 @@ class Plan(NamedTuple):
 
     @property
     def unfenced(self) -> Product:
-        """The same of operands that `ptx` made, whose bfloat16 forms are fences themselves: one more
-        costs instructions."""
+        """The same of operands that `ptx` made, whose bfloat16 forms are fences themselves: another
+        would cost instructions."""
         fence = wy.unchanged if self.tiles.product == "bf16" else ptx.fence
         return Product(self.tiles.product, self.interpret, fence)
 

@@ -109,25 +109,22 @@ def load_block(plan: Plan, x: Operands, block: Any) -> Loaded:
 def _span_kernel(m: Any, x: Operands, out: Scores, *, plan: Plan, with_keys: bool) -> None:
     channels = x.query.shape[1]
     width = min(channels, plan.tiles.span_key)
-    firsts = range(0, channels, width)
-    held: dict = {}
-    if len(firsts) <= 2:  # in registers throughout; more are read again at every level
-        held = {i: load_block(plan, x, pl.ds(i, width)) for i in firsts}
+    blocks = channels // width
+    # One block stays in registers throughout; more are read again at every level.
+    held = load_block(plan, x, pl.ds(0, width)) if blocks == 1 else None
 
     def load(block: Any) -> Loaded:
-        return held[block.start] if held else load_block(plan, x, block)
+        return load_block(plan, x, block) if held is None else held
 
     def for_blocks(visit: Any, carry: Any) -> Any:
         """Fold visit(block, carry) over the blocks of key channels."""
-        if not held:
+        if blocks == 1:
+            return visit(pl.ds(0, width), carry)
 
-            def step(j: Array, carry: Any) -> Any:
-                return visit(pl.ds(j * width, width), carry)
+        def step(j: Array, carry: Any) -> Any:
+            return visit(pl.ds(j * width, width), carry)
 
-            return jax.lax.fori_loop(0, len(firsts), step, carry)
-        for first in firsts:
-            carry = visit(pl.ds(first, width), carry)
-        return carry
+        return jax.lax.fori_loop(0, blocks, step, carry)
 
     def keep_tiles(block: Any, carry: tuple) -> tuple:
         a = load(block)
@@ -222,9 +219,11 @@ def _squares(
             scores = ptx.merge(scores, found[0], ordered, 2 << level)
     if plan.anchor > 1:
         found = for_blocks(add_anchored, nothing)
-        scores = jnp.where(ordered < plan.anchor, product.operand(found[0]), scores)
-        inside = (ordered > 0) & (ordered < plan.anchor)
-        system = jnp.where(inside, found[-1], jnp.where(ordered == 0, 0.0, system))
+        # Pairs of columns were merged by their first, which may lie below the diagonal alone.
+        inside, outside = ordered < plan.anchor, ordered == wy.ABOVE
+        kept = jnp.where(outside, jnp.zeros((), scores.dtype), scores)
+        scores = jnp.where(inside, product.operand(found[0]), kept)
+        system = jnp.where(outside | (ordered == 0), 0.0, jnp.where(inside, found[-1], system))
     return scores, system if known else None
 
 
