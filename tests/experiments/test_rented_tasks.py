@@ -22,6 +22,7 @@ from experiments.rented_gpu.schedule import Schedule, Stage, Task
 from experiments.rented_gpu.stages import Machine, make_stages
 from experiments.rented_gpu.worker import Progress
 from experiments.timing import LeftOut
+from pallas_kernels import guard
 from pallas_kernels.tiling import Tiles
 
 TINY = [1, 64, 1, 16]
@@ -33,6 +34,12 @@ FACTS = {
     "versions": {"jax": "0.11.2"},
     "device_bytes": None,
 }
+
+
+@pytest.fixture(autouse=True)
+def selftest_as_before(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tasks switch it off for their process, which is this one here."""
+    monkeypatch.setenv(guard.SWITCH, "off")
 
 
 @pytest.fixture
