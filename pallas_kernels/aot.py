@@ -45,6 +45,9 @@ def main(argv: Sequence[str]) -> int:
       0; 1 when `--check` or `--record` met a kernel that fails; 2 for a mistake in the arguments.
     """
     flags = _parse(argv)
+    if flags.calibration:
+        print(counts.calibration_table())
+        return 0
     compiler = flags.compiler or ("triton" if xla.why_not() else "xla")
     archs = list(dict.fromkeys(flags.arch.split(",")))
     if compiler not in COMPILERS:
@@ -144,6 +147,7 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--categories", action="store_true", help="instructions by kind (xla)")
     parser.add_argument("--steps", action="store_true", help="what XLA does between kernels (xla)")
     parser.add_argument("--compare", action="store_true", help="beside pip's Triton (xla)")
+    parser.add_argument("--calibration", action="store_true", help="measured kernels, predicted")
     parser.add_argument("--output", help="write the report to this file, as JSON")
     parser.add_argument("--workers", type=int, default=os.cpu_count(), help="compiler processes")
     choice = parser.add_mutually_exclusive_group()

@@ -10,7 +10,13 @@ from pallas_kernels.compiling.catalogue import Program
 from pallas_kernels.compiling.chips import CHIPS
 from pallas_kernels.compiling.lowering import Kernel, loop_trips
 from pallas_kernels.compiling.pip_triton import Request, compile_all, summary
-from pallas_kernels.compiling.predict import Occupancy, Prediction, occupancy, predict
+from pallas_kernels.compiling.predict import (
+    Occupancy,
+    Prediction,
+    calibration,
+    occupancy,
+    predict,
+)
 
 
 @dataclass(frozen=True)
@@ -145,7 +151,7 @@ def _counts(program: Program, arch: str, launches: Sequence[xla.Launch]) -> list
                 lowered=launch.lowered,
             )
         )
-    return rows
+    return sorted(rows, key=lambda row: row.phase != "forward")
 
 
 MOST_PEELED = 4  # iterations that pipelining may move out of a loop
@@ -234,6 +240,22 @@ def compare(rows: Sequence[Counted], arch: str, workers: int | None) -> str:
             ratio = f"{row.instructions / total:.2f}" if total else "-"
         both = [cell for pair in zip((f"{n:,}" for n in own), cells, strict=True) for cell in pair]
         lines.append([row.program, row.tile, row.dtype, row.phase, row.kernel, *both, ratio])
+    return align(lines)
+
+
+def calibration_table() -> str:
+    """The kernels that were measured, as predicted."""
+    head = "program phase kernel counted executed error ipc measured_ipc ms measured_ms error"
+    lines = [head.split(" ")]
+    for row in calibration(CHIPS["sm_90"]):
+        lines.append(
+            [
+                *(row.program, row.phase, row.kernel),
+                *(f"{row.counted_instructions:,}", f"{row.instructions:,}"),
+                *(f"{row.count_error:+.1%}", f"{row.prediction.ipc:.2f}", f"{row.ipc:.2f}"),
+                *(f"{row.prediction.total_ms:.3f}", f"{row.milliseconds:.3f}", f"{row.error:+.0%}"),
+            ]
+        )
     return align(lines)
 
 

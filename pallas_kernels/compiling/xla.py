@@ -5,19 +5,21 @@ operand's whole chain of elementwise work a second time), so that other builds o
 about the code that will run. It writes the PTX; ptxas and nvdisasm make machine code of it.
 """
 
+import contextlib
 import functools
 import importlib.metadata
 import importlib.util
 import math
 import re
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 from jax.experimental import topologies
+from jax.experimental.compilation_cache import compilation_cache
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from pallas_kernels.compiling import toolchain
@@ -87,6 +89,19 @@ def _sharding(arch: str) -> NamedSharding:
     return NamedSharding(Mesh(np.array(topology.devices), ("x",)), PartitionSpec())
 
 
+@contextlib.contextmanager
+def _uncached() -> Iterator[None]:
+    """Without JAX's cache: an executable that comes from there leaves nothing to read."""
+    enabled = jax.config.read("jax_enable_compilation_cache")
+    jax.config.update("jax_enable_compilation_cache", False)
+    compilation_cache.reset_cache()  # it asks once a process whether it is wanted
+    try:
+        yield
+    finally:
+        jax.config.update("jax_enable_compilation_cache", enabled)
+        compilation_cache.reset_cache()
+
+
 def compile_program(program: Lowerable, arch: str) -> list[Launch]:
     """The steps of a program in the order of launch.
 
@@ -95,7 +110,7 @@ def compile_program(program: Lowerable, arch: str) -> list[Launch]:
       Exception: whatever lowering raises.
     """
     lowered = lower(program, arch, _sharding(arch))
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as folder, _uncached():
         # The expression keeps XLA from writing what takes a minute a program.
         lowered.compile(compiler_options={"xla_dump_to": folder, "xla_dump_emitter_re": "ptx"})
         dump = Path(folder)
