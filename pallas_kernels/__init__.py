@@ -11,7 +11,7 @@
                             reference.py that recurrence, verdicts.py what was found, on disk
     guard.py                the self-test before a GPU's first use; CARVE_SELFTEST=off
 
-Imports jax, and the numpy it brings, alone (compiling and decode/triton_step.py also triton, when asked for); carve_jax.ops
-and experiments import it. Inside: blocks ← triton, decode ← backends ←
+Imports jax, and the numpy it brings, alone (compiling and decode/triton_step.py also triton, when
+asked for); carve_jax.ops and experiments import it. Inside: blocks ← triton, decode ← backends ←
 compiling ← aot, and backends ← selftest ← guard.
 """
