@@ -33,7 +33,7 @@ class Options(NamedTuple):
     Attributes:
       scale: factor of the query.
       tiles: how the work is cut; the backend's own choice if None.
-      decay_floor: a promise that no log-decay is less; −10 or more admits a cheaper path.
+      decay_floor: a promise that no log-decay is less; a high one admits a cheaper path.
     """
 
     scale: float

@@ -29,6 +29,7 @@ import numpy as np
 
 from pallas_kernels import device, verdicts
 from pallas_kernels.backends import BACKENDS
+from pallas_kernels.blocks.decay import LOWEST_ANCHORED
 from pallas_kernels.call import Content, Options, Request, Result
 from pallas_kernels.decode.step import decode_step
 from pallas_kernels.decode.step_sizes import BACKENDS as STEP_BACKENDS
@@ -245,7 +246,7 @@ def _checks_of(backend: str, dtype: str, width: int, quick: bool) -> Iterator[Ch
             check = check_of(backend, request)
             yield check
             if not quick:
-                yield check._replace(decay_floor=-10.0)
+                yield check._replace(decay_floor=LOWEST_ANCHORED)
 
 
 HEADER = f"{'check':<58} {'worst':<26} {'error':>9} {'allowed':>8} {'seconds':>8}"
