@@ -117,7 +117,9 @@ def grid(part: Part) -> dict[str, tuple[Any, ...]]:
 
 def start_of(part: Part, device: str) -> Tiles:
     """The tiles that the table has for this kind of rule on a device of that name."""
-    return tiling.choose(part.dtype, part.width, part.width, device, part.content)
+    return tiling.choose(
+        part.dtype, part.width, part.width, device, part.content, capability() or 9.0
+    )
 
 
 def first_candidates(part: Part, device: str) -> list[Tiles]:

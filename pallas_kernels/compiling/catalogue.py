@@ -233,5 +233,5 @@ def _fitting(
         values //= 2
         if not holds_state(dtype, width, values, capability):
             return None
-    tiles = choose(dtype, width, values, device_kind, content)
+    tiles = choose(dtype, width, values, device_kind, content, capability)
     return sequence_program(name, dtype, width, values, tiles, size)

@@ -92,7 +92,7 @@ def _sharding(arch: str) -> NamedSharding:
 @contextlib.contextmanager
 def _uncached() -> Iterator[None]:
     """Without JAX's cache: an executable that comes from there leaves nothing to read."""
-    enabled = jax.config.read("jax_enable_compilation_cache")
+    enabled = jax.config.jax_enable_compilation_cache  # type: ignore[attr-defined]
     jax.config.update("jax_enable_compilation_cache", False)
     compilation_cache.reset_cache()  # it asks once a process whether it is wanted
     try:

@@ -38,7 +38,10 @@ class Triton:
             return request.tiles
         assert request.sizes is not None
         kind = jax.devices()[0].device_kind
-        return choose(request.dtype, request.sizes["K"], request.sizes["V"], kind, request.content)
+        sizes = request.sizes
+        return choose(
+            request.dtype, sizes["K"], sizes["V"], kind, request.content, device.capability()
+        )
 
     def run(
         self, inputs: Any, memory: Array, options: Options, content: Content | None = None

@@ -21,8 +21,8 @@ def on_gpu(monkeypatch: pytest.MonkeyPatch):
     return pretend
 
 
-@pytest.mark.parametrize("capability", ["8.0", "9.0", "10.0"])
-def test_data_centre_gpus_are_taken(on_gpu, capability: str) -> None:
+@pytest.mark.parametrize("capability", ["8.0", "8.6", "8.9", "9.0", "10.0", "12.0"])
+def test_gpus_are_taken_by_capability(on_gpu, capability: str) -> None:
     on_gpu(capability)
     assert device.why_not() is None
     assert device.capability() == float(capability)
@@ -31,7 +31,7 @@ def test_data_centre_gpus_are_taken(on_gpu, capability: str) -> None:
 @pytest.mark.parametrize(
     ("capability", "kind", "said"),
     [
-        ("8.9", "NVIDIA L4", "8.0, 9.0, 10.0, and this NVIDIA L4 has 8.9"),
+        ("7.5", "Tesla T4", "8.0, 8.6, 8.9, 9.0, 10.0, 12.0, and this Tesla T4 has 7.5"),
         ("7.0", "Tesla V100", "this Tesla V100 has 7.0"),
         ("gfx942", "AMD Instinct MI300X", "this AMD Instinct MI300X has none"),
         (None, "something else", "this something else has none"),

@@ -1,5 +1,6 @@
 """The sequence kernels, interpreted: what the shared suite of the rules does not reach."""
 
+import itertools
 from collections.abc import Iterable
 
 import jax
@@ -8,7 +9,7 @@ import numpy as np
 import pytest
 
 from carve_jax.ops.gated_delta import carve_rule, gated_delta_rule
-from pallas_kernels import tiling
+from pallas_kernels import device, tiling
 from pallas_kernels.blocks import wy
 from pallas_kernels.compiling import lowering
 from pallas_kernels.compiling.catalogue import Program
@@ -245,8 +246,9 @@ def test_tiles_refuse_what_they_cannot_be() -> None:
 def test_the_table_covers_the_domain() -> None:
     for dtype in ("bfloat16", "float16", "float32"):
         for width in (1, 16, 48, 64, 128, 200, 256):
-            for content in (False, True):
-                tiles = tiling.choose(dtype, width, 16, "no such device", content)
+            for content, card in itertools.product((False, True), device.CAPABILITIES):
+                tiles = tiling.choose(dtype, width, 16, "no such device", content, card)
                 assert (tiles.product == "bf16") == (dtype == "bfloat16")
+    assert set(tiling.LARGEST_STATE) == set(device.CAPABILITIES)
     with pytest.raises(LookupError, match="no tiles for bfloat16, K=257"):
         tiling.choose("bfloat16", 257, 16)
