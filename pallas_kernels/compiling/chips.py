@@ -4,7 +4,8 @@ from typing import NamedTuple
 
 
 class Chip(NamedTuple):
-    """What a kernel is lowered for, and what a multiprocessor (SM) of it holds.
+    """What a kernel is lowered for, and what a multiprocessor (SM) of it holds: one card of its
+    compute capability (A10 for RTX 30, L4 for RTX 40, RTX PRO for RTX 50; JAX knows these names).
 
     Shared memory after opting in, warps and blocks an SM: CUDA C++ Programming Guide, "Technical
     Specifications per Compute Capability"; each block costs the driver another 1024 bytes.
@@ -42,8 +43,7 @@ CHIPS = {
         "NVIDIA A100", 8.0, 163 * KB, 164 * KB, 64, 32, 108, 0, 1.41, 2.04 * TB, 80 * GB, 40 << 20
     ),
     "sm_86": Chip(
-        "NVIDIA GeForce RTX 3090",
-        *(8.6, 99 * KB, 100 * KB, 48, 16, 82, 0, 1.70, 0.94 * TB, 24 * GB, 6 << 20),
+        "NVIDIA A10", 8.6, 99 * KB, 100 * KB, 48, 16, 72, 0, 1.69, 0.60 * TB, 24 * GB, 6 << 20
     ),
     "sm_89": Chip(
         "NVIDIA L4", 8.9, 99 * KB, 100 * KB, 48, 24, 58, 0, 2.04, 0.30 * TB, 24 * GB, 48 << 20
@@ -56,8 +56,8 @@ CHIPS = {
         *(1.96, 8.0 * TB, 180 * GB, 126 << 20),
     ),
     "sm_120": Chip(
-        *("NVIDIA GeForce RTX 5090", 12.0, 99 * KB, 100 * KB, 48, 24, 170, 0),
-        *(2.41, 1.79 * TB, 32 * GB, 96 << 20),
+        *("NVIDIA RTX PRO 6000", 12.0, 99 * KB, 100 * KB, 48, 24, 188, 0),
+        *(2.60, 1.79 * TB, 96 * GB, 128 << 20),
     ),
 }
 
