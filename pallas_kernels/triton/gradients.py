@@ -25,7 +25,7 @@ from jax.experimental import pallas as pl
 from pallas_kernels.blocks import decay
 from pallas_kernels.blocks.decay import SPAN
 from pallas_kernels.blocks.wy import Array
-from pallas_kernels.triton import ptx
+from pallas_kernels.triton import ptx, ptx_gradients
 from pallas_kernels.triton.plan import Operands, Plan
 from pallas_kernels.triton.span import (
     gate_block,
@@ -59,21 +59,17 @@ class Pairs(NamedTuple):
     """What the pairs' kernel leaves behind.
 
     Attributes:
-      squares: [B, T, N, 2 · span] of the part in the products' dtype: scale · dP, mirrored at its
-        diagonal, and dT, mirrored, zero on it; zero outside the tiles.
+      squares: [B, T, N, 2 · span] of the part in the products' dtype: scale · dP and dT, each
+        mirrored at its diagonal, zero on it and outside the tiles.
+      diagonal: of scale · dP [B, T, N, 1] float32, of the part.
       value, write: gradients [B, T, N, V] and [B, T, N, V or 1] of the whole sequence, the part's
         rows written.
     """
 
     squares: Any
+    diagonal: Any
     value: Any
     write: Any
-
-
-def _differing() -> Array:
-    """[span, span]: r ^ c."""
-    row = jax.lax.broadcasted_iota(jnp.int32, (SPAN, SPAN), 0)
-    return row ^ jax.lax.broadcasted_iota(jnp.int32, (SPAN, SPAN), 1)
 
 
 def _pairs_kernel(x: PairInputs, *rest: Any, plan: Plan) -> None:
@@ -103,11 +99,13 @@ def _pairs_kernel(x: PairInputs, *rest: Any, plan: Plan) -> None:
         out.write[...] = d_write[:, None].astype(out.write.dtype)
     row = jax.lax.broadcasted_iota(jnp.int32, (SPAN, SPAN), 0)
     column = jax.lax.broadcasted_iota(jnp.int32, (SPAN, SPAN), 1)
-    inside = (row ^ column) < plan.tiles.chunk
-    scores = plan.scale * jnp.where(row >= column, lower_scores, upper_scores)
+    inside = ((row ^ column) < plan.tiles.chunk) & (row != column)
+    diagonal = jnp.sum(jnp.where(row == column, lower_scores, 0.0), axis=1)
+    out.diagonal[...] = plan.scale * diagonal[:, None]
+    scores = plan.scale * jnp.where(row > column, lower_scores, upper_scores)
     system = jnp.where(row > column, lower_system, upper_system)
     out.squares[:, :SPAN] = operand(jnp.where(inside, scores, 0.0))
-    out.squares[:, SPAN:] = operand(jnp.where(inside & (row != column), system, 0.0))
+    out.squares[:, SPAN:] = operand(jnp.where(inside, system, 0.0))
 
 
 class SpanInputs(NamedTuple):
@@ -117,7 +115,7 @@ class SpanInputs(NamedTuple):
       query, key: of the whole sequence [B, T, H, K].
       log_decay: g of the whole sequence [B, T, H, K or 1].
       erase: b [B, T, H or N, K or 1], of the part or the whole.
-      pairs: [B, T, N, 2 · span] of the part.
+      pairs, diagonal: [B, T, N, 2 · span], [B, T, N, 1] of the part.
       d_output: [B, T, N, V] of the part or the whole, before the scale.
       residual, d_written: R and the gradient of W, of the part [B, T, N, V].
       states, d_states: S at the start and its gradient at the end of each tile [B, T/C, N, V, K]
@@ -129,6 +127,7 @@ class SpanInputs(NamedTuple):
     log_decay: Any
     erase: Any
     pairs: Any
+    diagonal: Any
     d_output: Any
     residual: Any
     d_written: Any
@@ -152,79 +151,121 @@ def _gradients_kernel(m: Any, x: SpanInputs, *rest: Any, plan: Plan) -> None:
     block = pl.ds(0, channels)
     gates = Operands(x.query, x.key, None, x.log_decay, x.erase, None)
     a = load_block(plan, gates, block)
-    sums, leaving = _state_products(plan, m, x, a)
-    sums = _level_products(plan, m, x, a, sums)
+    scores, system = _squares(plan, x)
+    sums = _level_products(plan, m, a, scores, system)
+    sums, d_log_decay = _state_products(plan, m, x, a, sums)
     d_query, d_edit, d_key = sums
 
-    row = jax.lax.broadcasted_iota(jnp.int32, (SPAN, SPAN), 0)
-    column = jax.lax.broadcasted_iota(jnp.int32, (SPAN, SPAN), 1)
-    scores = x.pairs[:, :SPAN].astype(jnp.float32)
-    diagonal = jnp.sum(jnp.where(row == column, scores, 0.0), axis=1)[:, None]
-    query, key = a.query.astype(jnp.float32), a.key.astype(jnp.float32)
-    erase = gate_block(x.erase, block, channels)
-    d_decay = query * d_query + a.edit.astype(jnp.float32) * d_edit - key * d_key + leaving
-    d_log_decay = summed(plan, m[decay.SUFFIX], ptx.halves(d_decay, plan.pieces))
-    out.query[...] = (d_query + diagonal * key).astype(out.query.dtype)
-    out.key[...] = (d_key + erase * d_edit + diagonal * query).astype(out.key.dtype)
-    d_erase = key * d_edit
+    pieces = ptx_gradients.decay_gradient(a.query, a.edit, a.key, sums, plan.pieces)
+    d_log_decay = _summed_onto(plan, d_log_decay, m[decay.SUFFIX], pieces)
+    diagonal = jnp.broadcast_to(x.diagonal[...], d_query.shape)
+    d_query = ptx_gradients.multiply_add(a.key, diagonal, d_query)
+    d_key = ptx_gradients.multiply_add(_erase(x, block, channels), d_edit, d_key)
+    d_key = ptx_gradients.multiply_add(a.query, diagonal, d_key)
+    out.query[...] = d_query.astype(out.query.dtype)
+    out.key[...] = d_key.astype(out.key.dtype)
+    d_erase = a.key.astype(jnp.float32) * d_edit
     for ref, gate in ((out.log_decay, d_log_decay), (out.erase, d_erase)):
         if ref.shape[1] != channels:
             gate = jnp.sum(gate, axis=1)[:, None]
         ref[...] = gate.astype(ref.dtype)
 
 
-def _state_products(plan: Plan, m: Any, x: SpanInputs, a: Any) -> tuple[tuple, Array]:
-    """Gradients of q, b⊙k and k by way of the states, and that of the decay of whole tiles, in the
-    last row of each, from which the suffix sums hand it to all."""
+def _summed_onto(plan: Plan, found: Array, matrix: Array, pieces: list[Array]) -> Array:
+    """found + `summed`, in the products' own accumulators."""
+    for piece in pieces:
+        found = found + plan.distance(matrix, piece)
+    return found
+
+
+def _erase(x: SpanInputs, block: Any, channels: int) -> Array:
+    """b of a block of key channels, in its own dtype where it has one value a channel."""
+    if x.erase.shape[1] == channels:
+        return x.erase[:, block]
+    return gate_block(x.erase, block, channels)
+
+
+def _squares(plan: Plan, x: SpanInputs) -> tuple[Array, Array]:
+    """dP and dT, laid out as a product leaves its result, which is how one takes its left
+    operand: what is masked for a level then goes into its product without passing through shared
+    memory. The product of nothing is there for its layout."""
+    dtype = plan.product.dtype
+    nothing = plan.product(jnp.zeros((SPAN, 16), dtype), jnp.zeros((16, SPAN), dtype))
+    return (
+        ptx_gradients.laid_out_as(x.pairs[:, :SPAN], nothing),
+        ptx_gradients.laid_out_as(x.pairs[:, SPAN:], nothing),
+    )
+
+
+def _state_products(plan: Plan, m: Any, x: SpanInputs, a: Any, sums: tuple) -> tuple[tuple, Array]:
+    """Gradients of q, b⊙k and k by way of the states; the share of g's gradient that all tokens of
+    a tile have in common: of the state that passes it whole, and of the keys that reach its end
+    (which k ⊙ dk takes away again from those that do not decay them)."""
     product, tile = plan.product, plan.tiles.chunk
-    channels, width = x.query.shape[1], x.residual.shape[1]
-    zeros = jnp.zeros((SPAN, channels), jnp.float32)
-    reads = edits = tails = kept = zeros
+    width = x.residual.shape[1]
     row = jax.lax.broadcasted_iota(jnp.int32, (SPAN, 1), 0)
-    for first in range(0, width, VALUE_BLOCK):
-        block = pl.ds(first, min(VALUE_BLOCK, width))
-        d_output = product.operand(x.d_output[:, block])
-        residual, d_written = x.residual[:, block], x.d_written[:, block]
-        for n in range(SPAN // tile):
-            state, d_state = x.states[n, block, :], x.d_states[n, block, :]
-            inside = (row >= n * tile) & (row < (n + 1) * tile)
 
-            def of_tile(found: Array, inside=inside) -> Array:
-                return found if tile == SPAN else jnp.where(inside, found, 0.0)
+    def over(rows: Any, states: Any, others: Any = None) -> Array:
+        """Rows [T, V] (ones if None) times the states of their tiles [V, K]."""
+        total = None
+        for first in range(0, width, VALUE_BLOCK):
+            block = pl.ds(first, min(VALUE_BLOCK, width))
+            left = jnp.ones((SPAN, block.size), product.dtype)
+            if rows is not None:
+                left = product.operand(rows[:, block])
+            for n in range(SPAN // tile):
+                right = states[n, block, :]
+                if others is not None:
+                    right = ptx.times(right, others[n, block, :])
+                found = product(left, right)
+                if tile < SPAN:
+                    found = jnp.where((row >= n * tile) & (row < (n + 1) * tile), found, 0.0)
+                total = found if total is None else total + found
+        return total
 
-            reads = reads + of_tile(product(d_output, state))
-            edits = edits - of_tile(product(d_written, state))
-            tails = tails + of_tile(product(residual, d_state))
-            both = jnp.sum(state.astype(jnp.float32) * d_state.astype(jnp.float32), axis=0)
-            kept = kept + of_tile(jnp.broadcast_to(both[None, :], zeros.shape))
     start = ptx.exp2(summed(plan, m[decay.FROM_START], a.pieces))
-    tails = tails * ptx.exp2(summed(plan, m[decay.TO_END], a.pieces))
-    last = (jax.lax.broadcasted_iota(jnp.int32, zeros.shape, 0) & (tile - 1)) == tile - 1
-    through = a.key.astype(jnp.float32) * tails
-    if tile == SPAN:
-        through = jnp.broadcast_to(jnp.sum(through, axis=0)[None, :], zeros.shape)
-    else:
-        through = summed(plan, m[decay.TILE], ptx.halves(through, plan.pieces))
-    leaving = jnp.where(last, through + kept * start, 0.0)
-    return (plan.scale * start * reads, start * edits, tails), leaving
+    d_query = ptx_gradients.multiply_add(plan.scale * start, over(x.d_output, x.states), sums[0])
+    d_edit = ptx_gradients.multiply_add(-start, over(x.d_written, x.states), sums[1])
+    end = ptx.exp2(summed(plan, m[decay.TO_END], a.pieces))
+    common = start * end * over(None, x.states, x.d_states)
+    tails = end * over(x.residual, x.d_states)
+    through = ptx_gradients.halved_product(a.key, tails, plan.pieces)
+    common = _summed_onto(plan, common, m[decay.TILE], through)
+    return (d_query, d_edit, sums[2] + tails), common
 
 
-def _level_products(plan: Plan, m: Any, x: SpanInputs, a: Any, sums: tuple) -> tuple:
+def _level_products(plan: Plan, m: Any, a: Any, scores: Array, system: Array) -> tuple:
     """What pairs of tokens within a tile add to the gradients of q, b⊙k and k."""
-    product, differing = plan.product, _differing()
-    scores, system = x.pairs[:, :SPAN], x.pairs[:, SPAN:]
-    for level in plan.levels:
+    product = plan.product
+    row = jax.lax.broadcasted_iota(jnp.int32, (SPAN, SPAN), 0)
+    column = jax.lax.broadcasted_iota(jnp.int32, (SPAN, SPAN), 1)
+    paired = (row ^ column) | 1  # alike in the two columns of a register
+
+    def add_level(level: Array, sums: tuple) -> tuple:
         distance = summed(plan, m[level], a.pieces)
         row = jax.lax.broadcasted_iota(jnp.int32, distance.shape, 0)
         upper = -((row >> level) & 1)
-        queries, edits, factor = ptx.decayed_choices(upper, a.query, a.key, a.edit, distance)
-        of_scores, of_system = ptx.on_level(scores, system, differing, level)
-        found = product(of_scores, queries), product(of_system, edits)
-        sums = ptx.accumulate(sums, *found, factor, upper)
-    return sums if plan.anchor == 1 else _anchored_products(plan, m, x, a, sums)
+        queries, edits, factor = ptx_gradients.decayed_choices(
+            upper, a.query, a.key, a.edit, distance
+        )
+        of_scores, of_system = ptx_gradients.on_level(scores, system, paired, level)
+        d_query, d_edit, d_key = sums
+        found = product(of_scores, queries)
+        d_query, d_key = ptx_gradients.accumulate(d_query, d_key, found, factor, upper)
+        found = product(of_system, edits)
+        d_edit, d_key = ptx_gradients.accumulate(d_edit, d_key, found, factor, upper)
+        return d_query, d_edit, d_key
+
+    # Rolled: unrolled, the compiler puts off the sums of a level into the next ones, and spills.
+    sums = (jnp.zeros(a.query.shape, jnp.float32),) * 3
+    if plan.levels:
+        sums = jax.lax.fori_loop(plan.levels[-1], plan.levels[0] + 1, add_level, sums)
+    return sums if plan.anchor == 1 else _anchored_products(plan, m, a, scores, system, sums)
 
 
-def _anchored_products(plan: Plan, m: Any, x: SpanInputs, a: Any, sums: tuple) -> tuple:
+def _anchored_products(
+    plan: Plan, m: Any, a: Any, scores: Array, system: Array, sums: tuple
+) -> tuple:
     """The same inside blocks of A tokens, whose rows and columns have factors of their own."""
     product, operand = plan.product, plan.product.operand
     row = jax.lax.broadcasted_iota(jnp.int32, (SPAN, SPAN), 0)
@@ -234,7 +275,6 @@ def _anchored_products(plan: Plan, m: Any, x: SpanInputs, a: Any, sums: tuple) -
     distance = summed(plan, m[decay.FROM_ANCHOR], a.pieces)
     columns = ptx.decayed(a.key, -distance)
     queries, edits, factor = ptx.decayed_pair(a.query, a.edit, distance)
-    scores, system = x.pairs[:, :SPAN], x.pairs[:, SPAN:]
 
     def part(square: Array, where: Array) -> Array:
         return operand(jnp.where(where, square, zero))
@@ -258,7 +298,10 @@ def pairs(plan: Plan, x: PairInputs, part: int, before: Pairs | None) -> Pairs:
     batch, length, heads, _ = x.residual.shape
     spans = length // SPAN
     squares = jax.ShapeDtypeStruct((batch, length, heads, 2 * SPAN), plan.product.dtype)
-    made = Pairs(squares, *(jax.ShapeDtypeStruct(a.shape, a.dtype) for a in (x.value, x.write)))
+    diagonal = jax.ShapeDtypeStruct((batch, length, heads, 1), jnp.float32)
+    made = Pairs(
+        squares, diagonal, *(jax.ShapeDtypeStruct(a.shape, a.dtype) for a in (x.value, x.write))
+    )
 
     def see(a: Any) -> pl.BlockSpec:
         return span_view(a, heads, spans, part)
@@ -269,9 +312,9 @@ def pairs(plan: Plan, x: PairInputs, part: int, before: Pairs | None) -> Pairs:
     options = plan.compile_options(plan.tiles.parallel_warps)
     if before is not None:
         first = len(jax.tree.leaves(arguments))
-        options["input_output_aliases"] = {first: 1, first + 1: 2}
-        arguments.append(before[1:])
-        in_specs.append(out_specs[1:])
+        options["input_output_aliases"] = {first: 2, first + 1: 3}
+        arguments.append(before[2:])
+        in_specs.append(out_specs[2:])
     (found,) = pl.pallas_call(
         functools.partial(_pairs_kernel, plan=plan),
         grid=(spans, batch, heads),
@@ -369,6 +412,7 @@ class _Views(NamedTuple):
             log_decay=self.keys(x.log_decay),
             erase=self.keys(x.erase),
             pairs=self.values(x.pairs),
+            diagonal=self.values(x.diagonal),
             d_output=self.values(x.d_output),
             residual=self.values(x.residual),
             d_written=self.values(x.d_written),

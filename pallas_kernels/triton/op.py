@@ -266,6 +266,7 @@ def _backward_part(
         log_decay=inputs.log_decay,
         erase=x.erase,
         pairs=paired.squares,
+        diagonal=paired.diagonal,
         d_output=d_output,
         residual=again.residual,
         d_written=back.d_written,
@@ -274,7 +275,7 @@ def _backward_part(
     )
     before = None if found is None else found.spans
     made = gradients(plan, spans, part, _like(plan, inputs), before)
-    return back, Found(paired._replace(squares=None), made)
+    return back, Found(paired._replace(squares=None, diagonal=None), made)
 
 
 class Found(NamedTuple):

@@ -201,29 +201,6 @@ def _decayed_choice_plain(x, y, z, upper, distance):
     return (_wide(chosen) * factor).astype(x.dtype), (_wide(z) * factor).astype(z.dtype)
 
 
-def decayed_choices(
-    upper: Array, x: Array, y: Array, z: Array, distance: Array
-) -> tuple[Array, Array, Array]:
-    """(upper ? x : y) · 2^distance and (upper ? z : y) · 2^distance, in their dtype, and
-    2^distance in float32; `upper` is −1 or 0."""
-    if x.dtype != BF16:
-        return _decayed_choices_plain(x, y, z, upper, distance)
-    asm = _OPEN + _exp2("$9", "$10")
-    asm += "lop3.b32 s, $7, $4, $5, 0xCA; " + _times_factors("s", "$0")
-    asm += "lop3.b32 s, $7, $6, $5, 0xCA; " + _times_factors("s", "$1")
-    asm += "mov.f32 $2, e; mov.f32 $3, f; }"
-    args, dtypes = [x, y, z, upper, distance], [BF16, BF16, jnp.float32]
-    constraints = "=&r,=&r,=&f,=&f,r,r,r,r,r,f,f"
-    x, z, factor = _ptx(asm, constraints, 2, args, dtypes, _decayed_choices_plain)
-    return x, z, factor
-
-
-def _decayed_choices_plain(x, y, z, upper, distance):
-    factor = jnp.exp2(distance)
-    first, second = jnp.where(upper != 0, x, y), jnp.where(upper != 0, z, y)
-    return (_wide(first) * factor).astype(x.dtype), (_wide(second) * factor).astype(x.dtype), factor
-
-
 def times(x: Array, y: Array) -> Array:
     """x y in their dtype."""
     if x.dtype != BF16:
@@ -308,52 +285,6 @@ def _level_negated_plain(level: int) -> Callable[..., Sequence[Array]]:
         return [jnp.where((ordered >> level) == 1, -x, jnp.zeros((), x.dtype))]
 
     return plain
-
-
-def on_level(x: Array, y: Array, ordered: Array, level: int) -> tuple[Array, Array]:
-    """x and y where log2 of `ordered` is `level`, else 0. `ordered` is r ^ c, whose columns come in
-    pairs of one level but on the lowest."""
-    low = 1 << level
-    if x.dtype != BF16 or level == 0:
-        zero, inside = jnp.zeros((), x.dtype), (ordered >= low) & (ordered < 2 * low)
-        return jnp.where(inside, x, zero), jnp.where(inside, y, zero)
-    asm = f"{{ .reg .b32 s; .reg .pred p; and.b32 s, $4, {-low}; setp.eq.s32 p, s, {low}; "
-    asm += "selp.b32 $0, $2, 0, p; selp.b32 $1, $3, 0, p; }"
-    args, plain = [x, y, ordered], _on_level_plain(level)
-    x, y = _ptx(asm, "=&r,=&r,r,r,r,r", 2, args, [BF16] * 2, plain)
-    return x, y
-
-
-@functools.cache
-def _on_level_plain(level: int) -> Callable[..., Sequence[Array]]:
-    def plain(x, y, ordered):
-        inside, zero = (ordered >> level) == 1, jnp.zeros((), x.dtype)
-        return [jnp.where(inside, x, zero), jnp.where(inside, y, zero)]
-
-    return plain
-
-
-def accumulate(
-    sums: tuple[Array, Array, Array], x: Array, y: Array, factor: Array, upper: Array
-) -> tuple[Array, Array, Array]:
-    """(s_0 + f x, s_1 + f y, s_2) where `upper` is −1, (s_0, s_1, s_2 + f (x + y)) where it is 0;
-    all float32. Fused multiply-adds, which XLA's Triton does not contract to."""
-    asm = (
-        "{ .reg .b32 u, l; .reg .f32 s, uf, lf; and.b32 u, $8, $9; lop3.b32 l, $8, $9, 0, 0x30; "
-        "mov.b32 uf, u; mov.b32 lf, l; add.f32 s, $6, $7; fma.rn.f32 $0, uf, $6, $3; "
-        "fma.rn.f32 $1, uf, $7, $4; fma.rn.f32 $2, lf, s, $5; }"
-    )
-    bits = jax.lax.bitcast_convert_type(factor, jnp.int32)
-    args = [*sums, x, y, bits, upper]
-    constraints = "=&f,=&f,=&f,f,f,f,f,f,r,r"
-    a, b, c = _ptx(asm, constraints, 1, args, [jnp.float32] * 3, _accumulate_plain)
-    return a, b, c
-
-
-def _accumulate_plain(a, b, c, x, y, bits, upper):
-    factor = jax.lax.bitcast_convert_type(bits, jnp.float32)
-    above, below = jnp.where(upper != 0, factor, 0.0), jnp.where(upper != 0, 0.0, factor)
-    return a + above * x, b + above * y, c + below * (x + y)
 
 
 def exp2(x: Array) -> Array:
