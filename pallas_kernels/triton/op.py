@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from pallas_kernels.blocks import decay
+from pallas_kernels.blocks import content, decay
 from pallas_kernels.blocks.decay import SPAN
 from pallas_kernels.blocks.wy import Array
 from pallas_kernels.tiling import Tiles, padded
@@ -34,6 +34,7 @@ from pallas_kernels.triton.walk_back import BackwardWalk, GateInputs, walk_back
 
 PART_BYTES = 1 << 27
 MOST_PARTS = 32
+LONG_CHUNK = 256  # tokens of a gate chunk that is worth a pass of the plain rule's kernels
 
 
 class Inputs(NamedTuple):
@@ -77,7 +78,9 @@ def make_plan(
     unit = SPAN if gate is None else max(SPAN, gate.tiles * tiles.chunk)
     units = -(-length // unit)
     anchor = decay.anchor(decay_floor, tiles.chunk)
-    plan = Plan(tiles, scale, 1, gate, anchor, interpret)
+    plan = Plan(tiles, scale, 1, gate, anchor, interpret=interpret)
+    if gate is not None and unit >= LONG_CHUNK and units <= MOST_PARTS and tiles.solve != "walk":
+        return plan._replace(parts=units, by_chunk=True), units * unit
     channels = padded(inputs.query.shape[3])
     columns = KEYS + (plan.key_tiles if plan.solves else 0)
     row = columns * channels * plan.product.dtype.itemsize
@@ -109,24 +112,28 @@ def run(
 def _forward(plan: Plan, inputs: Inputs, memory: Array, gate: GateArrays | None) -> tuple:
     output, memories, sums, squares = None, [], [], []
     known = not plan.solves  # b, and so the inverse, before the walk
-    content = None if gate is None else gate.content
+    seen = None if gate is None else gate.content
     for part in range(plan.parts):
         ready, memory = _in_order((inputs, memory), part > 0)
-        x = Operands(*ready)
-        scores = score(plan, x if known else x._replace(erase=None), part, with_keys=not known)
-        here = None
-        if gate is not None:
-            mean = _part(gate.mean, plan, part)
+        x, here = Operands(*ready), None
+        if plan.by_chunk:
+            shift = _erase_shift(plan.gate, seen[:, None], gate.down, gate.up)
+            x = x._replace(erase=_erase(plan, ready, shift, part))
+        elif gate is not None:
             before = gate.partial_sum if part == 0 else jnp.zeros_like(gate.partial_sum)
-            here = Content(gate.down, gate.up, content, before, mean)
+            mean = _part(gate.mean, plan, part)
+            here = Content(gate.down, gate.up, seen, before, mean)
+        scores = score(plan, x if known else x._replace(erase=None), part, with_keys=not known)
         memories.append(memory)
         squares.append(scores.squares if known else None)
         x = x._replace(erase=None) if known else x
-        found = walk(plan, x, scores, memory, part, content=here, output=output)
+        options = {"content": here, "output": output, "sums": plan.by_chunk}
+        found = walk(plan, x, scores, memory, part, **options)
         output, memory = found.output, found.memory
         if gate is not None:
-            sums.append(found.sums)
-            content = mean[:, -1, None, None] * found.sums[:, -1]
+            added = gate.partial_sum[:, None] if plan.by_chunk and part == 0 else 0.0
+            sums.append(found.sums + added)
+            seen = _part(gate.mean, plan, part)[:, -1, None, None] * sums[-1][:, -1]
     all_sums = jnp.concatenate(sums, axis=1) if sums else None
     return (output, memory, all_sums), (inputs, gate, memories, squares, all_sums)
 
@@ -160,13 +167,21 @@ def _seen(gate: Gate, arrays: GateArrays, sums: Array) -> Seen:
 
 def _erase_shift(gate: Gate, contents: Array, down: Array, up: Array) -> Array:
     """Shifts of the logits [B, chunks, N, K] of the contents of many gate chunks."""
-    if gate.stop_gradient:
-        contents = jax.lax.stop_gradient(contents)
-    if gate.norm_eps is not None:
-        square = jnp.sum(contents * contents, axis=-1, keepdims=True) / gate.channels
-        contents = contents * jax.lax.rsqrt(square + gate.norm_eps)
-    low_rank = jnp.einsum("bcnv,nvr->bcnr", contents, down, precision="highest")
-    return jnp.einsum("bcnr,nrk->bcnk", low_rank, up, precision="highest")
+    found = content.erase_shift(
+        contents.swapaxes(1, 2),
+        down,
+        up,
+        stop_gradient=gate.stop_gradient,
+        norm_eps=gate.norm_eps,
+        channels=gate.channels,
+    )
+    return found.swapaxes(1, 2)
+
+
+def _erase(plan: Plan, inputs: Inputs, shift: Array, part: int) -> Array:
+    """b [B, rows, N, K] of a part, from the shifts of its gate chunks."""
+    sigma = _sigma(plan, plan.gate, _part(inputs.erase, plan, part), shift)
+    return (plan.gate.scale * sigma).astype(inputs.erase.dtype)
 
 
 def _sigma(plan: Plan, gate: Gate, logits: Array, shift: Array) -> Array:
@@ -174,6 +189,12 @@ def _sigma(plan: Plan, gate: Gate, logits: Array, shift: Array) -> Array:
     logits = jnp.repeat(logits.astype(jnp.float32), shift.shape[2] // logits.shape[2], axis=2)
     shift = jnp.repeat(shift, gate.tiles * plan.tiles.chunk, axis=1)
     return jax.nn.sigmoid(logits + shift)
+
+
+def _slope(plan: Plan, inputs: Inputs, shift: Array, part: int) -> Array:
+    """Derivative of b in its logits, of a part."""
+    sigma = _sigma(plan, plan.gate, _part(inputs.erase, plan, part), shift)
+    return plan.gate.scale * sigma * (1.0 - sigma)
 
 
 def _backward(plan: Plan, residuals: tuple, cotangents: tuple) -> tuple:
@@ -236,15 +257,18 @@ def _backward_part(
     own = None
     if seen is not None:
         own = Seen(*(_part(a, plan, part) for a in seen))
-        sigma = _sigma(plan, plan.gate, _part(inputs.erase, plan, part), own.shift)
-        x = x._replace(erase=(plan.gate.scale * sigma).astype(inputs.erase.dtype))
-    scores = score(plan, x, part, with_keys=seen is not None, with_squares=squares is None)
+        x = x._replace(erase=_erase(plan, inputs, own.shift, part))
+    gated = own is not None and not plan.by_chunk
+    scores = score(plan, x, part, with_keys=gated, with_squares=squares is None)
     if squares is not None:
         scores = scores._replace(squares=squares)
-    ready = x if seen is not None else x._replace(erase=None)
+    ready = x if gated else x._replace(erase=None)
     again = walk(plan, ready, scores, memory, part, replay=True)
     gate = None
-    if own is not None:
+    if plan.by_chunk:
+        wide = _part(d_output, plan, part).astype(jnp.float32) + d_sums[:, part : part + 1]
+        d_output = wide.astype(plan.product.dtype)
+    elif own is not None:
         gate = GateInputs(
             logits=inputs.erase,
             shift=own.shift,
@@ -257,7 +281,7 @@ def _backward_part(
             up=arrays.up,
         )
     back = walk_back(plan, scores, d_output, d_memory, part, gate)
-    d_output = d_output if own is None else back.d_output
+    d_output = back.d_output if gated else d_output
     pair_inputs = PairInputs(inputs.value, inputs.write, d_output, again.residual, back.d_written)
     paired = pairs(plan, pair_inputs, part, None if found is None else found.pairs)
     spans = SpanInputs(
@@ -275,6 +299,11 @@ def _backward_part(
     )
     before = None if found is None else found.spans
     made = gradients(plan, spans, part, _like(plan, inputs), before)
+    if plan.by_chunk:
+        assert own is not None
+        d_logits = _part(made.erase, plan, part) * _slope(plan, inputs, own.shift, part)
+        d_shift = jnp.sum(d_logits, axis=1, keepdims=True)
+        back = back._replace(d_shift=d_shift, d_sums=d_sums[:, part : part + 1])
     return back, Found(paired._replace(squares=None, diagonal=None), made)
 
 

@@ -46,6 +46,7 @@ class Plan(NamedTuple):
       gate: a `Gate`, or None for the plain rule.
       anchor: A, tokens of the blocks whose levels are done at once, for a floor that has been
         promised of g; 1 for none.
+      by_chunk: each part is one gate chunk: b is known before it is walked.
       interpret: run without a GPU.
     """
 
@@ -54,12 +55,13 @@ class Plan(NamedTuple):
     parts: int = 1
     gate: Any = None
     anchor: int = 1
+    by_chunk: bool = False
     interpret: bool = False
 
     @property
     def solves(self) -> bool:
         """The walk finds the inverses."""
-        return self.gate is not None or self.tiles.solve == "walk"
+        return (self.gate is not None and not self.by_chunk) or self.tiles.solve == "walk"
 
     @property
     def product(self) -> Product:

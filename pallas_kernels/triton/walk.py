@@ -136,6 +136,8 @@ def _walk_kernel(inputs: _WalkInputs, *rest: Any, plan: Plan) -> None:
             out.output[here, :] = output.astype(out.output.dtype).T
         tails = tile_at(scores.tiles, here, TAILS, channels)
         memory = memory * scores.ends[n, :][None, :] + product(residual, tails)
+        if content is None and out.sums is not None:
+            return memory, seen[0] + jnp.sum(output, 1)
         if content is None:
             return (memory,)
         return memory, *_next_content(plan.gate, n, content, out.sums, jnp.sum(output, 1), *seen)
@@ -144,7 +146,11 @@ def _walk_kernel(inputs: _WalkInputs, *rest: Any, plan: Plan) -> None:
     if content is not None:
         down, up = content.down[...], content.up[...]
         carry += (erase_shift(plan.gate, content.content[...], down, up), content.partial_sum[...])
-    memory, *_ = jax.lax.fori_loop(0, length // tile, step, carry)
+    elif out.sums is not None:
+        carry += (jnp.zeros((x.value.shape[1],), jnp.float32),)
+    memory, *last = jax.lax.fori_loop(0, length // tile, step, carry)
+    if content is None and out.sums is not None:
+        out.sums[0, :] = last[0]
     # A row that is known only now keeps the addresses of this store from living through the loop.
     out.memory[pl.ds(inputs.zero[0], memory.shape[0]), :] = memory
 
@@ -171,6 +177,7 @@ def walk(
     *,
     content: Content | None = None,
     output: Array | None = None,
+    sums: bool = False,
     replay: bool = False,
 ) -> Walk:
     """Walk one part of the sequence from `memory` [B, N, V, K] (transposed).
@@ -183,6 +190,7 @@ def walk(
       part: which one.
       content: under a content gate, unless b is known.
       output: of the whole sequence, whose parts before this one have been written.
+      sums: sum the outputs of the part, which is one gate chunk whose b is known.
       replay: leave what the gradients need instead of the output.
     """
     batch, whole, heads, width = x.value.shape
@@ -205,10 +213,10 @@ def walk(
     else:
         out = out._replace(output=made(whole, heads, width, dtype=x.value.dtype))
         out_specs = out_specs._replace(output=view(out.output, heads, length, part, block))
-    if content is not None:
-        chunks = content.mean.shape[1]
+    if content is not None or sums:
+        chunks = 1 if content is None else content.mean.shape[1]
         out = out._replace(sums=made(chunks, heads, width))
-        out_specs = out_specs._replace(sums=view(out.sums, heads, chunks))
+        out_specs = out_specs._replace(sums=view(out.sums, heads, chunks, block=block))
     return _call_walk(plan, x, scores, memory, part, content, output, out, out_specs, block)
 
 

@@ -59,6 +59,18 @@ def test_parts_one_after_another(rule: str, monkeypatch: pytest.MonkeyPatch) -> 
     check(rule, case)
 
 
+@pytest.mark.parametrize(
+    "case",
+    [
+        Case(1, 600, 1, 2, 16, 16, gate_chunk=256, decay="resets"),
+        Case(1, 600, 1, 1, 16, 16, gate_chunk=300, norm=True, offset=37),
+    ],
+    ids=["256", "300 from an offset"],
+)
+def test_long_gate_chunks_take_the_plain_kernels_one_by_one(case: Case) -> None:
+    check("carve", case)
+
+
 def test_parts_are_as_many_as_they_must_be() -> None:
     shape = (8, 4096, 16, 128)
     of = jax.ShapeDtypeStruct(shape, jnp.bfloat16)
