@@ -144,7 +144,7 @@ def main(argv: list[str]) -> None:
     if options.top_p == 0:
         raise UserError("--top_p=0 keeps no token: give more than 0, or leave it out")
     trained = load_trained(workdir, step=cli.checkpoint_step(options.step))
-    tokenizer = load_tokenizer(workdir)
+    tokenizer = load_tokenizer(workdir, trained.tokenizer_sha256)
     stops = stop_tokens(tokenizer, options.stop)
     decoding = start(options, trained, tokenizer)
     rng = jax.random.key(options.seed)

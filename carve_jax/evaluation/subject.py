@@ -32,6 +32,7 @@ class Subject(NamedTuple):
       checkpoint: which it is, in words.
       scorer: runs it on token sequences, in batches.
       text_tokenizer: its tokenizer; UserError where it has none.
+      seal: of the checkpoint or checkpoints: other parameters have another.
     """
 
     config: ConfigDict
@@ -41,6 +42,7 @@ class Subject(NamedTuple):
     checkpoint: str
     scorer: Scorer
     text_tokenizer: Callable[[], Tokenizer]
+    seal: str = ""
 
 
 def load_subject(
@@ -98,12 +100,22 @@ def load_subject(
     )
 
     def text_tokenizer() -> Tokenizer:
-        found = load_tokenizer(workdir) if tokenizer is None else open_tokenizer(tokenizer)
+        if tokenizer is None:
+            found = load_tokenizer(workdir, trained.tokenizer_sha256)
+        else:
+            found = open_tokenizer(tokenizer)
         check_tokenizer(found, model)
         return found
 
     return Subject(
-        change(config), model, trained.params, trained.step, checkpoint, scorer, text_tokenizer
+        change(config),
+        model,
+        trained.params,
+        trained.step,
+        checkpoint,
+        scorer,
+        text_tokenizer,
+        trained.seal,
     )
 
 
@@ -128,12 +140,14 @@ def _load(
     if not steps:
         raise UserError(f"{workdir} has no finished checkpoint yet: wait for one, or train on")
     trained = load_trained(workdir, step=steps[0], say=say)
-    total = trained.params
+    total, seals = trained.params, [trained.seal]
     for number in steps[1:]:
         trained = load_trained(workdir, step=number, say=say)
         total = jax.tree.map(jnp.add, total, trained.params)
+        seals.append(trained.seal)
     mean = jax.tree.map(lambda leaf: leaf / len(steps), total)
-    return trained._replace(params=mean), f"average of steps {', '.join(map(str, steps))}"
+    trained = trained._replace(params=mean, seal=" ".join(seals))
+    return trained, f"average of steps {', '.join(map(str, steps))}"
 
 
 def _step(value: int | str | None) -> Step:

@@ -1,5 +1,8 @@
 """Checkpoints: Orbax composites of state, data position and config, used whole or not at all.
 
+What was saved together is sealed together (`digest`): a part of another step, or a folder under
+another name, is as damaged as a flipped bit.
+
 Arrays are restored to the shardings of the abstract state given, whatever mesh and however many
 processes saved them. The data position is one for all processes (see `data`), and there is no
 random state besides: seed and step are all that training draws from.
@@ -18,16 +21,30 @@ import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers as policies
 
 from carve_jax.errors import UserError
+from carve_jax.files import parse_json, read_text
 from carve_jax.training.agreement import exchange, from_first, is_first
-from carve_jax.training.digest import DigestedRestore, DigestedSave, verify_digests
+from carve_jax.training.digest import (
+    FORMAT,
+    Bound,
+    DigestedRestore,
+    DigestedSave,
+    described,
+    verify_state,
+    writer,
+)
 
 
 class Restored(NamedTuple):
-    """What a checkpoint held; the data iterator, if one was given, has been set in place."""
+    """What a checkpoint held; the data iterator, if one was given, has been set in place.
+
+    Attributes:
+      seal: SHA-256 of all of it: another checkpoint has another.
+    """
 
     step: int
     state: Any
     meta: dict[str, Any]
+    seal: str
 
 
 class LowestLoss(policies.PreservationPolicy):
@@ -145,15 +162,16 @@ class Checkpoints:
           UserError: this save, or the one before it, could not be written.
         """
         position = json.dumps(iterator.get_state(), sort_keys=True)
+        body = json.dumps({**meta, "step": step}, sort_keys=True)
         if "eval_loss" in meta:
             self._losses[step] = meta["eval_loss"]
         with self._explained():
             self._manager.save(
                 step,
                 args=ocp.args.Composite(
-                    state=DigestedSave(state),
+                    state=DigestedSave(state, bound=Bound(step, body, position)),
                     data=ocp.args.JsonSave({"position": position}),
-                    meta=ocp.args.JsonSave(_sealed({**meta, "step": step}, position)),
+                    meta=ocp.args.JsonSave(described(body, position)),
                 ),
                 force=True,
             )
@@ -190,8 +208,8 @@ class Checkpoints:
           accept: takes the meta before anything is restored; may raise a UserError.
 
         Raises:
-          UserError: there are checkpoints, but none can be read; or not the step asked for; or
-            what `accept` raises.
+          UserError: there are checkpoints, but none can be read; or not the step asked for; or one
+            that is whole, but of a newer version or not of this program; or what `accept` raises.
         """
         for unfinished in self._unfinished:
             self._say(f"checkpoint of step {unfinished} was not finished; it is not used")
@@ -204,25 +222,18 @@ class Checkpoints:
         steps.sort(key=lambda candidate: (candidate % multiple_of == 0, candidate))
         damaged: list[int] = []
         for candidate in reversed(steps):
-            reason = self._fault(candidate)
-            if reason is None:
-                try:
-                    meta = self._read_meta(candidate)
-                    accept(meta)
-                    restored = self._read(candidate, like, iterator, meta, partial)
-                except UserError:
-                    raise
-                except Exception as error:  # of many kinds
-                    reason = _reason(error)
-                reason = next(filter(None, exchange(reason or "")), None)
+            seal, reason = self._examined(candidate)
             if reason is not None:
                 self._say(f"checkpoint of step {candidate} cannot be used: {reason}")
                 damaged.append(candidate)
                 continue
+            meta = self._read_meta(candidate)
+            accept(meta)
+            restored = self._read_whole(candidate, like, iterator, meta, partial)
             if damaged:
                 self._say(f"the checkpoint of step {candidate} is used instead")
                 self._set_aside(damaged)
-            return restored
+            return Restored(candidate, restored, meta, seal)
         if damaged:
             raise UserError(
                 f"no usable checkpoint in {self.directory}: see the lines above; restore the files "
@@ -241,33 +252,55 @@ class Checkpoints:
         """`steps`, the same in every process while the first deletes some."""
         return json.loads(from_first(json.dumps(self.steps())))
 
-    def _fault(self, step: int) -> str | None:
-        """What is wrong with a checkpoint's bytes, or None; all processes get the same answer."""
-        reason = ""
+    def _examined(self, step: int) -> tuple[str, str | None]:
+        """A checkpoint's seal, and what is wrong with its bytes; all processes get the same answer.
+
+        Raises:
+          UserError: it is of a newer version.
+        """
+        seal, reason, newer = "", None, 0
         if is_first():
             try:
-                self._read_meta(step)
-                self._read_position(step)
-                verify_digests(self._path(step) / "state")
+                found = self._read_description(step)
+                version = found.get("format", 1)
+                newer = version if type(version) is int and version > FORMAT else 0
+                if not newer:
+                    seal = self._verify(step, found)
             except Exception as error:  # whatever a damaged file makes a reader raise
                 reason = _reason(error)
-        return from_first(reason) or None
+        seal, reason, newer = json.loads(from_first(json.dumps([seal, reason, newer])))
+        if newer:
+            raise UserError(
+                f"the checkpoint of step {step} in {self.directory} is of format {newer}, and this "
+                f"carve_jax reads those up to {FORMAT}: it was written by a newer one; update "
+                "carve_jax"
+            )
+        return seal, reason
 
-    def _read_sealed(self, step: int) -> dict[str, Any]:
-        return json.loads((self._path(step) / "meta" / "metadata").read_text())
+    def _verify(self, step: int, found: dict[str, Any]) -> str:
+        meta, position = self._read_meta(step), self._position(step)
+        if meta.get("step") != step:
+            raise ValueError(f"it was saved as step {meta.get('step')}")
+        bound = Bound(step, found["meta"], position)
+        return verify_state(self._path(step) / "state", bound, sealed="format" in found)
+
+    def _read_description(self, step: int) -> dict[str, Any]:
+        found = parse_json(read_text(self._path(step) / "meta" / "metadata"))
+        if not isinstance(found, dict):
+            raise ValueError("its description is no object")
+        return found
 
     def _read_meta(self, step: int) -> dict[str, Any]:
-        found = self._read_sealed(step)
+        found = self._read_description(step)
         if zlib.crc32(found["meta"].encode()) != found["meta_crc32"]:
             raise ValueError("its description does not match its checksum")
         return json.loads(found["meta"])
 
-    def _read_position(self, step: int) -> Any:
-        item = json.loads((self._path(step) / "data" / "metadata").read_text())
-        position = item["position"]
-        if zlib.crc32(position.encode()) != self._read_sealed(step)["data_crc32"]:
+    def _position(self, step: int) -> str:
+        position = parse_json(read_text(self._path(step) / "data" / "metadata"))["position"]
+        if zlib.crc32(position.encode()) != self._read_description(step)["data_crc32"]:
             raise ValueError("its data position does not match its checksum")
-        return json.loads(position)
+        return position
 
     def _read_losses(self) -> dict[int, float]:
         """Held-out losses of the checkpoints on disk; none of one that is damaged."""
@@ -277,21 +310,44 @@ class Checkpoints:
                 losses[step] = float(self._read_meta(step)["eval_loss"])
         return losses
 
-    def _read(
+    def _read_whole(
         self, step: int, like: Any, iterator: Any, meta: dict[str, Any], partial: bool
-    ) -> Restored:
-        # First what is small: reading many arrays is not begun for a position that is refused.
-        if iterator is not None:
-            iterator.set_state(self._read_position(step))
+    ) -> Any:
+        """The state of a checkpoint whose bytes are those that were saved.
+
+        Raises:
+          UserError: it does not fit this program; it stays where it is, for it is not damaged.
+        """
+        reason = ""
+        try:
+            # First what is small: reading many arrays is not begun for a position that is refused.
+            if iterator is not None:
+                iterator.set_state(json.loads(self._position(step)))
+            state = self._read(step, like, partial)
+        except UserError:
+            raise
+        except Exception as error:  # of many kinds
+            reason = _reason(error)
+        reason = next(filter(None, exchange(reason)), "")
+        if reason:
+            by = self._read_description(step).get("written_by") or "an earlier version"
+            raise UserError(
+                f"the checkpoint of step {step} in {self.directory} is whole, but this program "
+                f"cannot read it ({reason}); it was written by {by}, and this is {writer()}: "
+                "use the code and the packages that wrote it"
+            )
+        return state
+
+    def _read(self, step: int, like: Any, partial: bool) -> Any:
         like = _placed(like)
         if partial:
             wanted = ocp.args.PyTreeRestore(
                 like, ocp.checkpoint_utils.construct_restore_args(like), partial_restore=True
             )
             with ocp.PyTreeCheckpointer() as reader:
-                return Restored(step, reader.restore(self._path(step) / "state", wanted), meta)
+                return reader.restore(self._path(step) / "state", wanted)
         arrays = ocp.args.Composite(state=DigestedRestore(like))
-        return Restored(step, self._manager.restore(step, args=arrays).state, meta)
+        return self._manager.restore(step, args=arrays).state
 
     def _path(self, step: int) -> Path:
         return self.directory / str(step)
@@ -327,15 +383,6 @@ def _placed(tree: Any) -> Any:
         return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
 
     return jax.tree.map(place, tree)
-
-
-def _sealed(meta: dict[str, Any], position: str) -> dict[str, Any]:
-    body = json.dumps(meta, sort_keys=True)
-    return {
-        "meta": body,
-        "meta_crc32": zlib.crc32(body.encode()),
-        "data_crc32": zlib.crc32(position.encode()),
-    }
 
 
 def _reason(error: BaseException) -> str:

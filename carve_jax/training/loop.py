@@ -28,9 +28,16 @@ from carve_jax.training.agreement import (
 from carve_jax.training.checkpoint import Checkpoints
 from carve_jax.training.data import Tokenizer
 from carve_jax.training.metrics import read_metrics
-from carve_jax.training.run import CHECKPOINTS, Run, Say, build, implementation_of, save_tokenizer
+from carve_jax.training.run import (
+    CHECKPOINTS,
+    Run,
+    Say,
+    build,
+    implementation_of,
+    save_tokenizer,
+)
 from carve_jax.training.session import Start, take_steps
-from carve_jax.training.settings import claim_workdir, flatten, make_workdir
+from carve_jax.training.settings import claim_workdir, flatten, make_workdir, require_config_of
 from carve_jax.training.step import TrainState
 
 LOCK = ".lock"
@@ -75,7 +82,7 @@ def _train(run: Run, workdir: Path, say: Say) -> TrainState:
         say=speak,
     ) as checkpoints:
         batches = run.pipeline.train_iterator()
-        start = restore_or_init(run, checkpoints, batches)
+        start = restore_or_init(run, checkpoints, batches, workdir)
         facts = describe(run, start.state, start.step)
         if is_first():
             provenance.write_provenance(workdir, facts)
@@ -134,15 +141,16 @@ def claim(workdir: Path, run: Run) -> None:
     require_shared(workdir)
 
 
-def restore_or_init(run: Run, checkpoints: Checkpoints, batches: Any) -> Start:
+def restore_or_init(run: Run, checkpoints: Checkpoints, batches: Any, workdir: Path) -> Start:
     """Where to go on: at the newest usable checkpoint, or at the beginning of a new run.
 
     Raises:
-      UserError: no checkpoint is usable, or the data is not what the run was trained on.
+      UserError: no checkpoint is usable, or config or data are not what the run was trained on.
     """
     facts = run.pipeline.describe()
 
-    def same_data(meta: dict[str, Any]) -> None:
+    def same_run(meta: dict[str, Any]) -> None:
+        require_config_of(meta, run.config, workdir)
         changed = [name for name, value in meta["data"].items() if facts.get(name) != value]
         if changed:
             raise UserError(
@@ -150,7 +158,7 @@ def restore_or_init(run: Run, checkpoints: Checkpoints, batches: Any) -> Start:
                 "on with the same files and the same Python, or start again in an empty --workdir"
             )
 
-    restored = checkpoints.restore(run.state_shapes, batches, accept=same_data)
+    restored = checkpoints.restore(run.state_shapes, batches, accept=same_run)
     if restored is None:
         return Start(run.init(), 0, 0)
     return Start(restored.state, restored.step, restored.meta["tokens"])

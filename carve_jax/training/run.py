@@ -13,16 +13,22 @@ from ml_collections import ConfigDict
 
 from carve_jax.accounting import parameter_shapes
 from carve_jax.errors import UserError
+from carve_jax.files import read_text, write_atomically
 from carve_jax.model import LanguageModel
 from carve_jax.ops.gated_delta import resolve_implementation
 from carve_jax.placement import check_mesh, state_shardings
 from carve_jax.sharding import make_mesh, row_share, spec
 from carve_jax.training.checkpoint import Checkpoints
 from carve_jax.training.data import DataPipeline, Tokenizer, make_pipeline, tokenizer_from_json
+from carve_jax.training.data.shard_header import sha256
 from carve_jax.training.guard import Guard
-from carve_jax.training.metrics import write_atomically
 from carve_jax.training.optimizer import make_optimizer, make_schedule
-from carve_jax.training.settings import check_settings, load_config, make_model_config
+from carve_jax.training.settings import (
+    check_settings,
+    load_config,
+    make_model_config,
+    require_config_of,
+)
 from carve_jax.training.step import (
     Batch,
     LossFn,
@@ -66,12 +72,19 @@ class Steps(NamedTuple):
 
 
 class Trained(NamedTuple):
-    """A model with the parameters of one checkpoint."""
+    """A model with the parameters of one checkpoint.
+
+    Attributes:
+      seal: of the checkpoint (see `Restored`).
+      tokenizer_sha256: of the tokenizer's JSON; None where the checkpoint does not say.
+    """
 
     config: ConfigDict
     model: LanguageModel
     params: Any
     step: int
+    seal: str
+    tokenizer_sha256: str | None
 
 
 def build(config: ConfigDict) -> Run:
@@ -288,17 +301,25 @@ def load_trained(
       step: a number, or "best" for the lowest held-out loss.
 
     Raises:
-      UserError: no run there, or no usable checkpoint.
+      UserError: no run there, or no usable checkpoint, or a config.json that is not the
+        checkpoint's.
     """
     config = load_config(workdir)
     model = make_model(config)
     like = {"params": parameter_shapes(model.config)}
     with Checkpoints(workdir / CHECKPOINTS, say=say, read_only=True) as checkpoints:
         number = checkpoints.best_step() if step == "best" else step
-        restored = checkpoints.restore(like, step=number, partial=True)
+        restored = checkpoints.restore(
+            like,
+            step=number,
+            partial=True,
+            accept=lambda meta: require_config_of(meta, config, workdir),
+        )
     if restored is None:
         raise UserError(f"{workdir} has no finished checkpoint yet: wait for one, or train on")
-    return Trained(config, model, restored.state["params"], restored.step)
+    tokenizer_sha256 = restored.meta.get("tokenizer_sha256")
+    params = restored.state["params"]
+    return Trained(config, model, params, restored.step, restored.seal, tokenizer_sha256)
 
 
 def save_tokenizer(workdir: Path, tokenizer: Tokenizer | None) -> None:
@@ -307,13 +328,26 @@ def save_tokenizer(workdir: Path, tokenizer: Tokenizer | None) -> None:
         write_atomically(workdir / TOKENIZER, tokenizer.to_json())
 
 
-def load_tokenizer(workdir: Path) -> Tokenizer:
+def load_tokenizer(workdir: Path, expected_sha256: str | None = None) -> Tokenizer:
     """The tokenizer of a run directory.
 
+    Args:
+      workdir: the directory.
+      expected_sha256: of the JSON, as the checkpoint says; None where it does not.
+
     Raises:
-      UserError: its data has none (a synthetic task).
+      UserError: its data has none (a synthetic task), or it is not the one it was trained with.
     """
     path = workdir / TOKENIZER
-    if not path.exists():
-        raise UserError(f"{workdir} was not trained on text: it has no {TOKENIZER}")
-    return tokenizer_from_json(path.read_text())
+    try:
+        text = read_text(path)
+    except FileNotFoundError:
+        raise UserError(f"{workdir} was not trained on text: it has no {TOKENIZER}") from None
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} cannot be read ({error}): restore it from a copy") from error
+    if expected_sha256 not in (None, sha256(text)):
+        raise UserError(
+            f"{path} is not the tokenizer that the checkpoint was trained with: restore it from a "
+            "copy"
+        )
+    return tokenizer_from_json(text)

@@ -12,6 +12,7 @@ from tqdm import tqdm
 from carve_jax.evaluation.perplexity import perplexity
 from carve_jax.training.agreement import for_all, is_first
 from carve_jax.training.checkpoint import Checkpoints
+from carve_jax.training.data.shard_header import sha256
 from carve_jax.training.guard import Guard
 from carve_jax.training.metrics import MetricsLog, Throughput
 from carve_jax.training.profiling import Profile
@@ -188,7 +189,13 @@ class Session:
 
 def saved_with(run: Run, tokens: int) -> dict[str, Any]:
     """What a checkpoint says besides the state: tokens seen, the config, and the data's facts."""
-    return {"tokens": tokens, "config": run.config.to_dict(), "data": run.pipeline.describe()}
+    tokenizer = run.pipeline.tokenizer
+    return {
+        "tokens": tokens,
+        "config": run.config.to_dict(),
+        "data": run.pipeline.describe(),
+        "tokenizer_sha256": None if tokenizer is None else sha256(tokenizer.to_json()),
+    }
 
 
 def evaluate(run: Run, state: TrainState, step: int, say: Say) -> Callable[[], dict[str, float]]:

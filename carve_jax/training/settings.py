@@ -188,6 +188,23 @@ def load_config(workdir: Path) -> ConfigDict:
         raise UserError(f"{path} cannot be read ({error}): restore it") from error
 
 
+def require_config_of(meta: Mapping[str, Any], config: ConfigDict, workdir: Path) -> None:
+    """Raises UserError unless a checkpoint was trained by this config, which is a directory's.
+
+    Fields that leave parameters and data as they would be may differ.
+    """
+    trained = meta.get("config")
+    if not isinstance(trained, dict):
+        return  # of a checkpoint that does not say
+    differing = differences(flatten(trained), flatten(config.to_dict()))
+    if differing:
+        raise UserError(
+            f"the config of {workdir} is not the one that its checkpoint of step {meta['step']} "
+            f"was trained with ({FILE_NAME} is here, the checkpoint there): "
+            f"{'; '.join(differing)}; restore {FILE_NAME} from a copy"
+        )
+
+
 def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     """Nested fields under dotted names, lists and tuples alike as tuples."""
     flat: dict[str, Any] = {}

@@ -2,8 +2,10 @@
 
 import errno
 import gc
+import json
 import os
 import resource
+import shutil
 from pathlib import Path
 
 import grain
@@ -141,6 +143,124 @@ def test_a_changed_digit_of_the_data_position_is_noticed(tmp_path):
     lines = []
     assert_is(read(tmp_path, lines)[0], 1)
     assert "its data position does not match its checksum" in lines[0]
+
+
+def swap(part):
+    def act(folder):
+        shutil.rmtree(folder / "2" / part)
+        shutil.copytree(folder / "1" / part, folder / "2" / part)
+
+    return act
+
+
+def rename(folder):
+    shutil.rmtree(folder / "2")
+    (folder / "1").rename(folder / "2")
+    shutil.copytree(folder / "2", folder / "1")
+    change(folder / "1" / "state" / "seal.json", lambda seal: {**seal, "step": 7})
+
+
+def change(path, act):
+    path.write_text(json.dumps(act(json.loads(path.read_text()))))
+
+
+def state_file(name, act):
+    return lambda folder: change(folder / "2" / "state" / name, act)
+
+
+def meta_file(act):
+    return lambda folder: change(folder / "2" / "meta" / "metadata", act)
+
+
+@pytest.mark.parametrize(
+    ("act", "said"),
+    [
+        (swap("state"), "its state was saved as step 1"),
+        (swap("data"), "its data position does not match its checksum"),
+        (swap("meta"), "its data position does not match its checksum"),
+        (rename, "it was saved as step 1"),
+        (state_file("digests.json", lambda _: {}), "its digests.json is not what was saved"),
+        (state_file("seal.json", lambda _: {}), "its state was saved as step None"),
+        (state_file("seal.json", lambda s: {**s, "seal": "0"}), "its seal is damaged"),
+        (state_file("seal.json", lambda s: {**s, "meta": "0"}), "with another description"),
+        (lambda d: (d / "2" / "state" / "seal.json").unlink(), "seal.json"),
+        (meta_file(lambda m: {**m, "format": "2"}), None),
+        (meta_file(lambda m: {k: v for k, v in m.items() if k != "format"}), None),
+    ],
+)
+def test_parts_that_were_not_saved_together_are_not_used(tmp_path, act, said):
+    folder = tmp_path / "checkpoints"
+    write(folder, [1, 2])
+    act(folder)
+    lines = []
+    if act is rename:  # neither is what it was
+        with pytest.raises(UserError, match="no usable checkpoint"):
+            read(folder, lines, read_only=True)
+    elif said is None:  # what says less of the whole than the seal does
+        assert_is(read(folder, lines)[0], 2)
+        return
+    else:
+        assert_is(read(folder, lines)[0], 1)
+    assert lines[0].startswith("checkpoint of step 2 cannot be used: ")
+    assert said in lines[0]
+
+
+def test_a_copy_under_another_step_is_not_that_step(tmp_path):
+    write(tmp_path / "checkpoints", [1, 2])
+    shutil.copytree(tmp_path / "checkpoints" / "1", tmp_path / "checkpoints" / "9")
+    lines = []
+    assert_is(read(tmp_path / "checkpoints", lines)[0], 2)
+    assert lines[0] == "checkpoint of step 9 cannot be used: it was saved as step 1"
+
+
+def without_seal(folder):
+    """A checkpoint as it was before there were seals."""
+    (folder / "state" / "seal.json").unlink()
+    names = ("meta", "meta_crc32", "data_crc32")
+    change(folder / "meta" / "metadata", lambda found: {name: found[name] for name in names})
+
+
+def test_older_checkpoints_are_read_and_held_against_what_they_have(tmp_path):
+    write(tmp_path, [1, 2])
+    for step in "12":
+        without_seal(tmp_path / step)
+    restored, _ = read(tmp_path, [], read_only=True)
+    assert_is(restored, 2)
+    shutil.copytree(tmp_path / "1", tmp_path / "5")
+    (tmp_path / "2" / "state" / "digests.json").write_text("{}")
+    lines = []
+    assert_is(read(tmp_path, lines, read_only=True)[0], 1)
+    assert lines[:2] == [
+        "checkpoint of step 5 cannot be used: it was saved as step 1",
+        "checkpoint of step 2 cannot be used: digests.json names no file",
+    ]
+
+
+def test_a_newer_version_is_not_damage(tmp_path):
+    write(tmp_path, [1, 2])
+    meta_file(lambda m: {**m, "format": 3, "meta": {"of": "another form"}})(tmp_path)
+    with pytest.raises(UserError, match=r"step 2 in .* is of format 3, and this carve_jax reads"):
+        read(tmp_path, [])
+    assert (tmp_path / "2").is_dir()
+
+
+def test_a_whole_checkpoint_of_another_program_is_not_damage(tmp_path):
+    write(tmp_path, [1, 2])
+    like = {"other": jax.ShapeDtypeStruct((3,), jnp.float32)}
+    said = r"step 2 in .* is whole, but this program cannot read it \(.*\); it was written by carve"
+    with Checkpoints(tmp_path) as checkpoints, pytest.raises(UserError, match=said):
+        checkpoints.restore(like)
+    assert (tmp_path / "2").is_dir()
+
+
+def test_a_seal_is_of_one_checkpoint(tmp_path):
+    seals = set()
+    for directory in ("a", "b"):
+        write(tmp_path / directory, [1, 2])
+        like = jax.eval_shape(lambda: make_state(0))
+        with Checkpoints(tmp_path / directory, read_only=True) as checkpoints:
+            seals |= {checkpoints.restore(like, step=step).seal for step in (1, 2)}
+    assert 2 <= len(seals) <= 4
 
 
 def test_all_damaged_is_an_error_and_moves_nothing(tmp_path):
