@@ -207,10 +207,11 @@ def _state_products(plan: Plan, m: Any, x: SpanInputs, a: Any, sums: tuple) -> t
 
     def over(rows: Any, states: Any, others: Any = None) -> Array:
         """Rows [T, V] (ones if None) times the states of their tiles [V, K]."""
-        total = None
+        total: Any = None
         for first in range(0, width, VALUE_BLOCK):
-            block = pl.ds(first, min(VALUE_BLOCK, width))
-            left = jnp.ones((SPAN, block.size), product.dtype)
+            count = min(VALUE_BLOCK, width)
+            block = pl.ds(first, count)
+            left = jnp.ones((SPAN, count), product.dtype)
             if rows is not None:
                 left = product.operand(rows[:, block])
             for n in range(SPAN // tile):
