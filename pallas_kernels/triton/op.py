@@ -191,12 +191,6 @@ def _sigma(plan: Plan, gate: Gate, logits: Array, shift: Array) -> Array:
     return jax.nn.sigmoid(logits + shift)
 
 
-def _slope(plan: Plan, inputs: Inputs, shift: Array, part: int) -> Array:
-    """Derivative of b in its logits, of a part."""
-    sigma = _sigma(plan, plan.gate, _part(inputs.erase, plan, part), shift)
-    return plan.gate.scale * sigma * (1.0 - sigma)
-
-
 def _backward(plan: Plan, residuals: tuple, cotangents: tuple) -> tuple:
     inputs, arrays, memories, squares, sums = residuals
     d_output, d_memory, d_sums = cotangents
@@ -237,7 +231,7 @@ def _backward(plan: Plan, residuals: tuple, cotangents: tuple) -> tuple:
         d_down, d_up = pull(jnp.concatenate([back.d_shift for back in parts], axis=1))
         d_mean = jnp.zeros_like(arrays.mean)  # made of sizes and of where segments start
         d_arrays = GateArrays(d_down, d_up, d_content, parts[0].d_sums[:, 0], d_mean)
-    return _collect(plan, inputs, seen, found), d_memory, d_arrays
+    return _collect(inputs, found), d_memory, d_arrays
 
 
 def _backward_part(
@@ -296,13 +290,14 @@ def _backward_part(
         d_written=back.d_written,
         states=again.states,
         d_states=back.d_states,
+        logits=None if own is None else inputs.erase,
+        shift=None if own is None else own.shift,
     )
     before = None if found is None else found.spans
     made = gradients(plan, spans, part, _like(plan, inputs), before)
     if plan.by_chunk:
         assert own is not None
-        d_logits = _part(made.erase, plan, part) * _slope(plan, inputs, own.shift, part)
-        d_shift = jnp.sum(d_logits, axis=1, keepdims=True)
+        d_shift = jnp.sum(_part(made.erase, plan, part), axis=1, keepdims=True)
         back = back._replace(d_shift=d_shift, d_sums=d_sums[:, part : part + 1])
     return back, Found(paired._replace(squares=None, diagonal=None), made)
 
@@ -335,16 +330,12 @@ def _like(plan: Plan, inputs: Inputs) -> SpanGradients:
         like(inputs.query),
         like(inputs.key),
         like(inputs.log_decay, exact=True),
-        like(inputs.erase, exact=plan.gate is not None),
+        like(inputs.erase, exact=plan.by_chunk),
     )
 
 
-def _collect(plan: Plan, inputs: Inputs, seen: Seen | None, found: Any) -> Inputs:
+def _collect(inputs: Inputs, found: Any) -> Inputs:
     """Gradients in the shapes and dtypes of the inputs."""
-    d_erase = found.spans.erase
-    if seen is not None:
-        sigma = _sigma(plan, plan.gate, inputs.erase, seen.shift)
-        d_erase = d_erase * (plan.gate.scale * sigma * (1.0 - sigma))
 
     def onto(d: Array, like: Array) -> Array:
         batch, length, heads, channels = like.shape
@@ -359,7 +350,7 @@ def _collect(plan: Plan, inputs: Inputs, seen: Seen | None, found: Any) -> Input
         key=onto(found.spans.key, inputs.key),
         value=found.pairs.value,
         log_decay=onto(found.spans.log_decay, inputs.log_decay),
-        erase=onto(d_erase, inputs.erase),
+        erase=onto(found.spans.erase, inputs.erase),
         write=found.pairs.write,
     )
 

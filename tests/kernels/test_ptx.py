@@ -107,6 +107,17 @@ def _elementwise_examples() -> Iterator[tuple[str, Example]]:
         "halved_product",
         Example(lambda: _sum(ptx_gradients.halved_product(x, f, 2)), [product]),
     )
+    logits = 4 * _normal(8)
+    logits[0, :4] = -200.0, 200.0, 0.0, -50.0
+    sigma = 1 / (1 + np.exp(-_exact(logits) - _exact(g)))
+    for scale in (1.0, 2.0):
+        yield (
+            "times_slope",
+            Example(
+                lambda scale=scale: ptx_gradients.times_slope(f, logits, g, scale),
+                [_exact(f) * scale * sigma * (1 - sigma)],
+            ),
+        )
     decay = -np.abs(f)
     decay[0, :4] = 0.0, -1000.0, -1e-30, -2e38
     logarithm = np.maximum(_exact(decay) / np.log(2.0), ptx.LOWEST)
