@@ -16,6 +16,7 @@ from carve_jax.errors import UserError
 from carve_jax.model import count_parameters
 from carve_jax.training.data.config import DataConfig
 from carve_jax.training.data.packing import check_alignment
+from carve_jax.training.ranges import check_number
 from carve_jax.training.settings import (
     check_names,
     check_settings,
@@ -201,6 +202,8 @@ def _seeds(seeds: Iterable[Any]) -> tuple[int, ...]:
         raise UserError(
             f"the sweep's seeds are {found!r}: give different whole numbers, at least one"
         )
+    for seed in found:
+        check_number("seed", seed)
     return found
 
 

@@ -19,6 +19,7 @@ from flax import struct
 
 from carve_jax.errors import UserError
 from carve_jax.shapes import Array, Bool, Float32, Int32
+from carve_jax.training.ranges import check_number
 
 ACTIONS = ("skip", "rewind", "stop")
 FIELDS = ("loss_factor", "grad_factor", "window", "action", "limit")
@@ -30,7 +31,7 @@ class GuardState:
 
     losses: Float32[Array, " window"]
     grad_norms: Float32[Array, " window"]
-    applied: Int32[Array, ""]  # steps that were applied, ever
+    applied: Int32[Array, ""]  # steps with targets that were applied, ever
     in_a_row: Int32[Array, ""]  # spikes since the last of them
 
 
@@ -72,20 +73,8 @@ class Guard:
           UserError: a value out of range.
         """
         guard = cls(**{name: section[name] for name in FIELDS})
-        for name in ("loss_factor", "grad_factor"):
-            value = getattr(guard, name)
-            if isinstance(value, bool) or not isinstance(value, (int, float)) or not value >= 0:
-                raise UserError(
-                    f"config.guard.{name} is {value!r}, but must be a number of at least 0, and 0 "
-                    "turns it off"
-                )
-        for name, least in (("window", 2), ("limit", 1)):
-            value = getattr(guard, name)
-            if isinstance(value, bool) or not isinstance(value, int) or value < least:
-                raise UserError(
-                    f"config.guard.{name} is {value!r}, but must be a whole number of at least "
-                    f"{least}"
-                )
+        for name in ("loss_factor", "grad_factor", "window", "limit"):
+            check_number(f"guard.{name}", getattr(guard, name))
         if guard.action not in ACTIONS:
             raise UserError(
                 f"config.guard.action is {guard.action!r}, but must be one of {', '.join(ACTIONS)}"
@@ -114,6 +103,7 @@ class Guard:
         loss: Float32[Array, ""],
         grad_norm: Float32[Array, ""],
         finite: Bool[Array, ""],
+        has_targets: Bool[Array, ""] | bool = True,
     ) -> tuple[Verdict, GuardState]:
         """Whether a step is a spike, and the state after it; pure, to be traced.
 
@@ -122,21 +112,24 @@ class Guard:
           loss: in nats a token.
           grad_norm: before clipping.
           finite: whether all of the step is; one that is not is always a spike.
+          has_targets: whether any loss was counted; a step without has no figures to remember.
         """
         full = state.applied >= self.window
         loss_limit = _limit(state.losses, self.loss_factor, full)
         grad_norm_limit = _limit(state.grad_norms, self.grad_factor, full)
         spike = ~finite | (loss > loss_limit) | (grad_norm > grad_norm_limit)
-        in_a_row = jnp.where(spike, state.in_a_row + 1, 0)
+        passed = jnp.where(has_targets, 0, state.in_a_row)
+        in_a_row = jnp.where(spike, state.in_a_row + 1, passed)
         place = state.applied % self.window
+        noted = ~spike & has_targets
 
         def note(ring: Array, value: Array) -> Array:
-            return ring.at[place].set(jnp.where(spike, ring[place], value))
+            return ring.at[place].set(jnp.where(noted, value, ring[place]))
 
         after = GuardState(
             losses=note(state.losses, loss),
             grad_norms=note(state.grad_norms, grad_norm),
-            applied=state.applied + jnp.where(spike, 0, 1),
+            applied=state.applied + jnp.where(noted, 1, 0),
             in_a_row=in_a_row,
         )
         return Verdict(spike, loss, loss_limit, grad_norm_limit, in_a_row), after

@@ -85,8 +85,12 @@ def next_token_loss(
 
 
 def report(sums: LossSums) -> dict[str, float]:
-    """`loss` (nats a token) and, for text, `bits_per_byte`; takes sums already on the host."""
-    figures = {"loss": float(sums.nats) / max(float(sums.tokens), 1.0)}
+    """`loss` (nats a token) and, for text, `bits_per_byte`; takes sums already on the host.
+
+    Without any target there is no loss: it is NaN, and not the best there could be.
+    """
+    tokens = float(sums.tokens)
+    figures = {"loss": math.nan if tokens == 0 else float(sums.nats) / tokens}
     if sums.bytes > 0:
         figures["bits_per_byte"] = float(sums.nats) / (math.log(2) * float(sums.bytes))
     return figures

@@ -6,7 +6,7 @@ from typing import Any
 import jax
 import optax
 
-from carve_jax.errors import UserError
+from carve_jax.training.ranges import check_number
 
 # What sets a time scale, an offset or a gain is not pulled towards zero; matrices are.
 UNDECAYED = frozenset(
@@ -42,11 +42,7 @@ def make_schedule(optimizer: Mapping[str, Any], steps: int) -> optax.Schedule:
     """
     peak = optimizer["peak_learning_rate"]
     fraction = optimizer["warmup_fraction"]
-    if not 0 <= fraction < 1:
-        raise UserError(
-            f"config.optimizer.warmup_fraction is {fraction}, but must be at least 0 and below 1; "
-            "the official recipe uses 0.01"
-        )
+    check_number("optimizer.warmup_fraction", fraction)
     warmup = max(1, round(fraction * steps))
     return optax.warmup_cosine_decay_schedule(
         init_value=peak / warmup,  # a first step at zero would be a step wasted

@@ -15,6 +15,7 @@ from carve_jax.model import LMConfig
 from carve_jax.sharding import AXES
 from carve_jax.training.guard import FIELDS as GUARD
 from carve_jax.training.guard import Guard
+from carve_jax.training.ranges import check_numbers
 
 FILE_NAME = "config.json"
 
@@ -46,19 +47,15 @@ RESUMABLE = frozenset(
 def check_settings(config: ConfigDict) -> None:
     """Raises UserError for a field that is missing, unknown or out of range.
 
-    The sections `model` and `data` are checked by the code they belong to.
+    The sections `model` and `data` are checked, but for their numbers, by the code they belong to.
     """
     check_names(config.keys(), SECTIONS + COUNTS + COUNTS_OR_ZERO + OTHERS, "config")
     check_names(config.optimizer.keys(), OPTIMIZER, "config.optimizer")
     check_names(config.mesh.keys(), AXES, "config.mesh")
     check_names(config.guard.keys(), GUARD, "config.guard")
+    check_numbers(config.to_dict())
     Guard.from_config(config.guard)
     check_reports(config)
-    counts = {f"config.{name}": config[name] for name in COUNTS}
-    counts["config.optimizer.accumulate_steps"] = config.optimizer.accumulate_steps
-    for name, value in counts.items():
-        if not isinstance(value, int) or value < 1:
-            raise UserError(f"{name} is {value!r}, but must be a whole number of at least 1")
     if config.batch_size % config.optimizer.accumulate_steps:
         raise UserError(
             f"config.batch_size is {config.batch_size}, but must be a multiple of "
@@ -68,18 +65,6 @@ def check_settings(config: ConfigDict) -> None:
 
 def check_reports(config: ConfigDict) -> None:
     """Raises UserError for a field, out of range, of what a run keeps and says."""
-    for name in COUNTS_OR_ZERO:
-        value = config[name]
-        if isinstance(value, bool) or not isinstance(value, int) or value < 0:
-            raise UserError(
-                f"config.{name} is {value!r}, but must be a whole number, or 0 for none"
-            )
-    seconds = config.watchdog_seconds
-    if isinstance(seconds, bool) or not isinstance(seconds, (int, float)) or not seconds >= 0:
-        raise UserError(
-            f"config.watchdog_seconds is {seconds!r}, but must be a number of seconds, or 0 for no "
-            "watchdog"
-        )
     steps = tuple(config.profile_steps)
     whole = len(steps) == 2 and all(type(step) is int for step in steps)
     if not whole or (steps != (0, 0) and not 1 <= steps[0] <= steps[1]):
@@ -121,6 +106,7 @@ def make_model_config(config: ConfigDict) -> LMConfig:
       UserError: an unknown field, or values that LMConfig refuses.
     """
     section = config.model.to_dict()
+    check_numbers(section, "model.")
     fields = tuple(field.name for field in dataclasses.fields(LMConfig))
     for name in section:
         if name not in fields:

@@ -173,7 +173,8 @@ def make_train_step(
         finite = finite_by_group(grads, sums) | {"the gradient norm": jnp.isfinite(grad_norm)}
         all_finite = jnp.all(jnp.stack(list(finite.values())))
         mean = sums.nats / jnp.maximum(sums.tokens, 1.0)
-        verdict, judged = guard.judge(state.guard, mean, grad_norm, all_finite)
+        has_targets = sums.tokens > 0
+        verdict, judged = guard.judge(state.guard, mean, grad_norm, all_finite, has_targets)
         good = ~verdict.spike if guard.on else all_finite
         healthy = state.healthy & (good | guard.skips)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)

@@ -200,3 +200,23 @@ def test_too_many_are_the_end(tmp_path, monkeypatch):
 def test_bad_settings(changes, message):
     with pytest.raises(UserError, match=message):
         check_settings(tiny_config(**changes))
+
+
+def test_steps_without_targets_have_no_figures_to_remember():
+    guard = Guard(loss_factor=3.0, window=4)
+    state = guard.init()
+    for loss, targets in [(2.0, True), (0.0, False), (2.1, True), (0.0, False), (1.9, True)]:
+        verdict, state = guard.judge(state, loss, 1.0, jnp.bool_(True), jnp.bool_(targets))
+        assert not verdict.spike
+    assert int(state.applied) == 3
+    assert sorted(round(float(x), 3) for x in state.losses) == [0.0, 1.9, 2.0, 2.1]  # one is free
+    _, state = guard.judge(state, 2.0, 1.0, jnp.bool_(True), jnp.bool_(True))
+    good, after = guard.judge(state, 2.05, 1.0, jnp.bool_(True), jnp.bool_(True))
+    assert not good.spike
+    bad, after = guard.judge(after, 9.0, 1.0, jnp.bool_(True), jnp.bool_(True))
+    empty, after = guard.judge(after, 0.0, 0.0, jnp.bool_(True), jnp.bool_(False))
+    assert bool(bad.spike)
+    assert not bool(empty.spike)
+    assert int(after.in_a_row) == 1  # neither a spike nor an end of them
+    broken, _ = guard.judge(after, 0.0, 0.0, jnp.bool_(False), jnp.bool_(False))
+    assert bool(broken.spike)

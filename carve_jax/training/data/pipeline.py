@@ -15,6 +15,7 @@ from carve_jax.training.data.batches import (
 )
 from carve_jax.training.data.config import SYNTHETIC, DataConfig
 from carve_jax.training.data.documents import Document, fingerprint, split_documents
+from carve_jax.training.data.lossless import lossy
 from carve_jax.training.data.order import WINDOW
 from carve_jax.training.data.packing import Batch, Packer, Pieces, check_alignment
 from carve_jax.training.data.shard import Shard
@@ -23,6 +24,7 @@ from carve_jax.training.data.synthetic import TASKS, Task, eval_batches, train_b
 from carve_jax.training.data.token_files import TokenFiles
 from carve_jax.training.data.tokenizer import ByteTokenizer, Tokenizer, train_bpe
 from carve_jax.training.data.tokenizer_files import open_tokenizer
+from carve_jax.training.ranges import check_number
 
 
 @dataclasses.dataclass(frozen=True)
@@ -112,8 +114,7 @@ def make_pipeline(
     settings = DataConfig.from_config(config)
     block = Block.of_process(batch_size, process_index, process_count)
     check_alignment(sequence_length, segment_alignment)
-    if seed < 0:
-        raise UserError(f"seed is {seed}; give 0 or a positive number.")
+    check_number("seed", seed)
     if settings.source in SYNTHETIC:
         task = TASKS[settings.source](settings, sequence_length)
         return DataPipeline(
@@ -192,6 +193,11 @@ def _from_stdlib(settings: DataConfig) -> _Text:
     shards = [
         Shard.concatenate([tokenizer.encode(d.text) for d in documents]) for documents in splits
     ]
+    if any(
+        tokenizer.token_bytes[shard.tokens].sum() != sum(len(d.text) for d in documents)
+        for documents, shard in zip(splits, shards, strict=True)
+    ):
+        lossy(tokenizer)
     facts: dict[str, Any] = {
         "parts": list(settings.parts),
         "python": platform.python_version(),
