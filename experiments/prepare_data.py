@@ -2,21 +2,26 @@
 
     python -m experiments.prepare_data --input=FILE_OR_DIRECTORY,… --output=DIRECTORY \
         --tokenizer=bytes|bpe|tokenizer.json [--vocab_size=8192] [--eval_fraction=0.01] \
-        [--workers=N] [--shard_tokens=134217728] [--text_column=text] [--id_column=]
+        [--workers=N] [--shard_tokens=134217728] [--text_column=text] [--id_column=] \
+        [--largest_document=67108864]
     python -m experiments.prepare_data --output=DIRECTORY --verify
 
-A text file is a document; so is each line of a .jsonl file (`{"text": …}`) and each row of a
-.parquet file (FineWeb-Edu's layout; needs the extra `parquet`). A directory stands for the .txt,
-.md, .rst, .jsonl and .parquet files below it, `stdlib` for the text that Python itself carries. A
-hash of its name decides whether a document is held out (an expected share of --eval_fraction); its
-name is that of its file with the number of its line or row, or what --id_column holds. --vocab_size
-is that of a bpe, which is trained on the documents that are not held out.
+A text file is a document; so is each line of JSON (`{"text": …}`; .jsonl, .ndjson and .json files)
+and each row of a .parquet file (FineWeb-Edu's layout; needs the extra `parquet`). A directory
+stands for those files and the .txt, .md and .rst files below it (what is passed over is said),
+`stdlib` for the text that Python itself carries. A document of more than --largest_document bytes
+is refused: tokenising takes about twelve times as much memory.
+
+A hash of its name decides whether a document is held out (an expected share of --eval_fraction);
+its name is that of its file with the number of its line or row, or what --id_column holds.
+--vocab_size is that of a bpe, which is trained on the documents that are not held out.
 
 --workers processes tokenise (all cores); the files do not depend on how many. A run that was killed
 goes on where whole shards ended: run it again. --verify reads everything back against its digests.
 """
 
-from collections.abc import Iterator, Sequence
+import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -24,6 +29,7 @@ import tqdm
 from absl import flags
 
 from carve_jax.errors import UserError
+from carve_jax.files import local_path, read_text, reason_of, told
 from carve_jax.training.data import manifest as manifests
 from carve_jax.training.data.config import check_fraction
 from carve_jax.training.data.documents import is_held_out
@@ -33,8 +39,10 @@ from carve_jax.training.data.shard_header import SPLITS, TOKENIZER_FILE, Header,
 from carve_jax.training.data.shard_writer import ShardWriter, write_tokenizer
 from carve_jax.training.data.token_files import TokenFiles
 from carve_jax.training.data.tokenizer import Tokenizer, tokenizer_from_json
+from carve_jax.training.data.tokenizer_checks import LARGEST_FILE
 from experiments import cli
 from experiments.prepare_sources import (
+    LARGEST_DOCUMENT,
     Columns,
     Surveyed,
     Work,
@@ -43,7 +51,7 @@ from experiments.prepare_sources import (
     read_work,
     source_bytes,
 )
-from experiments.prepare_workers import Survey, Tokenise, Tokens, Workers, usable_cores
+from experiments.prepare_workers import Stream, Survey, Tokenise, Workers, usable_cores
 
 SHARD_TOKENS = 1 << 27
 
@@ -77,7 +85,7 @@ class Settings(NamedTuple):
             "shard_tokens": self.shard_tokens,
             "text_column": self.columns.text,
             "id_column": self.columns.name,
-            "work": list(self.work),
+            "work": [self.work.bytes, self.work.rows],
         }
 
 
@@ -92,15 +100,22 @@ def prepare(
         no files.
     """
     check_fraction("--eval_fraction", settings.eval_fraction)
-    for name, value in (("workers", workers), ("shard_tokens", settings.shard_tokens)):
+    counts = {
+        "workers": workers,
+        "shard_tokens": settings.shard_tokens,
+        "largest_document": settings.work.document,
+    }
+    for name, value in counts.items():
         if value < 1:
             raise UserError(f"--{name} is {value}; give at least 1.")
-    sources = list_sources(inputs)
-    try:
+    passed_over: list[str] = []
+    sources = list_sources(inputs, say=passed_over.append)
+    output = local_path(output, "--output")
+    with told(f"--output={output}", "give another directory", failed="cannot be made"):
         output.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"--output={output} cannot be made ({error.strerror}).") from error
     before = _unfinished(output)
+    for line in passed_over:
+        print(line, file=sys.stderr)
     with Workers(workers) as processes:
         surveyed = []
         total = sum(source_bytes(source) for source in sources)
@@ -146,10 +161,15 @@ def _remove(output: Path, keep: Sequence[str]) -> None:
     """
     for path in [p for split in SPLITS for p in output.glob(f"{split}-*")]:
         if path.stem not in keep and path.suffix != ".partial":
-            path.unlink(missing_ok=True)
+            _unlink(path)
     if not keep:
         for name in (TOKENIZER_FILE, manifests.FILE_NAME):
-            (output / name).unlink(missing_ok=True)
+            _unlink(output / name)
+
+
+def _unlink(path: Path) -> None:
+    with told(path, "remove it, and run again", failed="cannot be removed"):
+        path.unlink(missing_ok=True)
 
 
 def _prepare(
@@ -173,6 +193,11 @@ def _prepare(
         _remove(output, keep=list(manifest.shards))
         print(f"{output}: going on behind {len(manifest.shards)} whole shards")
     first, skip = manifest.position
+    if manifest.done_bytes != sum(item.size for item in work[:first]) or first > len(work):
+        raise UserError(
+            f"The position in {output / manifests.FILE_NAME} is not one in these inputs; remove "
+            "the directory and begin again."
+        )
     tokenise = Tokenise(
         output / TOKENIZER_FILE,
         manifest.tokenizer_sha256,
@@ -182,11 +207,26 @@ def _prepare(
     total = sum(item.size for item in work)
     with tqdm.tqdm(total=total, unit="B", unit_scale=True, desc="tokens") as progress:
         progress.update(manifest.done_bytes)
-        stream = _Stream(work, processes.map(tokenise, work[first:]), (first, skip), progress)
+        stream = Stream(work, processes.map(tokenise, work[first:]), (first, skip), progress)
         while stream.more() or not manifest.shards:
             _write_part(output, manifest, tokenizer, stream, settings)
     manifest.complete = True
     manifest.write(output)
+    _say_losses(manifest)
+
+
+def _say_losses(manifest: Manifest) -> None:
+    """Says what the tokenizer made of documents that it did not take whole."""
+    if manifest.without:
+        print(
+            f"{manifest.without} documents were left out: the tokenizer makes no tokens of their "
+            "text, perhaps for want of its characters"
+        )
+    if manifest.inexact:
+        print(
+            f"{manifest.inexact} documents are not given back to the byte by the tokenizer, so "
+            "with these files no bits per byte are measured"
+        )
 
 
 def _tokenizer(
@@ -195,11 +235,11 @@ def _tokenizer(
     """The tokenizer asked for; a bpe is not trained twice."""
     if before is not None and settings.tokenizer == "bpe":
         try:
-            return tokenizer_from_json((output / TOKENIZER_FILE).read_text(encoding="utf-8"))
-        except (OSError, UnicodeDecodeError) as error:
+            return tokenizer_from_json(read_text(output / TOKENIZER_FILE, LARGEST_FILE))
+        except (OSError, ValueError) as error:
             raise UserError(
-                f"{output} is half-written and its {TOKENIZER_FILE} cannot be read ({error}); "
-                "remove the directory and begin again."
+                f"{output} is half-written and its {TOKENIZER_FILE} cannot be read "
+                f"({reason_of(error)}); remove the directory and begin again."
             ) from error
     texts = (
         document.text
@@ -232,59 +272,11 @@ def _check_same(output: Path, before: Manifest, now: Manifest) -> None:
         )
 
 
-class _Stream:
-    """Tokenised documents one after another, and the position behind those that were taken.
-
-    Args:
-      work: all of it.
-      results: its tokens, from the position on.
-      position: piece of work, and documents of it that are left out.
-      progress: told the bytes of each piece of work that is done with.
-    """
-
-    def __init__(
-        self,
-        work: Sequence[Work],
-        results: Iterator[Tokens],
-        position: tuple[int, int],
-        progress: tqdm.tqdm,
-    ) -> None:
-        self._work = work
-        self._results = results
-        self._tokens: Tokens | None = None
-        self._progress = progress
-        self.position = position
-        self.done_bytes = sum(item.size for item in work[: position[0]])
-
-    def more(self) -> bool:
-        """Whether documents are left."""
-        while self.position[0] < len(self._work):
-            if self._tokens is None:
-                self._tokens = next(self._results)
-            if self.position[1] < self._tokens.documents:
-                return True
-            size = self._work[self.position[0]].size
-            self._tokens, self.position = None, (self.position[0] + 1, 0)
-            self.done_bytes += size
-            self._progress.update(size)
-        return False
-
-    def take(self, train_tokens: int) -> Tokens:
-        """The next documents, at most up to the one with which training tokens are so many."""
-        assert self._tokens is not None  # more() was true
-        index, start = self.position
-        rest = self._tokens.cut(start, self._tokens.documents)
-        reached = (rest.lengths * ~rest.held_out).cumsum()
-        count = min(int(reached.searchsorted(train_tokens)) + 1, rest.documents)
-        self.position = index, start + count
-        return rest.cut(0, count)
-
-
 def _write_part(
-    output: Path, manifest: Manifest, tokenizer: Tokenizer, stream: _Stream, settings: Settings
+    output: Path, manifest: Manifest, tokenizer: Tokenizer, stream: Stream, settings: Settings
 ) -> None:
     """Writes the next shard of each split, and then the manifest."""
-    number = len(manifest.shards) // len(SPLITS)
+    number, inexact, without = len(manifest.shards) // len(SPLITS), 0, stream.without
     names = [f"{split}-{number:05d}" for split in SPLITS]
     with (
         ShardWriter(output, names[0], tokenizer) as train,
@@ -292,6 +284,7 @@ def _write_part(
     ):
         while train.tokens < settings.shard_tokens and stream.more():
             tokens = stream.take(settings.shard_tokens - train.tokens)
+            inexact += int((~tokens.exact).sum())
             train.write_documents(*tokens.of_split(False))
             held_out.write_documents(*tokens.of_split(True))
         if not stream.more():
@@ -300,6 +293,8 @@ def _write_part(
         assert writer.header is not None  # the context ended well
         manifest.shards[name] = shard_facts(writer.header)
     manifest.position, manifest.done_bytes = stream.position, stream.done_bytes
+    manifest.inexact += inexact if tokenizer.lossless else 0
+    manifest.without += stream.without - without
     manifest.write(output)
 
 
@@ -335,6 +330,9 @@ def define_flags() -> flags.FlagValues:
     flags.DEFINE_integer(
         "shard_tokens", SHARD_TOKENS, "Training tokens of a shard.", flag_values=values
     )
+    flags.DEFINE_integer(
+        "largest_document", LARGEST_DOCUMENT, "Bytes; a larger is refused.", flag_values=values
+    )
     flags.DEFINE_string("text_column", "text", "Field or column of the text.", flag_values=values)
     flags.DEFINE_string(
         "id_column", "", "Field or column of a document's name.", flag_values=values
@@ -360,6 +358,7 @@ def main(argv: list[str]) -> None:
         options.eval_fraction,
         options.shard_tokens,
         Columns(options.text_column, options.id_column),
+        WorkSize(document=options.largest_document),
     )
     files = prepare(options.input, output, settings, workers=options.workers)
     for split, headers in files.headers.items():

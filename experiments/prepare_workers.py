@@ -7,19 +7,22 @@ import multiprocessing
 import os
 import signal
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import NamedTuple, TypeVar
 
 import numpy as np
+import tqdm
 
 from carve_jax.errors import UserError
+from carve_jax.files import read_text, told
 from carve_jax.training.data.documents import is_held_out
 from carve_jax.training.data.shard_header import DTYPES
 from carve_jax.training.data.shard_writer import token_dtype
 from carve_jax.training.data.tokenizer import Tokenizer, tokenizer_from_json
+from carve_jax.training.data.tokenizer_checks import LARGEST_FILE
 from experiments.prepare_sources import (
     Columns,
     Source,
@@ -41,13 +44,17 @@ class Tokens(NamedTuple):
       ids: of all of them, end to end.
       lengths: tokens of each.
       held_out: whether each is held out.
-      text_bytes: bytes of each.
+      text_bytes: bytes that the tokens of each stand for.
+      exact: whether these are the bytes of its text.
+      without: documents left out, for the tokenizer made no tokens of their text.
     """
 
     ids: np.ndarray
     lengths: np.ndarray
     held_out: np.ndarray
     text_bytes: np.ndarray
+    exact: np.ndarray
+    without: int = 0
 
     @property
     def documents(self) -> int:
@@ -57,8 +64,9 @@ class Tokens(NamedTuple):
     def cut(self, start: int, end: int) -> "Tokens":
         """The documents start … end-1."""
         first, last = (int(self.lengths[:n].sum()) for n in (start, end))
-        columns = (self.lengths, self.held_out, self.text_bytes)
-        return Tokens(self.ids[first:last], *(column[start:end] for column in columns))
+        columns = (self.lengths, self.held_out, self.text_bytes, self.exact)
+        lengths, held_out, text_bytes, exact = (column[start:end] for column in columns)
+        return Tokens(self.ids[first:last], lengths, held_out, text_bytes, exact)
 
     def of_split(self, held_out: bool) -> tuple[np.ndarray, list[int], int]:
         """Ids, lengths and bytes of the documents on one side."""
@@ -86,7 +94,8 @@ class Survey:
 
 @dataclasses.dataclass(frozen=True)
 class Tokenise:
-    """Tokenises work, in this process or another; a document without tokens is left out.
+    """Tokenises work, in this process or another; a document without tokens is left out, and
+    counted unless its text is white space.
 
     Attributes:
       tokenizer: its JSON's path.
@@ -109,28 +118,90 @@ class Tokenise:
         tokenizer = _tokenizer(self.tokenizer, self.tokenizer_sha256)
         dtype = DTYPES[token_dtype(tokenizer.vocab_size)]
         documents: list[np.ndarray] = []
-        held_out, text_bytes = [], []
+        held_out, text_bytes, exact = [], [], []
+        without = 0
         for name, text in read_work(work, self.columns):
             try:
                 ids = tokenizer.encode(text)
             except UserError as error:
                 raise UserError(f"{name}: {error}") from error
-            if len(ids):
+            if not len(ids):
+                without += bool(text.strip())
+            else:
                 documents.append(ids.astype(dtype))
                 held_out.append(is_held_out(name, self.eval_fraction))
                 text_bytes.append(int(tokenizer.token_bytes[ids].sum()))
+                exact.append(text_bytes[-1] == len(text))
         return Tokens(
             np.concatenate([np.zeros(0, dtype), *documents]),
             np.array([len(ids) for ids in documents], np.int64),
             np.array(held_out, bool),
             np.array(text_bytes, np.int64),
+            np.array(exact, bool),
+            without,
         )
 
 
 @functools.lru_cache(maxsize=1)
 def _tokenizer(path: Path, digest: str) -> Tokenizer:
     del digest  # another file of that name is another tokenizer
-    return tokenizer_from_json(path.read_text(encoding="utf-8"))
+    with told(path, "run again"):
+        return tokenizer_from_json(read_text(path, LARGEST_FILE))
+
+
+class Stream:
+    """Tokenised documents one after another, and the position behind those that were taken.
+
+    Attributes:
+      position: piece of work, and documents of it that were taken.
+      done_bytes: of the sources, before the position.
+      without: documents left out of the pieces that are done with.
+
+    Args:
+      work: all of it.
+      results: its tokens, from the position on.
+      position: piece of work, and documents of it that are left out.
+      progress: told the bytes of each piece of work that is done with.
+    """
+
+    def __init__(
+        self,
+        work: Sequence[Work],
+        results: Iterator[Tokens],
+        position: tuple[int, int],
+        progress: tqdm.tqdm,
+    ) -> None:
+        self._work = work
+        self._results = results
+        self._tokens: Tokens | None = None
+        self._progress = progress
+        self.position = position
+        self.done_bytes = sum(item.size for item in work[: position[0]])
+        self.without = 0
+
+    def more(self) -> bool:
+        """Whether documents are left."""
+        while self.position[0] < len(self._work):
+            if self._tokens is None:
+                self._tokens = next(self._results)
+            if self.position[1] < self._tokens.documents:
+                return True
+            size = self._work[self.position[0]].size
+            self.without += self._tokens.without
+            self._tokens, self.position = None, (self.position[0] + 1, 0)
+            self.done_bytes += size
+            self._progress.update(size)
+        return False
+
+    def take(self, train_tokens: int) -> Tokens:
+        """The next documents, at most up to the one with which training tokens are so many."""
+        assert self._tokens is not None  # more() was true
+        index, start = self.position
+        rest = self._tokens.cut(start, self._tokens.documents)
+        reached = (rest.lengths * ~rest.held_out).cumsum()
+        count = min(int(reached.searchsorted(train_tokens)) + 1, rest.documents)
+        self.position = index, start + count
+        return rest.cut(0, count)
 
 
 class Workers:

@@ -3,8 +3,11 @@
 from carve_jax.files.durable import (
     read_regular,
     read_text,
+    replacing,
+    sync_directory,
     write_atomically,
     write_new,
+    write_synced,
 )
 from carve_jax.files.json_files import (
     Damaged,
@@ -14,18 +17,27 @@ from carve_jax.files.json_files import (
 )
 from carve_jax.files.locks import held, try_lock
 from carve_jax.files.names import digest_of, inside
+from carve_jax.files.paths import local_path, open_regular, reason_of, shown, told
 
 __all__ = [
     "Damaged",
     "digest_of",
     "held",
     "inside",
+    "local_path",
+    "open_regular",
     "parse_json",
     "read_json",
     "read_json_lines",
     "read_regular",
     "read_text",
+    "reason_of",
+    "replacing",
+    "shown",
+    "sync_directory",
+    "told",
     "try_lock",
     "write_atomically",
     "write_new",
+    "write_synced",
 ]

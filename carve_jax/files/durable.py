@@ -6,7 +6,9 @@ All text is UTF-8, whatever the machine's locale.
 import contextlib
 import os
 import stat
+from collections.abc import Iterator
 from pathlib import Path
+from typing import IO
 
 LARGEST = 64 << 20  # bytes of a small file; more is refused before it is read
 
@@ -53,7 +55,28 @@ def write_atomically(path: Path, content: str | bytes) -> None:
     except OSError:
         temporary.unlink(missing_ok=True)
         raise
-    _sync_directory(path.parent)
+    sync_directory(path.parent)
+
+
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[IO[bytes]]:
+    """A file to write into that replaces `path`, as `write_atomically` does, if the context ends
+    well; else it is removed. For what is too large to be held at once.
+
+    Raises:
+      OSError: the disk is full or the directory cannot be written; the old content stays.
+    """
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    try:
+        with temporary.open("wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    sync_directory(path.parent)
 
 
 def write_new(path: Path, content: str | bytes) -> bool:
@@ -67,7 +90,7 @@ def write_new(path: Path, content: str | bytes) -> bool:
         return False
     finally:
         temporary.unlink()
-    _sync_directory(path.parent)
+    sync_directory(path.parent)
     return True
 
 
@@ -75,17 +98,23 @@ def _written_beside(path: Path, content: str | bytes) -> Path:
     """A file beside `path` that holds the content, on the disk and not only in its cache."""
     temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     try:
-        with temporary.open("wb") as file:
-            file.write(content.encode("utf-8") if isinstance(content, str) else content)
-            file.flush()
-            os.fsync(file.fileno())
+        write_synced(temporary, content.encode("utf-8") if isinstance(content, str) else content)
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
     return temporary
 
 
-def _sync_directory(directory: Path) -> None:
+def write_synced(path: Path, content: bytes) -> None:
+    """Writes a file to the disk, and not only to its cache; not in one move."""
+    with path.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def sync_directory(directory: Path) -> None:
+    """Sees to it that names given in a directory outlive a power cut, where the system can."""
     # Without it the name itself may be lost. Not every system lets directories be synced.
     with contextlib.suppress(OSError):
         handle = os.open(directory, os.O_RDONLY)

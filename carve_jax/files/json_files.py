@@ -4,6 +4,7 @@
 digits, nesting without end, halves of surrogate pairs that no file can be written with.
 """
 
+import functools
 import json
 import re
 from pathlib import Path
@@ -25,14 +26,18 @@ class Damaged(NamedTuple):
     reason: str
 
 
-def parse_json(text: str) -> Any:
+def parse_json(text: str, *, digits: int = DIGITS) -> Any:
     """The value of a JSON text.
+
+    Args:
+      text: JSON.
+      digits: most of an integer.
 
     Raises:
       ValueError: the text is no JSON, or JSON that nothing here would write; says why, briefly.
     """
     try:
-        value = json.loads(text, parse_int=_integer)
+        value = json.loads(text, parse_int=functools.partial(_integer, digits))
         if _SURROGATE.search(text):
             json.dumps(value, ensure_ascii=False).encode("utf-8")
     except RecursionError:
@@ -104,7 +109,7 @@ def read_json_lines(
     return found, damaged
 
 
-def _integer(digits: str) -> int:
-    if len(digits.lstrip("-")) > DIGITS:
+def _integer(most: int, digits: str) -> int:
+    if len(digits.lstrip("-")) > most:
         raise ValueError(f"it holds an integer of {len(digits):,} digits")
     return int(digits)

@@ -1,6 +1,7 @@
 """SentencePiece models, through the `sentencepiece` package (the extra `eval` brings it)."""
 
 import base64
+import binascii
 import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -9,8 +10,10 @@ from typing import Any
 import numpy as np
 
 from carve_jax.errors import UserError
+from carve_jax.files import read_regular, reason_of
 from carve_jax.shapes import Int32
 from carve_jax.training.data.lossless import bytes_of_piece, lossless_bytes
+from carve_jax.training.data.tokenizer_checks import LARGEST_FILE, as_text
 
 
 class SentencePieceTokenizer:
@@ -35,11 +38,15 @@ class SentencePieceTokenizer:
                 "SentencePiece models need the package sentencepiece: pip install -e '.[eval]'"
             ) from error
         try:
+            if not model:  # which the package takes for none given, and fails later
+                raise RuntimeError("it is empty")
             self._processor = sentencepiece.SentencePieceProcessor(model_proto=model)
-        except RuntimeError as error:
-            raise UserError(f"this is no SentencePiece model ({error})") from error
+            pieces = self._processor.get_piece_size()
+            if not pieces:
+                raise RuntimeError("it holds no pieces")
+        except (RuntimeError, OSError, ValueError) as error:
+            raise UserError(f"this is no SentencePiece model ({reason_of(error)})") from error
         self._model = model
-        pieces = self._processor.get_piece_size()
         ends = (self._processor.eos_id(), self._processor.bos_id(), pieces)
         self.separator = next(end for end in ends if end >= 0)
         self.vocab_size = max(pieces, self.separator + 1)
@@ -53,20 +60,39 @@ class SentencePieceTokenizer:
           UserError: no such file, or not a model.
         """
         try:
-            return cls(Path(path).read_bytes())
-        except OSError as error:
-            raise UserError(f"The tokenizer {str(path)!r} cannot be read ({error})") from error
+            model = read_regular(Path(path), LARGEST_FILE)
+        except (OSError, ValueError) as error:
+            raise UserError(
+                f"The tokenizer {str(path)!r} cannot be read ({reason_of(error)}): correct the path"
+            ) from error
+        try:
+            return cls(model)
+        except UserError as error:
+            raise UserError(f"{path}: {error}") from error
 
     @classmethod
     def from_description(cls, description: Mapping[str, Any]) -> "SentencePieceTokenizer":
-        """The tokenizer that `to_json` described."""
-        return cls(base64.b64decode(description["model"]))
+        """The tokenizer that `to_json` described.
+
+        Raises:
+          UserError: it describes none.
+        """
+        try:
+            model = base64.b64decode(description["model"], validate=True)
+        except (KeyError, TypeError, ValueError, binascii.Error) as error:
+            raise UserError(
+                f"The description of a SentencePiece tokenizer lacks its model "
+                f"({reason_of(error)}): restore its file"
+            ) from error
+        return cls(model)
 
     def encode(self, text: str | bytes) -> Int32[np.ndarray, " tokens"]:
-        """Ids of a text."""
-        if isinstance(text, bytes):
-            text = text.decode(errors="replace")
-        return np.asarray(self._processor.encode(text), np.int32)
+        """Ids of a text.
+
+        Raises:
+          UserError: bytes that are not UTF-8.
+        """
+        return np.asarray(self._processor.encode(as_text(text)), np.int32)
 
     def decode(self, ids: Iterable[int]) -> str:
         """Text of the ids; separators vanish."""

@@ -14,17 +14,18 @@ they were made of. Version 1 had no .crc files, and earlier directories no manif
 import contextlib
 import dataclasses
 import hashlib
-import json
 from collections.abc import Iterator
 from pathlib import Path
 
 from carve_jax.errors import UserError
+from carve_jax.files import read_json, reason_of, shown, told
 
 FORMAT = "carve_jax tokens"
 VERSION = 2
 READABLE = (1, 2)
 SPLITS = ("train", "eval")
 TOKENIZER_FILE = "tokenizer.json"
+NO_HEADER = "it is not a header of token files; prepare the data again"
 DTYPES = {"uint16": "<u2", "uint32": "<u4"}
 
 
@@ -64,17 +65,20 @@ class Header:
           UserError: not a header, or of a version this reader does not know.
         """
         try:
-            values = json.loads(path.read_text(encoding="utf-8"))
+            values = read_json(path, mend=NO_HEADER)
             if values["format"] != FORMAT or values["version"] not in READABLE:
                 raise UserError(
-                    f"{path} has format {values['format']!r} version {values['version']!r}; this "
-                    f"reader knows {FORMAT!r} versions 1 and 2: prepare the data again."
+                    f"{path} has format {shown(values['format'])} version "
+                    f"{shown(values['version'])}; this reader knows {FORMAT!r} versions 1 and 2: "
+                    "prepare the data again."
                 )
             header = cls(**values)
-        except (OSError, UnicodeDecodeError, json.JSONDecodeError, KeyError, TypeError) as error:
-            raise UserError(
-                f"{path} is not a header of token files ({error!r}); prepare the data again."
-            ) from error
+        except (OSError, KeyError, TypeError) as error:
+            raise UserError(f"{path}: {NO_HEADER} ({reason_of(error)})") from error
+        for field in dataclasses.fields(cls):
+            value = getattr(header, field.name)
+            if type(value) is not field.type or (field.type is int and value < 0):
+                raise UserError(f"{path}: {NO_HEADER} ({field.name} is {shown(value)})")
         if header.dtype not in DTYPES:
             raise UserError(f"{path} says dtype {header.dtype!r}; allowed are uint16 and uint32.")
         return header
@@ -93,10 +97,6 @@ def partial(path: Path) -> Path:
 @contextlib.contextmanager
 def said_clearly(path: Path) -> Iterator[None]:
     """Makes a failure to write a file a UserError."""
-    try:
+    mend = "nothing was left half-written; make room or choose another directory, then run again"
+    with told(path, mend, failed="could not be written"):
         yield
-    except OSError as error:
-        raise UserError(
-            f"{path} could not be written ({error.strerror}); nothing was left half-written: "
-            "make room or choose another directory, then run again."
-        ) from error

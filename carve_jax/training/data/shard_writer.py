@@ -11,6 +11,7 @@ from typing import IO
 
 import numpy as np
 
+from carve_jax.files import sync_directory, write_synced
 from carve_jax.shapes import Int32
 from carve_jax.training.data.shard import BLOCK, block_checksums
 from carve_jax.training.data.shard_header import (
@@ -140,12 +141,13 @@ class ShardWriter:
             offsets_sha256=sha256(offsets),
             crc_sha256=sha256(checksums),
         )
-        partial(self._paths["offsets"]).write_bytes(offsets)
-        partial(self._paths["crc"]).write_bytes(checksums)
         text = json.dumps(dataclasses.asdict(self.header), indent=2) + "\n"
-        partial(self._paths["json"]).write_text(text, encoding="utf-8")
+        contents = {"offsets": offsets, "crc": checksums, "json": text.encode()}
+        for kind, content in contents.items():
+            write_synced(partial(self._paths[kind]), content)
         for path in self._paths.values():  # the header is last
             os.replace(partial(path), path)
+        sync_directory(path.parent)
 
 
 def write_tokenizer(directory: Path, tokenizer: Tokenizer) -> None:
@@ -165,7 +167,8 @@ def write_text(path: Path, text: str) -> None:
     """
     try:
         with said_clearly(path):
-            partial(path).write_text(text, encoding="utf-8")
+            write_synced(partial(path), text.encode())
             os.replace(partial(path), path)
+            sync_directory(path.parent)
     finally:
         partial(path).unlink(missing_ok=True)

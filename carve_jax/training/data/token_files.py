@@ -7,10 +7,15 @@ from pathlib import Path
 import numpy as np
 
 from carve_jax.errors import UserError
+from carve_jax.files import local_path, open_regular, read_text, reason_of, told
+from carve_jax.training.data.lossless import lossy
 from carve_jax.training.data.manifest import Manifest
-from carve_jax.training.data.shard import BLOCK, Shard
+from carve_jax.training.data.shard import BLOCK, FileShard, Shard, forget
 from carve_jax.training.data.shard_header import DTYPES, SPLITS, TOKENIZER_FILE, Header, sha256
 from carve_jax.training.data.tokenizer import Tokenizer, tokenizer_from_json
+from carve_jax.training.data.tokenizer_checks import LARGEST_FILE
+
+AGAIN = "prepare the data again"
 
 
 class TokenFiles:
@@ -29,12 +34,12 @@ class TokenFiles:
     """
 
     def __init__(self, path: str | Path) -> None:
-        self._directory = Path(path)
-        if not path or not self._directory.is_dir():
-            raise UserError(
-                f"data.path is {str(path)!r}, which is no directory; give the directory that "
-                "experiments.prepare_data wrote."
-            )
+        self._directory = local_path(path, "data.path") if path else Path(path)
+        mend = "give the directory that experiments.prepare_data wrote"
+        with told(f"data.path {self._directory}", mend):
+            found = bool(path) and self._directory.is_dir()
+        if not found:
+            raise UserError(f"data.path is {str(path)!r}, which is no directory; {mend}.")
         manifest = Manifest.read(self._directory)
         self.headers = {
             split: {
@@ -51,6 +56,8 @@ class TokenFiles:
                 "experiments.prepare_data."
             )
         self.tokenizer = self._read_tokenizer()
+        if manifest is not None and manifest.inexact:
+            lossy(self.tokenizer)
 
     def _all_headers(self) -> dict[str, Header]:
         return {name: h for headers in self.headers.values() for name, h in headers.items()}
@@ -58,10 +65,10 @@ class TokenFiles:
     def _read_tokenizer(self) -> Tokenizer:
         path = self._directory / TOKENIZER_FILE
         try:
-            text = path.read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
+            text = read_text(path, LARGEST_FILE)
+        except (OSError, ValueError) as error:
             raise UserError(
-                f"The tokenizer {path} cannot be read ({error}); prepare the data again."
+                f"The tokenizer {path} cannot be read ({reason_of(error)}); prepare the data again."
             ) from error
         tokenizer = tokenizer_from_json(text)
         for name, header in self._all_headers().items():
@@ -78,7 +85,7 @@ class TokenFiles:
         return tokenizer
 
     def documents(self, split: str) -> list[Shard]:
-        """The memory-mapped shards of a split.
+        """The shards of a split; their tokens stay in their files.
 
         Raises:
           UserError: a file's size is not what the header says, or offsets that make no sense.
@@ -101,46 +108,58 @@ class TokenFiles:
         mine = list(itertools.islice(self._all_headers().items(), index, None, count))
         for name, header in mine:
             path = self._directory / f"{name}.bin"
-            _check_digest(path, header.sha256)
+            _check_digest(path, _file_digest(path), header.sha256)
             self._open(name, header)
         return len(mine)
 
     def _open(self, name: str, header: Header) -> Shard:
-        base = self._directory / name
-        tokens = _mapped(base.with_name(f"{name}.bin"), DTYPES[header.dtype], header.tokens)
-        path = base.with_name(f"{name}.offsets")
-        # The same bytes as signed numbers: they stay in the file, and subtract without surprise.
-        offsets = _mapped(path, "<u8", header.documents + 1).view("<i8")
+        tokens, path, checksums = (
+            self._directory / f"{name}.{kind}" for kind in ("bin", "offsets", "crc")
+        )
+        _check_size(tokens, header.tokens * np.dtype(DTYPES[header.dtype]).itemsize)
+        forget(tokens)  # one of that name may have been read before
+        # The same bytes as signed numbers, which subtract without surprise.
+        offsets = np.frombuffer(_content(path, 8 * (header.documents + 1)), "<i8")
         if offsets[0] != 0 or offsets[-1] != header.tokens or np.any(np.diff(offsets) < 0):
             raise UserError(
                 f"{path} does not lead from 0 up to the {header.tokens} tokens of the shard; "
                 "prepare the data again."
             )
         if header.version == 1:
-            return Shard(tokens, offsets)
-        _check_digest(path, header.offsets_sha256)
-        path = base.with_name(f"{name}.crc")
-        checksums = _mapped(path, "<u4", -(-header.tokens // BLOCK))
-        _check_digest(path, header.crc_sha256)
-        return Shard(tokens, offsets, checksums, base.with_name(f"{name}.bin"))
+            return FileShard(tokens, DTYPES[header.dtype], offsets)
+        _check_digest(path, sha256(offsets.tobytes()), header.offsets_sha256)
+        content = _content(checksums, 4 * -(-header.tokens // BLOCK))
+        _check_digest(checksums, sha256(content), header.crc_sha256)
+        sums = np.frombuffer(content, "<u4")
+        return FileShard(tokens, DTYPES[header.dtype], offsets, sums)
 
 
-def _mapped(path: Path, dtype: str, count: int) -> np.ndarray:
-    expected = count * np.dtype(dtype).itemsize
-    found = path.stat().st_size if path.exists() else 0
+def _content(path: Path, expected: int) -> bytes:
+    """The bytes of a file that has as many as its header says."""
+    _check_size(path, expected)
+    with told(path, AGAIN), open_regular(path) as file:
+        content = file.read(expected)
+    if len(content) != expected:
+        raise UserError(f"{path} became shorter while it was read: {AGAIN}")
+    return content
+
+
+def _check_size(path: Path, expected: int) -> None:
+    with told(path, AGAIN):
+        found = path.stat().st_size if path.exists() else 0
     if found != expected:
         raise UserError(
             f"{path} has {found} bytes where its header says {expected}; it was cut short or "
             "changed: prepare the data again."
         )
-    if not count:
-        return np.zeros(0, dtype)
-    return np.memmap(path, dtype, mode="r").view(np.ndarray)
 
 
-def _check_digest(path: Path, expected: str) -> None:
-    with path.open("rb") as file:
-        found = hashlib.file_digest(file, "sha256").hexdigest()
+def _file_digest(path: Path) -> str:
+    with told(path, AGAIN), open_regular(path) as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _check_digest(path: Path, found: str, expected: str) -> None:
     if found != expected:
         raise UserError(
             f"{path} was changed after it was written: its SHA-256 is not that of its header; "

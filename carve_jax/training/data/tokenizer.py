@@ -5,6 +5,7 @@ in nats a token converts exactly to bits a byte. Others change text on its way t
 `token_bytes` are 0, and what is measured with them has no bits a byte.
 """
 
+import contextlib
 import json
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -14,9 +15,22 @@ import numpy as np
 import tokenizers
 
 from carve_jax.errors import UserError
+from carve_jax.files import parse_json, read_text, reason_of
 from carve_jax.shapes import Int32
-from carve_jax.training.data.lossless import bytes_of_piece, lossless_bytes
+from carve_jax.training.data.lossless import (
+    PROBES,
+    added_probes,
+    bytes_of_piece,
+    keeps_text,
+    lossless_bytes,
+)
 from carve_jax.training.data.sentencepiece_tokenizer import SentencePieceTokenizer
+from carve_jax.training.data.tokenizer_checks import (
+    LARGEST_FILE,
+    LARGEST_VOCABULARY,
+    as_text,
+    library,
+)
 
 SEPARATOR = "<|endoftext|>"
 # What other tokenizers end a document with.
@@ -29,7 +43,7 @@ class Tokenizer(Protocol):
     Attributes:
       vocab_size: number of ids, the separator included.
       separator: the id that starts each piece of a document; stands for no bytes.
-      lossless: whether decoding gives back every text, byte for byte.
+      lossless: whether decoding gives back every text, byte for byte, for all that is known.
       token_bytes: bytes each id stands for; all 0 where it is not lossless.
     """
 
@@ -63,8 +77,8 @@ class ByteTokenizer:
         self.token_bytes[self.separator] = 0
 
     def encode(self, text: str | bytes) -> Int32[np.ndarray, " tokens"]:
-        """The bytes of a text."""
-        raw = text.encode() if isinstance(text, str) else text
+        """The bytes of a text; UserError where it holds half of a surrogate pair."""
+        raw = as_text(text).encode() if isinstance(text, str) else text
         return np.frombuffer(raw, np.uint8).astype(np.int32)
 
     def decode(self, ids: Iterable[int]) -> str:
@@ -82,9 +96,18 @@ class LibraryTokenizer:
     Args:
       tokenizer: its separator is the first of `ENDS` that it has; where it has none,
         `<|endoftext|>` is appended to the vocabulary.
+
+    Raises:
+      UserError: its ids are too large.
     """
 
     def __init__(self, tokenizer: tokenizers.Tokenizer) -> None:
+        vocabulary = tokenizer.get_vocab(with_added_tokens=True)
+        if max(vocabulary.values(), default=0) >= LARGEST_VOCABULARY:
+            raise UserError(
+                f"The tokenizer has the id {max(vocabulary.values()):,}; ids below "
+                f"{LARGEST_VOCABULARY:,} are allowed: number its vocabulary from 0."
+            )
         separator = next((end for end in ENDS if tokenizer.token_to_id(end) is not None), SEPARATOR)
         tokenizer.add_special_tokens([separator])
         number = tokenizer.token_to_id(separator)
@@ -95,8 +118,15 @@ class LibraryTokenizer:
         self._tokenizer = tokenizer
         self.separator = number
         self.vocab_size = max(tokenizer.get_vocab(with_added_tokens=True).values()) + 1
-        candidates = (_token_bytes(tokenizer, size) for size in (len, bytes_of_piece))
-        self.lossless, self.token_bytes = lossless_bytes(self.encode, self.decode, candidates)
+        self.lossless, self.token_bytes = False, np.zeros(self.vocab_size, np.int32)
+        if keeps_text(json.loads(tokenizer.to_str())):
+            added = (token.content for token in tokenizer.get_added_tokens_decoder().values())
+            candidates = (_token_bytes(tokenizer, size) for size in (len, bytes_of_piece))
+            probes = [*PROBES, *added_probes(added)]
+            with contextlib.suppress(UserError):  # what it cannot encode, it does not give back
+                self.lossless, self.token_bytes = lossless_bytes(
+                    self.encode, self.decode, candidates, probes
+                )
 
     @classmethod
     def from_file(cls, path: str | Path) -> "LibraryTokenizer":
@@ -106,11 +136,11 @@ class LibraryTokenizer:
           UserError: no such file, or not a tokenizer JSON.
         """
         try:
-            text = Path(path).read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
+            text = read_text(Path(path), LARGEST_FILE)
+        except (OSError, ValueError) as error:
             raise UserError(
-                f"The tokenizer {str(path)!r} cannot be read ({error}); give 'bytes', 'bpe' or "
-                "the path of a tokenizer's file."
+                f"The tokenizer {str(path)!r} cannot be read ({reason_of(error)}); give 'bytes', "
+                "'bpe' or the path of a tokenizer's file."
             ) from error
         return cls.from_json(text)
 
@@ -121,28 +151,20 @@ class LibraryTokenizer:
         Raises:
           UserError: not a tokenizer JSON.
         """
-        try:
+        with library("The text is not a JSON of the tokenizers library"):
             parsed = tokenizers.Tokenizer.from_str(text)
-        except Exception as error:  # the library raises bare Exception
-            raise UserError(
-                f"The text is not a JSON of the tokenizers library ({error})."
-            ) from error
         return cls(parsed)
 
     def encode(self, text: str | bytes) -> Int32[np.ndarray, " tokens"]:
         """Ids of a text.
 
         Raises:
-          UserError: bytes that are not UTF-8.
+          UserError: bytes that are not UTF-8, or a text that it has no tokens for.
         """
-        if isinstance(text, bytes):
-            try:
-                text = text.decode()
-            except UnicodeDecodeError as error:
-                raise UserError(
-                    f"A text is not UTF-8 ({error}); convert it, or use the tokenizer 'bytes'."
-                ) from error
-        return np.asarray(self._tokenizer.encode(text, add_special_tokens=False).ids, np.int32)
+        text = as_text(text)
+        with library("The tokenizer cannot encode a text, perhaps for want of an unknown token"):
+            ids = self._tokenizer.encode(text, add_special_tokens=False).ids
+        return np.asarray(ids, np.int32)
 
     def decode(self, ids: Iterable[int]) -> str:
         """Text of the ids; separators vanish and broken UTF-8 becomes U+FFFD."""
@@ -204,9 +226,11 @@ def tokenizer_from_json(text: str) -> Tokenizer:
       UserError: the text describes no tokenizer.
     """
     try:
-        described = json.loads(text)
-    except json.JSONDecodeError as error:
-        raise UserError(f"The tokenizer's description is not JSON ({error}).") from error
+        described = parse_json(text)
+    except ValueError as error:
+        raise UserError(
+            f"The tokenizer's description is not JSON ({reason_of(error)}): restore its file."
+        ) from error
     kind = described.get("type") if isinstance(described, dict) else None
     if kind == "bytes":
         return ByteTokenizer()

@@ -1,10 +1,9 @@
 """Tokenizers by name: a word, a path, or a name on the Hugging Face Hub."""
 
-from pathlib import Path
-
 import tokenizers
 
 from carve_jax.errors import UserError
+from carve_jax.files import local_path, reason_of, told
 from carve_jax.training.data.sentencepiece_tokenizer import SentencePieceTokenizer
 from carve_jax.training.data.tokenizer import ByteTokenizer, LibraryTokenizer, Tokenizer
 
@@ -27,9 +26,10 @@ def open_tokenizer(name: str) -> Tokenizer:
         return ByteTokenizer()
     if name.startswith(HUB):
         return _from_hub(name.removeprefix(HUB))
-    path = Path(name)
-    if path.is_dir():
-        path = next((path / file for file in FILES if (path / file).is_file()), path / FILES[0])
+    path = local_path(name, "tokenizer")
+    with told(f"The tokenizer {str(path)!r}", "give 'bytes', 'bpe' or the path of its file"):
+        if path.is_dir():
+            path = next((path / file for file in FILES if (path / file).is_file()), path / FILES[0])
     if path.suffix == ".model":
         return SentencePieceTokenizer.from_file(path)
     return LibraryTokenizer.from_file(path)
@@ -39,8 +39,8 @@ def _from_hub(name: str) -> Tokenizer:
     try:
         return LibraryTokenizer(tokenizers.Tokenizer.from_pretrained(name))
     except Exception as error:  # the library raises bare Exception
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise UserError(
-            f"the tokenizer of {name!r} could not be had from the Hugging Face Hub ({reason}): "
+            f"the tokenizer of {name!r} could not be had from the Hugging Face Hub "
+            f"({reason_of(error)}): "
             "without a network, bring its tokenizer.json (or tokenizer.model) and give the path"
         ) from error
