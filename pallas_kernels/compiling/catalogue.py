@@ -204,7 +204,7 @@ def counted(device_kind: str, capability: float) -> list[Program]:
     official += [(name, dtype, 128, OFFICIAL) for name in PLAIN for dtype in DTYPES[1:]]
     official += [(name, "bfloat16", width, OFFICIAL) for name in PLAIN for width in (64, 256)]
     official += [(name, "bfloat16", 128, Size(heads=8)) for name in PLAIN]
-    official += [("carve", "bfloat16", 128, Size(gate_chunk=chunk)) for chunk in (16, 32, 256)]
+    official += [("carve", "bfloat16", 128, Size(gate_chunk=chunk)) for chunk in (16, 256)]
     small = Size(batch=1, length=16384, heads=4, value_heads=4)
     official += [(name, "bfloat16", 128, small) for name in PLAIN]
     found = [

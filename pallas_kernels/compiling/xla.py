@@ -10,9 +10,11 @@ import functools
 import importlib.metadata
 import importlib.util
 import math
+import os
 import re
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -114,10 +116,11 @@ def compile_program(program: Lowerable, arch: str) -> list[Launch]:
         # The expression keeps XLA from writing what takes a minute a program.
         lowered.compile(compiler_options={"xla_dump_to": folder, "xla_dump_emitter_re": "ptx"})
         dump = Path(folder)
+        modules = [ptx.read_text() for ptx in sorted(dump.glob("*.ptx"))]
         assembled: dict[str, Assembled] = {}
-        for ptx in sorted(dump.glob("*.ptx")):
-            if ".entry" in (text := ptx.read_text()):
-                assembled |= toolchain.assemble(text)
+        with ThreadPoolExecutor(os.cpu_count()) as pool:
+            for found in pool.map(toolchain.assemble, (m for m in modules if ".entry" in m)):
+                assembled |= found
         steps = read_instructions(_dumped(dump, "*gpu_after_optimizations.txt"))
         names = read_annotations(_dumped(dump, "*.thunk_metadata.txt"))
         launches = read_launches(_dumped(dump, "*.thunk_sequence.txt"))
