@@ -15,17 +15,16 @@ default noise and, for those that hide in a text, Python's language reference. -
 room for a reply, if not RULER's.
 
 Every number comes with its standard error. Results go to DIR/evaluation_STEP.json after every task;
-run again, the command goes on from there, and what was measured with the same settings is not
-measured again (--fresh does). --step=average takes the mean of the parameters of the newest
-checkpoints. --config.data… measures on other data than the run was trained on, as longer sequences.
+run again, the command goes on from there, and what was measured with the same settings (parameters,
+options, and what the files that they name hold) is not measured again; --fresh does it.
+--step=average takes the mean of the parameters of the newest checkpoints. --config.data… measures
+on other data than the run was trained on, as longer sequences.
 
 The harness downloads its data. For a machine without a network, run --fetch on one that has it with
 HF_HOME=DIR, bring DIR, and set HF_HOME=DIR and HF_DATASETS_OFFLINE=1.
 """
 
-import dataclasses
 import hashlib
-import json
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -41,7 +40,6 @@ from carve_jax.evaluation.ruler.run import Asking
 from carve_jax.evaluation.ruler_tasks import RulerTasks
 from carve_jax.evaluation.subject import Subject, load_subject
 from carve_jax.evaluation.tasks import (
-    Figure,
     NamedTasks,
     Options,
     Result,
@@ -51,9 +49,10 @@ from carve_jax.evaluation.tasks import (
     find_group,
     find_tasks,
 )
-from carve_jax.training.metrics import write_atomically
 from carve_jax.training.provenance import describe_environment
+from carve_jax.training.ranges import INT32, SEED
 from experiments import cli
+from experiments.evaluation_record import Record, settings_of, settings_of_run
 
 OWN = NamedTasks({"perplexity": held_out_perplexity})
 CHANGEABLE = ("data.", "sequence_length", "batch_size")
@@ -66,8 +65,8 @@ def define_flags() -> flags.FlagValues:
     def text(name: str, default: str | None, told: str) -> None:
         flags.DEFINE_string(name, default, told, flag_values=values)
 
-    def whole(name: str, default: int | None, told: str, least: int = 1) -> None:
-        flags.DEFINE_integer(name, default, told, lower_bound=least, flag_values=values)
+    def whole(name: str, default: int | None, told: str, least: int = 1, most: int = INT32) -> None:
+        flags.DEFINE_integer(name, default, told, least, most, flag_values=values)
 
     text("workdir", None, "Directory of a run.")
     text("step", None, "Checkpoint: a step, best or average; newest by default.")
@@ -82,7 +81,7 @@ def define_flags() -> flags.FlagValues:
     whole("call_tokens", 16384, "Most tokens of a call.")
     whole("max_length", None, "Most tokens of a row.")
     whole("input_tokens", None, "Most tokens of a prompt that is continued.")
-    whole("seed", 0, "Of what is drawn.", least=0)
+    whole("seed", 0, "Of what is drawn.", least=0, most=SEED)
     text("haystack", None, "Filler of RULER's probes: noise, repeat:SENTENCE or a text file.")
     whole("reply_tokens", None, "Room for a reply to RULER's probes.", least=0)
     flags.DEFINE_bool("fresh", False, "Measure again.", flag_values=values)
@@ -90,72 +89,6 @@ def define_flags() -> flags.FlagValues:
     flags.DEFINE_bool("progress", True, "Show bars.", flag_values=values)
     flags.DEFINE_bool("share_contexts", True, "Read shared contexts once.", flag_values=values)
     return values
-
-
-class Record:
-    """Results in a file, each with the settings it was measured with.
-
-    Args:
-      path: of the file; there may be one.
-      facts: what is written beside the results.
-      fresh: measure what was measured before.
-    """
-
-    def __init__(self, path: Path, facts: Mapping[str, Any], fresh: bool) -> None:
-        self.path, self._facts = path, facts
-        self._results: list[dict[str, Any]] = []
-        self._measured: list[tuple[str, Any]] = []  # those that --fresh need not do again
-        if path.exists():
-            self._results = json.loads(path.read_text()).get("results", [])
-        if not fresh:
-            self._measured = [_key(entry) for entry in self._results]
-
-    def find(self, task: str, settings: Mapping[str, Any]) -> Result | None:
-        """What was measured, unless it is to be measured again."""
-        if (task, settings) not in self._measured:
-            return None
-        entry = next(old for old in self._results if _key(old) == (task, settings))
-        metrics = {name: Figure(**figure) for name, figure in entry["metrics"].items()}
-        return Result(metrics, entry["facts"])
-
-    def add(
-        self, task: str, settings: Mapping[str, Any], result: Result, seconds: float | None = None
-    ) -> None:
-        """Writes a result in place of an older one with the same settings."""
-        entry = {
-            "task": task,
-            "metrics": {
-                name: dataclasses.asdict(figure) for name, figure in result.metrics.items()
-            },
-            "settings": settings,
-            "seconds": seconds,
-            "facts": result.facts,
-        }
-        self._results = [old for old in self._results if _key(old) != (task, settings)]
-        self._results.append(entry)
-        record = {**self._facts, "results": self._results}
-        write_atomically(self.path, json.dumps(record, indent=2, ensure_ascii=False) + "\n")
-
-
-def _key(entry: Mapping[str, Any]) -> tuple[str, Any]:
-    return entry["task"], entry["settings"]
-
-
-def settings_of(values: flags.FlagValues, subject: Subject, changes: Sequence[str]) -> dict:
-    """What a result depends on besides model and checkpoint, as JSON gives it back."""
-    return {
-        "dtype": subject.model.config.compute_dtype,
-        "max_length": subject.scorer.max_length,
-        "changes": sorted(changes),
-        "include_path": list(values.include_path),
-        **{
-            name: getattr(values, name)
-            for name in (
-                *("limit", "num_fewshot", "input_tokens", "tokenizer", "seed"),
-                *("haystack", "reply_tokens"),
-            )
-        },
-    }
 
 
 def measure(
@@ -268,7 +201,7 @@ def main(argv: list[str]) -> None:
         "environment": describe_environment(),
     }
     record = Record(directory / f"{name}.json", facts, values.fresh)
-    settings = settings_of(values, subject, changes)
+    settings = settings_of(values, subject, changes) | settings_of_run(directory, subject)
     results = measure(tasks, subject, options, settings, record)
     for group, result in averages(values.tasks, sources, results).items():
         record.add(group, settings, result)

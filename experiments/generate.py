@@ -11,6 +11,7 @@ by then, in a file as large as its caches; --load_state goes on from such a file
 --prompt a row, or with none.
 """
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -24,6 +25,7 @@ from carve_jax.errors import UserError
 from carve_jax.generate import decode
 from carve_jax.shapes import Int32
 from carve_jax.training.data import Tokenizer
+from carve_jax.training.ranges import INT32, SEED
 from carve_jax.training.run import Trained, load_tokenizer, load_trained
 from experiments import cli
 
@@ -56,19 +58,19 @@ def define_flags() -> flags.FlagValues:
     flags.DEFINE_multi_string(
         "prompt", [], "Text to continue; may be empty, may be repeated.", flag_values=values
     )
-    flags.DEFINE_integer("max_new_tokens", 256, "Most tokens to add.", 1, flag_values=values)
-    flags.DEFINE_float("temperature", 0.8, "0 takes the likeliest.", 0.0, flag_values=values)
-    flags.DEFINE_integer("top_k", None, "Only the k likeliest.", 1, flag_values=values)
+    flags.DEFINE_integer("max_new_tokens", 256, "Most tokens to add.", 1, INT32, flag_values=values)
+    flags.DEFINE_float("temperature", 0.8, "0 takes the likeliest.", 0.0, 1e9, flag_values=values)
+    flags.DEFINE_integer("top_k", None, "Only the k likeliest.", 1, INT32, flag_values=values)
     flags.DEFINE_float(
         "top_p", None, "Only the likeliest that make up this share.", 0.0, 1.0, flag_values=values
     )
-    flags.DEFINE_integer("seed", 0, "Seed of the draws.", flag_values=values)
+    flags.DEFINE_integer("seed", 0, "Seed of the draws.", 0, SEED, flag_values=values)
     flags.DEFINE_string(
         "step", None, "Checkpoint: a step, or best; newest by default.", flag_values=values
     )
     flags.DEFINE_multi_string("stop", [], "Token to end at; may be repeated.", flag_values=values)
     flags.DEFINE_integer(
-        "prefill_chunk", 2048, "Most tokens of a prompt read at once.", 1, flag_values=values
+        "prefill_chunk", 2048, "Most tokens of a prompt read at once.", 1, INT32, flag_values=values
     )
     flags.DEFINE_string("save_state", None, "File to write at the end.", flag_values=values)
     flags.DEFINE_string("load_state", None, "File to go on from.", flag_values=values)
@@ -141,6 +143,9 @@ def main(argv: list[str]) -> None:
     workdir = Path(cli.require(options.workdir, "workdir", "the directory of a run"))
     if options.save_state and not Path(options.save_state).parent.is_dir():
         raise UserError(f"--save_state={options.save_state}: there is no such directory")
+    for name in ("temperature", "top_p"):  # NaN is neither below a bound nor above one
+        if options[name].value is not None and math.isnan(options[name].value):
+            raise UserError(f"--{name}=nan: give a number")
     if options.top_p == 0:
         raise UserError("--top_p=0 keeps no token: give more than 0, or leave it out")
     trained = load_trained(workdir, step=cli.checkpoint_step(options.step))

@@ -81,6 +81,11 @@ class Haystack:
             return cls.repeated(text.removeprefix(_REPEAT))
         return cls.file(text)
 
+    @staticmethod
+    def is_file(text: str) -> bool:
+        """Whether a user's word stands for a file."""
+        return text != "noise" and not text.startswith(_REPEAT)
+
     def begin(self, rng: random.Random) -> int:
         """A sentence to begin with: any, so that examples differ."""
         return rng.randrange(len(self.sentences))
