@@ -263,6 +263,34 @@ def _merge_both_plain(bound: int) -> Callable[..., Sequence[Array]]:
     return plain
 
 
+def merge_lowest(
+    kept: Array, wide: Array, found: Array, diagonal: Array, other: Array, ordered: Array
+) -> tuple[Array, Array]:
+    """`merge_both` of the lowest level, whose pairs of columns reach the diagonal or end above it:
+    (found where ordered is 1, diagonal where it is 0), (other where it is 1, 0 where it is 0), both
+    0 above the diagonal in blocks of two tokens; elsewhere what was kept."""
+    if kept.dtype != BF16:
+        return tuple(_merge_lowest_plain(kept, wide, found, diagonal, other, ordered))
+    asm = (
+        "{ .reg .b32 s; .reg .f32 a, b, t, z; .reg .pred p, q; mov.f32 z, 0f00000000; "
+        "setp.lt.s32 p, $12, 2; setp.eq.s32 q, $12, 1; "
+        "selp.f32 a, $6, $8, q; selp.f32 b, $9, z, q; selp.f32 t, $10, z, q; "
+        "cvt.rn.bf16x2.f32 s, b, a; selp.b32 $0, s, $3, p; "
+        "selp.f32 $1, t, $4, p; selp.f32 $2, z, $5, p; }"
+    )
+    args = [kept, wide, found, diagonal, other, ordered]
+    constraints = "=&r,=&f,=&f,r,f,f,f,f,f,f,f,f,r,r"
+    kept, wide = _ptx(asm, constraints, 2, args, [BF16, jnp.float32], _merge_lowest_plain)
+    return kept, wide
+
+
+def _merge_lowest_plain(kept, wide, found, diagonal, other, ordered):
+    zero, inside = jnp.zeros((), jnp.float32), _of_first(ordered) < 2
+    lowest = jnp.where(ordered == 1, found, jnp.where(ordered == 0, diagonal, zero))
+    scores = jnp.where(inside, lowest.astype(kept.dtype), kept)
+    return [scores, jnp.where(inside, jnp.where(ordered == 1, other, zero), wide)]
+
+
 def _of_first(x: Array) -> Array:
     """The first column of each pair, at both: what an instruction asks of `ordered`."""
     pairs = x.reshape(*x.shape[:-1], -1, 2)

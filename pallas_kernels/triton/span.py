@@ -208,12 +208,10 @@ def _squares(
         add = functools.partial(add_level, level=level, place=KEYS + place)
         found = for_blocks(add, nothing)
         if level == 0:
-            diagonal = jnp.where(ordered == 0, for_blocks(add_diagonal, zero), 0.0)
-            found = (
-                jnp.where(ordered == 1, found[0], diagonal),
-                *(jnp.where(ordered == 1, f, 0.0) for f in found[1:]),
-            )
-        if known:
+            diagonal = for_blocks(add_diagonal, zero)
+            other = found[1] if known else zero
+            scores, system = ptx.merge_lowest(scores, system, found[0], diagonal, other, ordered)
+        elif known:
             scores, system = ptx.merge_both(scores, system, *found, ordered, 2 << level)
         else:
             scores = ptx.merge(scores, found[0], ordered, 2 << level)

@@ -159,6 +159,19 @@ def _square_examples() -> Iterator[tuple[str, Example]]:
                 ],
             ),
         )
+    lowest, above = ordered < 2, _differing() == 1
+    scores = np.where(ordered == 1, g, np.where(ordered == 0, h, 0)).astype(BF16)
+    upper = above & (ordered == wy.ABOVE)
+    yield (
+        "merge_lowest",
+        Example(
+            lambda: ptx.merge_lowest(x, f, g, h, f, ordered),
+            [
+                np.where(lowest | upper, scores, x).astype(np.float64),
+                np.where(lowest | upper, np.where(ordered == 1, f, 0), f).astype(np.float64),
+            ],
+        ),
+    )
     off_diagonal = ~np.eye(SQUARE[0], dtype=bool)
     x, y = np.where(off_diagonal, x, BF16.type(0)), np.where(off_diagonal, y, BF16.type(0))
     for level in (0, 1, 5):
