@@ -115,9 +115,8 @@ class GatedDeltaMixer(nn.Module):
         state: CarveState | Array = memory
         if self.gates.content:
             shape = (batch, self.num_heads, self.value_dim)
-            state = CarveState(
-                memory, jnp.zeros(shape), jnp.zeros(shape), jnp.zeros((batch,), jnp.int32)
-            )
+            content, partial_sum = (jnp.zeros(shape, jnp.float32) for _ in range(2))
+            state = CarveState(memory, content, partial_sum, jnp.zeros((batch,), jnp.int32))
         return GatedDeltaCache(
             history(key_width),
             history(key_width),

@@ -1,3 +1,4 @@
+import dataclasses
 import functools
 
 import jax
@@ -7,6 +8,7 @@ import pytest
 
 from carve_jax.decoding import extend, prefill, slots
 from carve_jax.generate import STEPS_A_CALL, decode, generate
+from carve_jax.mixers import MIXERS
 from carve_jax.model import LanguageModel, LMConfig
 from tests.mixers.parameters import random_parameters, random_tokens
 
@@ -41,6 +43,29 @@ def build(pattern):
 def whole_pass(pattern):
     model, _ = build(pattern)
     return jax.jit(lambda params, tokens: model.apply({"params": params}, tokens)[0])
+
+
+@pytest.mark.parametrize("pattern", [(name,) for name in (*MIXERS, "swa", "attention")])
+def test_where_float64_is_on_caches_and_decoding_are_as_without(pattern):
+    config = dataclasses.replace(build(("gdn2",))[0].config, layers=1, pattern=pattern)
+    model = LanguageModel(config)
+    like = jax.eval_shape(lambda: model.init_cache(1, 8))
+    params = jax.eval_shape(lambda: random_parameters(model, jnp.zeros((1, 1), jnp.int32)))
+    tokens = jax.ShapeDtypeStruct((1, 3), jnp.int32)
+
+    def read(params, tokens):
+        cache = model.init_cache(1, 8)
+        _, cache = model.apply({"params": params}, tokens, cache, method="hidden")
+        return cache, model.apply({"params": params}, tokens[:, :1], cache, method="hidden")[1]
+
+    with jax.enable_x64(True):
+        after, again = jax.eval_shape(read, params, tokens)
+        assert {str(leaf.dtype) for leaf in jax.tree.leaves(params)} == {"float32"}
+    assert jax.tree.map(_kind, after) == jax.tree.map(_kind, again) == jax.tree.map(_kind, like)
+
+
+def _kind(leaf):
+    return leaf.shape, str(leaf.dtype)
 
 
 def prompts(lengths=LENGTHS):
