@@ -195,7 +195,8 @@ def measure_preparing(directory: Path, plan: Plan) -> dict[str, Any]:
                 if file.tell() >= plan.text_bytes:
                     break
     tokenizer = directory / "tokenizer.json"
-    tokenizer.write_text(train_bpe((d.text for d in documents), plan.vocab_size).to_json())
+    trained = train_bpe((d.text for d in documents), plan.vocab_size)
+    tokenizer.write_text(trained.to_json(), encoding="utf-8")
     settings = Settings(str(tokenizer), eval_fraction=0.1)
     figures: dict[str, Any] = {"source_bytes": source.stat().st_size, "workers": {}}
     for count in plan.workers:

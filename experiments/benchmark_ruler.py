@@ -137,6 +137,6 @@ class PeakResident:
             self._look()
 
     def _look(self) -> None:
-        with open("/proc/self/statm") as file:
+        with open("/proc/self/statm", encoding="utf-8") as file:
             pages = int(file.read().split()[1])
         self.bytes = max(self.bytes, pages * os.sysconf("SC_PAGE_SIZE"))

@@ -2,7 +2,7 @@
 
 import errno
 import inspect
-import json
+import io
 import re
 import runpy
 import sys
@@ -14,6 +14,7 @@ from absl import flags, logging
 from ml_collections import ConfigDict, config_flags
 
 from carve_jax.errors import UserError
+from carve_jax.files import read_json
 from carve_jax.training.distributed import PeerLost
 from carve_jax.training.settings import nearest
 from carve_jax.training.stopping import Interrupted, TrainingDiverged
@@ -23,6 +24,11 @@ USER_ERROR = UserError.exit_code
 
 def run(main: Callable[[list[str]], None]) -> None:
     """Runs a command with the process's arguments and exits with its code."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            # A terminal shows what it can; all else is UTF-8, whatever the machine's locale.
+            encoding = stream.encoding if stream.isatty() else "utf-8"
+            stream.reconfigure(encoding=encoding, errors="backslashreplace")
     sys.unraisablehook = _report_unraisable
     sys.exit(call(main, sys.argv))
 
@@ -158,9 +164,11 @@ def _run_config(path: str) -> ConfigDict:
         raise UserError(f"--config={path}: no such file{hint}")
     try:
         if path.endswith(".json"):
-            return ConfigDict(json.loads(Path(path).read_text()))
+            return ConfigDict(read_json(Path(path)))
         names = runpy.run_path(path)
         config = names["get_config"]() if "get_config" in names else None
+    except UserError as error:
+        raise UserError(f"--config={error}") from error
     except Exception as error:  # the file is the user's, and may raise anything
         raise UserError(f"--config={path}: {type(error).__name__}: {error}") from error
     if not isinstance(config, ConfigDict):

@@ -94,7 +94,7 @@ class Trainer:
 
     def said(self, text: str) -> bool:
         """Whether the last process has said this."""
-        return text in self._log.read_text(errors="replace")
+        return text in self._log.read_text("utf-8", "replace")
 
     def finish(self, process: "subprocess.Popen[bytes]") -> None:
         """Waits for the end.
@@ -103,7 +103,7 @@ class Trainer:
           UserError: it failed.
         """
         if process.wait() != 0:
-            last = self._log.read_text(errors="replace").strip().splitlines()[-1:]
+            last = self._log.read_text("utf-8", "replace").strip().splitlines()[-1:]
             raise UserError(f"training ended with {process.returncode}: {''.join(last)}")
 
     def is_training(self) -> bool:

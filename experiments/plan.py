@@ -229,7 +229,7 @@ def find_rates(path: str | None, target: Target) -> Rates:
     if not path:
         return rates
     try:
-        record = json.loads(Path(path).read_text())
+        record = json.loads(Path(path).read_text(encoding="utf-8"))
         measured = record["ceilings"]
         found = measured["flop_per_second"], measured["bytes_per_second"]
     except (OSError, ValueError, KeyError, TypeError) as error:

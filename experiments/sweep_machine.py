@@ -34,7 +34,7 @@ def probe() -> dict[str, Any]:
       UserError: JAX does not start.
     """
     done = subprocess.run(
-        [sys.executable, "-c", PROBE], capture_output=True, text=True, check=False
+        [sys.executable, "-c", PROBE], capture_output=True, encoding="utf-8", check=False
     )
     if done.returncode != 0:
         last = done.stderr.strip().splitlines()[-1:]

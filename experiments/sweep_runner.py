@@ -55,7 +55,7 @@ def peak_rss(pid: int) -> int | None:
     What `os.wait4` says of a process that is over counts the memory of the one that started it too.
     """
     try:
-        lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+        lines = Path(f"/proc/{pid}/status").read_text(encoding="utf-8").splitlines()
     except OSError:
         return None
     return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM")), None)

@@ -264,7 +264,7 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
         raise UserError(f"--table={path}: the folder {path.parent} does not exist")
     source = path if path.exists() else tiling.TABLE
     try:
-        return json.loads(source.read_text())
+        return json.loads(source.read_text(encoding="utf-8"))
     except (json.JSONDecodeError, UnicodeDecodeError, OSError) as error:
         raise UserError(f"--table={path}: {source} cannot be read: {error}") from error
 

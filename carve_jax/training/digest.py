@@ -77,7 +77,7 @@ class DigestedHandler(ocp.StandardCheckpointHandler):
         folder = Path(directory)
         text = json.dumps(digests(folder, sync=True))
         # By Orbax's own path, as all of it is: its failures are told as those of a save.
-        (directory / FILE_NAME).write_text(text)
+        (directory / FILE_NAME).write_text(text, encoding="utf-8")
         write_atomically(folder / SEAL, json.dumps(self._bound.sealed(text.encode()), indent=2))
 
 

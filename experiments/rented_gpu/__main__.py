@@ -128,7 +128,7 @@ def main(argv: list[str]) -> None:
         room = slots(len(os.sched_getaffinity(0)), host_bytes(), facts["device_bytes"])
         stages = make_stages(Machine(record.card, room, output / "tiles.json"))
         print(f"{record.card}, {room} processes side by side; results go to {record.path}")
-        with (output / "log.txt").open("a", buffering=1) as log:
+        with (output / "log.txt").open("a", buffering=1, encoding="utf-8") as log:
             run_stages(
                 tuple(s for s in stages if not values.only or s.name in values.only),
                 Schedule(

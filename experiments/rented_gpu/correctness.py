@@ -17,7 +17,7 @@ LONGEST_MESSAGE = 500
 def selftest(progress: Progress) -> dict[str, Any]:
     """The kernels' own self-test, the most used tiles."""
     command = [sys.executable, "-m", "pallas_kernels.selftest", "--quick"]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=False)
+    done = subprocess.run(command, capture_output=True, encoding="utf-8", cwd=ROOT, check=False)
     lines = (done.stdout + done.stderr).strip().splitlines()
     print("\n".join(lines), flush=True)
     if done.returncode not in (0, 1):

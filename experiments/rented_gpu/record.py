@@ -78,11 +78,11 @@ class Record:
         cache.mkdir(parents=True, exist_ok=True)
         if not mark.exists():
             write_atomically(mark, uuid.uuid4().hex)
-        if self._all.get("cache") != mark.read_text():
+        if self._all.get("cache") != mark.read_text(encoding="utf-8"):
             self._all["tasks"] = {
                 name: entry for name, entry in self.tasks.items() if not name.startswith(COMPILED)
             }
-        self._all["cache"] = mark.read_text()
+        self._all["cache"] = mark.read_text(encoding="utf-8")
 
     def close(self, names: list[str], summary: dict[str, Any]) -> dict[str, str]:
         """Saves what is missing of these tasks and why, and the summary; returns the former."""

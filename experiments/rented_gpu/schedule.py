@@ -109,7 +109,7 @@ class Running:
         if written == self._seen:
             return None
         self._seen = written
-        return json.loads(self._figures.read_text())
+        return json.loads(self._figures.read_text(encoding="utf-8"))
 
     def stop(self) -> None:
         """Ends it and all that it started, at once."""

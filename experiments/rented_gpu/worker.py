@@ -29,7 +29,7 @@ class Progress:
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self.earlier: Any = json.loads(path.read_text()) if path.exists() else None
+        self.earlier: Any = json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
 
     def save(self, figures: Any) -> None:
         """Keeps figures even if the task is stopped later."""
