@@ -234,12 +234,12 @@ def _check_arguments(
 ) -> None:
     if max_new_tokens < 0:
         raise ValueError(f"max_new_tokens={max_new_tokens}; it must be 0 or more.")
-    if temperature < 0:
-        raise ValueError(f"temperature={temperature}; it must be 0 (greedy) or more.")
+    if not 0 <= temperature < float("inf"):
+        raise ValueError(f"temperature={temperature}; it must be 0 (greedy) or more, and finite.")
     if temperature > 0 and rng is None:
         raise ValueError(f"temperature={temperature} samples: give rng=jax.random.key(seed).")
-    if top_k is not None and top_k < 1:
-        raise ValueError(f"top_k={top_k}; it must be 1 or more, or None.")
+    if top_k is not None and (not isinstance(top_k, int | np.integer) or top_k < 1):
+        raise ValueError(f"top_k={top_k}; it must be a whole number of 1 or more, or None.")
     if top_p is not None and not 0 < top_p <= 1:
         raise ValueError(f"top_p={top_p}; it must be above 0 and at most 1, or None.")
     vocabulary = model.config.vocab_size

@@ -25,12 +25,12 @@ from typing import Any
 import numpy as np
 from lm_eval.api.model import TemplateLM
 from lm_eval.api.registry import model_registry, register_model
-from lm_eval.models.utils import normalize_gen_kwargs
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 
 from carve_jax.errors import UserError
 from carve_jax.evaluation.answers import Answers
 from carve_jax.evaluation.continuing import continue_texts
+from carve_jax.evaluation.generation_options import Generation, read_options
 from carve_jax.evaluation.scoring import Request, Score
 from carve_jax.evaluation.subject import Subject, load_subject
 from carve_jax.training.settings import nearest
@@ -210,12 +210,12 @@ class CarveLM(TemplateLM):
         return self._answered("generate_until", requests, self._write)
 
     def _write(self, requests: list[Any], keep: Keep) -> list[str]:
-        by_options: dict[str, list[int]] = {}
+        by_options: dict[Generation, list[int]] = {}
         for number, request in enumerate(requests):
-            by_options.setdefault(repr(request.args[1]), []).append(number)
+            options = read_options(request.args[1], MAX_NEW_TOKENS)
+            by_options.setdefault(options, []).append(number)
         texts = [""] * len(requests)
-        for numbers in by_options.values():
-            options = normalize_gen_kwargs(requests[numbers[0]].args[1], MAX_NEW_TOKENS)
+        for options, numbers in by_options.items():
             prompts = [self._prompt(requests[number].args[0]) for number in numbers]
 
             def keep_one(place: int, text: str, numbers: list[int] = numbers) -> None:
@@ -227,27 +227,25 @@ class CarveLM(TemplateLM):
         return texts
 
     def _continue(
-        self, prompts: Sequence[np.ndarray], options: Mapping[str, Any], keep: Keep
+        self, prompts: Sequence[np.ndarray], options: Generation, keep: Keep
     ) -> list[str]:
         scorer = self.subject.scorer
-        sampling: dict[str, Any] = {}
-        if options["do_sample"]:
-            sampling = {name: options[name] for name in ("top_k", "top_p") if name in options}
-            sampling["temperature"] = options.get("temperature", 1.0)
         return continue_texts(
             self.subject.model,
             self.subject.params,
             prompts,
             self._tokenizer.decode,
-            max_new_tokens=options["max_gen_toks"],
-            stops=_texts(options.get("until")),
+            max_new_tokens=options.max_new_tokens,
+            stops=options.stops,
             end=self.eot_token_id,
             batch_size=scorer.batch_size,
             call_tokens=scorer.call_tokens,
             max_length=scorer.max_length,
             progress=scorer.progress,
             on_text=keep,
-            **sampling,
+            temperature=options.temperature,
+            top_k=options.top_k,
+            top_p=options.top_p,
         )
 
     def _prompt(self, text: str) -> np.ndarray:
@@ -263,11 +261,7 @@ class CarveLM(TemplateLM):
 
 def _drawn(kind: str, args: tuple) -> bool:
     """Whether the answer is drawn at random."""
-    return kind == "generate_until" and bool(args[1].get("do_sample", False))
-
-
-def _texts(until: str | Sequence[str] | None) -> list[str]:
-    return [until] if isinstance(until, str) else list(until or ())
+    return kind == "generate_until" and read_options(args[1], MAX_NEW_TOKENS).drawn
 
 
 def register() -> None:
