@@ -20,6 +20,7 @@ import jax.numpy as jnp
 
 from carve_jax.ops.content_gate import CarveState, ContentGate, erase_gate, erase_shift
 from carve_jax.ops.gated_delta import tiles, walk
+from carve_jax.ops.gated_delta.isolation import isolated
 from carve_jax.ops.gated_delta.reference import RESTART, RuleInputs, segment_starts
 from carve_jax.ops.gated_delta.tiles import matmul
 from carve_jax.ops.gated_delta.tiling import (
@@ -74,6 +75,16 @@ def chunked_rule(
     chunk_size: int,
 ) -> tuple[Float[Array, "B T N V"], Float32[Array, "B N K V"]]:
     """GDN-2 in tiles of at most `chunk_size` tokens."""
+
+    def run(inputs: RuleInputs, memory: Array) -> tuple[Array, Array]:
+        return _rule(inputs, memory, segment_ids, scale, chunk_size)
+
+    return isolated(run, inputs, memory, segment_ids)
+
+
+def _rule(
+    inputs: RuleInputs, memory: Array, segment_ids: Array | None, scale: float, chunk_size: int
+) -> tuple[Array, Array]:
     batch, length = inputs.value.shape[:2]
     tile = tile_size(chunk_size, length)
     plan = Plan(tile, group_size(inputs.query, inputs.value, tile), scale)
@@ -91,6 +102,21 @@ def chunked_carve(
     aligned: bool,
 ) -> tuple[Float[Array, "B T N V"], CarveState]:
     """CARVE; `aligned` promises that the call starts a gate chunk, which saves solves."""
+
+    def run(inputs: RuleInputs, state: CarveState) -> tuple[Array, CarveState]:
+        return _carve(inputs, state, segment_ids, scale, gate, aligned)
+
+    return isolated(run, inputs, state, segment_ids)
+
+
+def _carve(
+    inputs: RuleInputs,
+    state: CarveState,
+    segment_ids: Array | None,
+    scale: float,
+    gate: ContentGate,
+    aligned: bool,
+) -> tuple[Array, CarveState]:
     batch, length = inputs.value.shape[:2]
     tile = tile_size(CARVE_TILE, length)
     chunks = walk.most_chunks(tile, gate.chunk, aligned)
