@@ -6,10 +6,11 @@ the arrays' bytes one after the other, and the CRC-32 of all that.
 
 import dataclasses
 import json
+import math
 import os
 import zlib
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import jax
 import jax.numpy as jnp
@@ -17,12 +18,16 @@ import numpy as np
 
 from carve_jax.config import LMConfig
 from carve_jax.decoding import Decoding
+from carve_jax.files import local_path, open_regular, parse_json, reason_of, replacing, shown
+from carve_jax.files.paths import LONGEST_SHOWN
 from carve_jax.model import LanguageModel
 from carve_jax.ops.attention import AttentionCache
 
 FIRST_LINE = b"carve_jax decoding 1\n"
 CRC_BYTES = 4
 BLOCK = 1 << 20
+LARGEST_HEADER = 16 << 20
+MOST_ROWS = 1 << 24  # and tokens of room, of a saved decoding
 # They choose how a model is computed, not which model it is.
 NOT_THE_MODEL = ("remat", "scan_layers", "implementation", "chunk_size")
 MARK = 256  # numbers of each parameter that tell parameters apart
@@ -41,8 +46,9 @@ def save_decoding(
 
     Raises:
         ValueError: when ``decoding`` does not belong to a model of this configuration.
+        OSError: when the file cannot be written; one that exists stays as it was.
     """
-    path = Path(path)
+    path = local_path(path, "the saved decoding")
     batch, max_length = len(decoding.position), _max_length(decoding)
     found = jax.tree_util.tree_leaves_with_path(decoding)
     arrays = [(jax.tree_util.keystr(where), leaf) for where, leaf in found]
@@ -58,20 +64,13 @@ def save_decoding(
         "parameters": None if params is None else _mark(params),
         "arrays": _described(arrays),
     }
-    temporary = path.with_name(path.name + ".tmp")
-    try:
-        with temporary.open("wb") as file:
-            crc = 0
-            parts = [FIRST_LINE, json.dumps(header).encode() + b"\n"]
-            for part in (*parts, *(_bytes(leaf) for _, leaf in arrays)):
-                file.write(part)
-                crc = zlib.crc32(part, crc)
-            file.write(crc.to_bytes(CRC_BYTES, "big"))
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with replacing(path) as file:
+        crc = 0
+        parts = [FIRST_LINE, json.dumps(header).encode() + b"\n"]
+        for part in (*parts, *(_bytes(leaf) for _, leaf in arrays)):
+            file.write(part)
+            crc = zlib.crc32(part, crc)
+        file.write(crc.to_bytes(CRC_BYTES, "big"))
 
 
 def load_decoding(path: str | Path, config: LMConfig, *, params: Any = None) -> Decoding:
@@ -87,11 +86,11 @@ def load_decoding(path: str | Path, config: LMConfig, *, params: Any = None) -> 
         ValueError: when the file is no saved decoding, is damaged, or belongs to another model.
         OSError: when it cannot be read.
     """
-    path = Path(path)
-    _check_whole(path)
-    with path.open("rb") as file:
-        file.readline()
-        header = json.loads(file.readline())
+    path = local_path(path, "the saved decoding")
+    with open_regular(path) as file:
+        size = _check_whole(path, file)
+        file.seek(len(FIRST_LINE))
+        header = _read_header(path, file)
         _check_model(path, header, config, params)
         expected, tree = _expected(config, header["batch"], header["max_length"])
         if header["arrays"] != _described(expected):
@@ -99,8 +98,37 @@ def load_decoding(path: str | Path, config: LMConfig, *, params: Any = None) -> 
                 f"{path} was saved by a version of carve_jax with other caches: read the prompt "
                 "again."
             )
+        bytes_of = [math.prod(leaf.shape) * leaf.dtype.itemsize for _, leaf in expected]
+        if file.tell() + sum(bytes_of) + CRC_BYTES != size:
+            raise ValueError(
+                f"{path} is damaged: its arrays are not of the size that it says; read the prompt "
+                "again."
+            )
         leaves = [_read(file, leaf.shape, leaf.dtype) for _, leaf in expected]
     return jax.tree_util.tree_unflatten(tree, leaves)
+
+
+def _read_header(path: Path, file: BinaryIO) -> dict[str, Any]:
+    """The line that describes the arrays: whole by its checksum, yet anybody may have written it.
+
+    Raises:
+        ValueError: when it is not what ``save_decoding`` writes.
+    """
+    try:
+        header = parse_json(file.readline(LARGEST_HEADER).decode("utf-8"))
+        kinds = {"config": dict, "batch": int, "max_length": int, "arrays": list}
+        for name, kind in kinds.items():
+            if type(header[name]) is not kind:
+                raise ValueError(f"its {name} is {shown(header[name])}")
+            if kind is int and not 1 <= header[name] <= MOST_ROWS:
+                raise ValueError(f"its {name} is {header[name]}")
+        header["parameters"]
+    except (ValueError, KeyError, TypeError) as error:
+        reason = f"it lacks {error}" if isinstance(error, KeyError) else reason_of(error)
+        raise ValueError(
+            f"{path} is no saved decoding ({reason}); save_decoding writes them."
+        ) from error
+    return header
 
 
 def _max_length(decoding: Decoding) -> int:
@@ -131,8 +159,8 @@ def _bytes(leaf: Any) -> bytes:
     return np.asarray(leaf).tobytes()
 
 
-def _read(file: Any, shape: tuple[int, ...], dtype: Any) -> jax.Array:
-    raw = file.read(int(np.prod(shape)) * dtype.itemsize)
+def _read(file: BinaryIO, shape: tuple[int, ...], dtype: Any) -> jax.Array:
+    raw = file.read(math.prod(shape) * dtype.itemsize)
     return jnp.asarray(np.frombuffer(raw, dtype).reshape(shape))
 
 
@@ -151,20 +179,26 @@ def _mark(params: Any) -> int:
     return crc
 
 
-def _check_whole(path: Path) -> None:
-    """Raise ValueError unless the file is, to the bit, what was saved."""
-    with path.open("rb") as file:
-        if file.read(len(FIRST_LINE)) != FIRST_LINE:
-            raise ValueError(f"{path} is no saved decoding; save_decoding writes them.")
-        left = path.stat().st_size - len(FIRST_LINE) - CRC_BYTES
-        crc = zlib.crc32(FIRST_LINE)
-        while left > 0:
-            block = file.read(min(BLOCK, left))
-            if not block:
-                break
-            crc, left = zlib.crc32(block, crc), left - len(block)
-        if left or file.read() != crc.to_bytes(CRC_BYTES, "big"):
-            raise ValueError(f"{path} is damaged: it is not what was saved; read the prompt again.")
+def _check_whole(path: Path, file: BinaryIO) -> int:
+    """The bytes of a file; ValueError unless it is, to the bit, what was saved."""
+    if file.read(len(FIRST_LINE)) != FIRST_LINE:
+        raise ValueError(f"{path} is no saved decoding; save_decoding writes them.")
+    size = os.fstat(file.fileno()).st_size
+    left = size - len(FIRST_LINE) - CRC_BYTES
+    crc = zlib.crc32(FIRST_LINE)
+    while left > 0:
+        block = file.read(min(BLOCK, left))
+        if not block:
+            break
+        crc, left = zlib.crc32(block, crc), left - len(block)
+    if left or file.read(CRC_BYTES + 1) != crc.to_bytes(CRC_BYTES, "big"):
+        raise ValueError(f"{path} is damaged: it is not what was saved; read the prompt again.")
+    return size
+
+
+def _brief(value: Any) -> str:
+    text = str(value)
+    return text if text.isprintable() and len(text) <= LONGEST_SHOWN else shown(value)
 
 
 def _check_model(path: Path, header: dict[str, Any], config: LMConfig, params: Any) -> None:
@@ -172,8 +206,8 @@ def _check_model(path: Path, header: dict[str, Any], config: LMConfig, params: A
     for name in sorted(saved.keys() | given.keys()):
         if saved.get(name) != given.get(name):
             raise ValueError(
-                f"{path} was saved with another model: its {name} is {saved.get(name)}, that of "
-                f"this one {given.get(name)}."
+                f"{path} was saved with another model: its {shown(name)[1:-1]} is "
+                f"{_brief(saved.get(name))}, that of this one {_brief(given.get(name))}."
             )
     if params is not None and header["parameters"] not in (None, _mark(params)):
         raise ValueError(

@@ -22,6 +22,7 @@ from absl import flags
 from carve_jax.decoding import Decoding, extend, prefill
 from carve_jax.decoding_file import load_decoding, save_decoding
 from carve_jax.errors import UserError
+from carve_jax.files import local_path, reason_of, told
 from carve_jax.generate import decode
 from carve_jax.shapes import Int32
 from carve_jax.training.data import Tokenizer
@@ -141,10 +142,13 @@ def main(argv: list[str]) -> None:
     options = define_flags()
     cli.refuse_unknown(cli.parse_flags(options, argv), options)
     workdir = Path(cli.require(options.workdir, "workdir", "the directory of a run"))
-    if options.save_state and not Path(options.save_state).parent.is_dir():
-        raise UserError(f"--save_state={options.save_state}: there is no such directory")
+    if options.save_state:
+        with told(f"--save_state={options.save_state}", "give another file"):
+            there = local_path(options.save_state, "--save_state").parent.is_dir()
+        if not there:
+            raise UserError(f"--save_state={options.save_state}: there is no such directory")
     for name in ("temperature", "top_p"):  # NaN is neither below a bound nor above one
-        if options[name].value is not None and math.isnan(options[name].value):
+        if math.isnan(getattr(options, name) or 0.0):
             raise UserError(f"--{name}=nan: give a number")
     if options.top_p == 0:
         raise UserError("--top_p=0 keeps no token: give more than 0, or leave it out")
@@ -186,7 +190,10 @@ def main(argv: list[str]) -> None:
         try:
             save_decoding(options.save_state, decoding, trained.model.config, params=trained.params)
         except OSError as error:
-            raise UserError(f"--save_state: {error}") from error
+            raise UserError(
+                f"--save_state={options.save_state} cannot be written ({reason_of(error)}): give "
+                "another file; what was written above is whole"
+            ) from error
 
 
 def _print_rows(
@@ -202,8 +209,11 @@ def _print_rows(
 
 def _load(path: str, trained: Trained) -> Decoding:
     try:
-        return load_decoding(path, trained.model.config, params=trained.params)
-    except (ValueError, OSError) as error:
+        with told(f"--load_state={path}", "give a file that --save_state wrote"):
+            return load_decoding(path, trained.model.config, params=trained.params)
+    except UserError:
+        raise
+    except ValueError as error:
         raise UserError(f"--load_state: {error}") from error
 
 

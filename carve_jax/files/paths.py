@@ -5,6 +5,7 @@ for without end. Each is told with the path, the reason and what to do.
 """
 
 import contextlib
+import errno
 import io
 import os
 import re
@@ -90,9 +91,9 @@ def open_regular(path: Path) -> io.BufferedReader:
     try:
         mode = os.fstat(handle).st_mode
         if stat.S_ISDIR(mode):
-            raise IsADirectoryError(None, "it is a directory", str(path))
+            raise IsADirectoryError(errno.EISDIR, "it is a directory", str(path))
         if not stat.S_ISREG(mode):
-            raise OSError(None, "it is no regular file", str(path))
+            raise OSError(errno.EINVAL, "it is no regular file", str(path))
         return open(handle, "rb")
     except BaseException:
         with contextlib.suppress(OSError):

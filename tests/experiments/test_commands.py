@@ -73,7 +73,7 @@ def test_generate_continues_the_prompt(workdir, capsys):
         ("--stop=ab", "--stop='ab' is 2 tokens of this run's tokenizer ('a' + 'b'): give a text"),
         ("--stop=", "--stop='' is 0 tokens of this run's tokenizer (none)"),
         ("--save_state=nowhere/state", "--save_state=nowhere/state: there is no such directory"),
-        ("--load_state=nowhere", "--load_state: [Errno 2] No such file or directory: 'nowhere'"),
+        ("--load_state=nowhere", "--load_state=nowhere cannot be read (No such file or directory)"),
     ],
 )
 def test_generate_refuses(workdir, capsys, argument, said):

@@ -1,4 +1,7 @@
 import dataclasses
+import json
+import os
+import zlib
 
 import jax
 import jax.numpy as jnp
@@ -7,6 +10,7 @@ import pytest
 
 from carve_jax.decoding import prefill
 from carve_jax.decoding_file import load_decoding, save_decoding
+from carve_jax.errors import UserError
 from carve_jax.generate import decode
 from carve_jax.model import LanguageModel, LMConfig
 from tests.mixers.parameters import random_parameters
@@ -102,6 +106,64 @@ def test_every_damage_is_seen(saved):
             load_decoding(saved, CONFIG)
     saved.write_bytes(whole)
     load_decoding(saved, CONFIG)
+
+
+def rewritten(path, header: bytes, body=None):
+    """The file with another header, and the checksum that makes it whole."""
+    first, _, rest = path.read_bytes().split(b"\n", 2)
+    content = first + b"\n" + header + b"\n" + (rest[:-4] if body is None else body)
+    path.write_bytes(content + zlib.crc32(content).to_bytes(4, "big"))
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (b"", "no JSON"),
+        (b"[]", "list indices"),
+        (b"\xff", "not UTF-8"),
+        (b"[" * 100_000, "nested too deeply"),
+        ({"batch": 10**9}, "its batch is 1000000000"),
+        ({"batch": -1}, "its batch is -1"),
+        ({"batch": "2"}, "its batch is '2'"),
+        ({"max_length": 10**19}, "its max_length"),
+        ({"config": []}, r"its config is \[\]"),
+        ({"config": None}, "its config is None"),
+        ({"arrays": {}}, "its arrays is {}"),
+    ],
+    ids=str,
+)
+def test_a_header_made_by_somebody_else_is_told(saved, change, words):
+    if isinstance(change, dict):
+        values = json.loads(saved.read_bytes().split(b"\n", 2)[1])
+        change = json.dumps(values | change).encode()
+    rewritten(saved, change)
+    with pytest.raises(ValueError, match=f"no saved decoding .*{words}") as caught:
+        load_decoding(saved, CONFIG)
+    assert len(str(caught.value)) < 400 + len(str(saved))
+
+
+def test_arrays_of_another_size_than_said_are_told(saved):
+    _, header, rest = saved.read_bytes().split(b"\n", 2)
+    for body in (rest[:-8], rest[:-4] + b"1", b""):
+        rewritten(saved, header, body)
+        with pytest.raises(ValueError, match="not of the size that it says"):
+            load_decoding(saved, CONFIG)
+    values = json.loads(header)
+    values["config"]["x" * 1000] = values["config"]["pattern"] = ["y" * 10**6]
+    rewritten(saved, json.dumps(values).encode())
+    with pytest.raises(ValueError, match="another model") as caught:
+        load_decoding(saved, CONFIG)
+    assert len(str(caught.value)) < 1000
+
+
+def test_what_is_no_file_is_told_and_not_waited_for(tmp_path, read):
+    os.mkfifo(tmp_path / "fifo")
+    for path in (tmp_path / "fifo", "/dev/zero", tmp_path, tmp_path / "absent"):
+        with pytest.raises(OSError):  # noqa: PT011  # each system has words of its own
+            load_decoding(path, CONFIG)
+    for path in ("gs://bucket/state", ""):
+        with pytest.raises(UserError, match="the saved decoding="):
+            save_decoding(path, read, CONFIG)
 
 
 def test_a_save_that_fails_leaves_the_old_file_and_nothing_else(saved, read, monkeypatch):
