@@ -128,7 +128,7 @@ class CarveLM(TemplateLM):
         all its tokens are the likeliest. Contexts may be empty."""
 
         def score(requests: list[Any], keep: Keep) -> list[tuple[float, bool]]:
-            pairs = []
+            pairs: list[tuple[list[int], list[int]]] = []
             for context, continuation in (request.args for request in requests):
                 encoded = self._encode_pair(context, continuation) if context else None
                 pairs.append(encoded or ([], self.tok_encode(continuation)))
