@@ -18,6 +18,7 @@ import jax
 import jax.numpy as jnp
 
 from carve_jax.errors import UserError
+from carve_jax.files import read_json, reason_of
 from carve_jax.training.metrics import write_atomically
 from experiments.benchmark_gpu import TURN, check_parts
 from experiments.contenders import RULES, Shape, rule_contender, rule_inputs
@@ -258,15 +259,23 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
     """Rows of the table at `path`; those of the shipped one where there is none yet.
 
     Raises:
-      UserError: it cannot be read, or its folder does not exist.
+      UserError: it cannot be read, holds what is no row, or its folder does not exist.
     """
+    mend = "correct it, or leave --table out"
     if not path.parent.is_dir():
         raise UserError(f"--table={path}: the folder {path.parent} does not exist")
-    source = path if path.exists() else tiling.TABLE
-    try:
-        return json.loads(source.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError, OSError) as error:
-        raise UserError(f"--table={path}: {source} cannot be read: {error}") from error
+    rows = read_json(path if path.exists() else tiling.TABLE, list, mend=mend)
+    for number, row in enumerate(rows, 1):
+        try:
+            if not (isinstance(row["device"], str) and isinstance(row["dtype"], str)):
+                raise ValueError("device and dtype are to be texts")
+            if type(row["width"]) is not int or type(row.get("content", False)) is not bool:
+                raise ValueError("width is to be a whole number, and content true or false")
+            tiling.Tiles(**row["tiles"])
+        except (ValueError, TypeError, KeyError, AttributeError) as error:
+            reason = reason_of(error)
+            raise UserError(f"--table={path}: row {number} is no row ({reason}): {mend}") from error
+    return rows
 
 
 def write_table(path: Path, found: Iterable[Mapping[str, Any]]) -> None:

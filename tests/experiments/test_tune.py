@@ -157,6 +157,27 @@ def test_kernels_read_what_was_written(tmp_path: Path, monkeypatch: pytest.Monke
     assert tiling.choose("bfloat16", 64, 64, "NVIDIA A100").chunk == 32
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        "{}",
+        "[1]",
+        "[" * 100_000,
+        '[{"device": ""}]',
+        '[{"device": 1, "dtype": "", "width": 1}]',
+        '[{"device": "", "dtype": "float32", "width": 64, "tiles": []}]',
+        '[{"device": "", "dtype": "float32", "width": 64, "tiles": {"chunk": 3}}]',
+        '[{"device": "", "dtype": "float32", "width": 64, "tiles": {"other": 3}}]',
+        "[" + "1" * 5000 + "]",
+    ],
+)
+def test_what_is_no_table_is_one_sentence(tmp_path: Path, text: str) -> None:
+    (tmp_path / "tiles.json").write_text(text)
+    with pytest.raises(UserError, match="correct it, or leave --table out") as caught:
+        tune.read_rows(tmp_path / "tiles.json")
+    assert len(str(caught.value)) < 600 + 2 * len(str(tmp_path))
+
+
 def test_a_broken_table_is_one_sentence(tmp_path: Path) -> None:
     (tmp_path / "bad.json").write_text("{")
     with pytest.raises(UserError, match="cannot be read"):
