@@ -14,12 +14,22 @@ from absl import flags, logging
 from ml_collections import ConfigDict, config_flags
 
 from carve_jax.errors import UserError
-from carve_jax.files import read_json
+from carve_jax.files import read_json, reason_of, shown
 from carve_jax.training.distributed import PeerLost
 from carve_jax.training.settings import nearest
 from carve_jax.training.stopping import Interrupted, TrainingDiverged
+from carve_jax.versions import warn_of_untested
 
 USER_ERROR = UserError.exit_code
+MENDS = {
+    errno.EDQUOT: "free some and run the same command again",
+    errno.EMFILE: "allow more open files (ulimit -n), and run the same command again",
+    errno.ENFILE: "close what holds files open, and run the same command again",
+    errno.EACCES: "make it readable and writable, or give another path",
+    errno.EROFS: "give a path that can be written",
+    errno.EFBIG: "allow larger files (ulimit -f), or give another path",
+    errno.ENAMETOOLONG: "give a shorter path",
+}
 
 
 def run(main: Callable[[list[str]], None]) -> None:
@@ -30,6 +40,7 @@ def run(main: Callable[[list[str]], None]) -> None:
             encoding = stream.encoding if stream.isatty() else "utf-8"
             stream.reconfigure(encoding=encoding, errors="backslashreplace")
     sys.unraisablehook = _report_unraisable
+    warn_of_untested()
     sys.exit(call(main, sys.argv))
 
 
@@ -40,8 +51,8 @@ def call(main: Callable[[list[str]], None], argv: list[str]) -> int:
     the docstring of the command's module.
 
     Returns:
-      0; 2 for a mistake or a full disk; 3 when training diverged; 75 when another process of the
-      run is gone; 128 + the signal when stopped.
+      0; 2 for a mistake, a full disk, or what else the system refuses of a file; 3 when training
+      diverged; 75 when another process of the run is gone; 128 + the signal when stopped.
     """
     if {"--help", "-h"} & set(argv):
         print(inspect.getmodule(main).__doc__)
@@ -61,12 +72,17 @@ def call(main: Callable[[list[str]], None], argv: list[str]) -> int:
     except KeyboardInterrupt:
         return _fail("stopped at once, nothing was saved by this stop", 130)
     except OSError as error:
-        if error.errno != errno.ENOSPC:
-            raise
-        return _fail(
-            "no space left on the device: free some and run the same command again", USER_ERROR
-        )
+        return _fail(_of_system(error), USER_ERROR)
     return 0
+
+
+def _of_system(error: OSError) -> str:
+    """What the system refused, on which file, and what to do."""
+    if error.errno == errno.ENOSPC:
+        return "no space left on the device: free some and run the same command again"
+    where = f" ({shown(error.filename)})" if error.filename else ""
+    mend = MENDS.get(error.errno or 0, "see to it, and run the same command again")
+    return f"{reason_of(error)}{where}: {mend}"
 
 
 def _report_unraisable(raised: "sys.UnraisableHookArgs") -> None:

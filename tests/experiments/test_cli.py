@@ -30,6 +30,13 @@ def at_the_root(monkeypatch):
         (Interrupted(signal.SIGTERM, "step 3"), 143, "interrupted: step 3"),
         (KeyboardInterrupt(), 130, "error: stopped at once"),
         (OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)), 2, "error: no space left on the dev"),
+        (
+            PermissionError(errno.EACCES, "Permission denied", "x\n"),
+            2,
+            "error: Permission denied ('x",
+        ),
+        (OSError(errno.EMFILE, "Too many open files"), 2, "error: Too many open files: allow more"),
+        (OSError("y\n" * 10**6), 2, "error: y y y"),
     ],
 )
 def test_errors_become_a_sentence_and_a_code(capsys, error, code, said):
