@@ -36,7 +36,7 @@ from pallas_kernels.triton.span import (
     summed,
 )
 
-VALUE_BLOCK = 128
+VALUE_BLOCK_BYTES = 256  # of operands at once: more would not fit the cards of 99 KB
 
 
 class PairInputs(NamedTuple):
@@ -79,8 +79,9 @@ def _pairs_kernel(x: PairInputs, *rest: Any, plan: Plan) -> None:
     zero = jnp.zeros((SPAN, SPAN), jnp.float32)
     lower_scores = upper_scores = lower_system = upper_system = zero
     d_write = jnp.zeros((SPAN,), jnp.float32)
-    for first in range(0, width, VALUE_BLOCK):
-        block = pl.ds(first, min(VALUE_BLOCK, width))
+    count = min(width, VALUE_BLOCK_BYTES // product.dtype.itemsize)
+    for first in range(0, width, count):
+        block = pl.ds(first, count)
         residual, d_written = x.residual[:, block], x.d_written[:, block]
         d_output = operand(x.d_output[:, block])
         lower_scores = lower_scores + product(d_output, residual, tb=True)
@@ -219,13 +220,13 @@ def _state_products(plan: Plan, m: Any, x: SpanInputs, a: Any, sums: tuple) -> t
     (which k ⊙ dk takes away again from those that do not decay them)."""
     product, tile = plan.product, plan.tiles.chunk
     width = x.residual.shape[1]
+    count = min(width, VALUE_BLOCK_BYTES // product.dtype.itemsize)
     row = jax.lax.broadcasted_iota(jnp.int32, (SPAN, 1), 0)
 
     def over(rows: Any, states: Any, others: Any = None) -> Array:
         """Rows [T, V] (ones if None) times the states of their tiles [V, K]."""
         total: Any = None
-        for first in range(0, width, VALUE_BLOCK):
-            count = min(VALUE_BLOCK, width)
+        for first in range(0, width, count):
             block = pl.ds(first, count)
             left = jnp.ones((SPAN, count), product.dtype)
             if rows is not None:

@@ -13,9 +13,10 @@ import pytest
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton as plgpu
 
-from pallas_kernels import aot
+from pallas_kernels import aot, device
 from pallas_kernels.compiling import catalogue, lowering, pip_triton, report
 from pallas_kernels.compiling.catalogue import Program, TritonProgram
+from pallas_kernels.compiling.chips import CHIPS
 from pallas_kernels.compiling.pip_triton import Request, Resources
 from pallas_kernels.compiling.report import Row
 
@@ -96,7 +97,11 @@ def command(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., in
 
 
 @pytest.mark.parametrize(
-    ("arch", "family"), [("sm_80", "mma_sync"), ("sm_90", "wgmma"), ("sm_100", "tcgen05")]
+    ("arch", "family"),
+    [
+        *((arch, "mma_sync") for arch in ("sm_80", "sm_86", "sm_89", "sm_120")),
+        *(("sm_90", "wgmma"), ("sm_100", "tcgen05")),
+    ],
 )
 def test_dot_uses_the_tensor_cores_of_each_chip(arch: str, family: str) -> None:
     taken = one(FITTING, arch)
@@ -106,6 +111,15 @@ def test_dot_uses_the_tensor_cores_of_each_chip(arch: str, family: str) -> None:
     assert (taken.tensor_memory_columns > 0) == (arch == "sm_100")
     assert (taken.stack_bytes, taken.spill_bytes) == (0, 0)
     assert taken.seconds > 0.01
+    assert 0 < taken.executed["tensor"] <= taken.tensor_core_instructions * 2
+    assert sum(taken.executed.values()) > 100
+
+
+def test_every_card_the_kernels_take_is_compiled_for() -> None:
+    assert {chip.capability for chip in CHIPS.values()} == set(device.CAPABILITIES)
+    for chip in CHIPS.values():
+        shipped = catalogue.programs(chip.device_kind, chip.capability)
+        assert {p.dtype for p in shipped if p.name == "carve"} == set(catalogue.DTYPES)
 
 
 def test_sum_uses_no_tensor_cores() -> None:
