@@ -111,8 +111,11 @@ def test_dot_uses_the_tensor_cores_of_each_chip(arch: str, family: str) -> None:
     assert (taken.tensor_memory_columns > 0) == (arch == "sm_100")
     assert (taken.stack_bytes, taken.spill_bytes) == (0, 0)
     assert taken.seconds > 0.01
-    assert 0 < taken.executed["tensor"] <= taken.tensor_core_instructions * 2
-    assert sum(taken.executed.values()) > 100
+    if arch == "sm_100":  # its loop that waits for tensor memory has no count
+        assert taken.executed == {}
+    else:
+        assert 0 < taken.executed["tensor"] <= taken.tensor_core_instructions
+        assert sum(taken.executed.values()) > 100
 
 
 def test_every_card_the_kernels_take_is_compiled_for() -> None:
