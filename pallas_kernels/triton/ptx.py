@@ -269,8 +269,11 @@ def merge_lowest(
     """`merge_both` of the lowest level, whose pairs of columns reach the diagonal or end above it:
     (found where ordered is 1, diagonal where it is 0), (other where it is 1, 0 where it is 0), both
     0 above the diagonal in blocks of two tokens; elsewhere what was kept."""
-    if kept.dtype != BF16:
-        return tuple(_merge_lowest_plain(kept, wide, found, diagonal, other, ordered))
+    if kept.dtype != BF16:  # what is above the diagonal was kept as 0
+        lowest = jnp.where(ordered == 1, found, diagonal).astype(kept.dtype)
+        other = jnp.where(ordered == 1, other, 0.0)
+        inside = ordered < 2
+        return jnp.where(inside, lowest, kept), jnp.where(inside, other, wide)
     asm = (
         "{ .reg .b32 s; .reg .f32 a, b, t, z; .reg .pred p, q; mov.f32 z, 0f00000000; "
         "setp.lt.s32 p, $12, 2; setp.eq.s32 q, $12, 1; "
