@@ -326,10 +326,14 @@ def _of_line(line: bytes, name: str, where: str, columns: Columns) -> Document:
         if line.startswith(b"\xef\xbb\xbf"):  # how some editors begin a file
             line = line[3:]
         values = parse_json(line.decode("utf-8"), digits=DIGITS)
+        if not isinstance(values, dict):
+            raise ValueError("it is something else")
+        if not isinstance(values[columns.text], str):
+            raise ValueError(f"its {shown(columns.text)} is no string")
         text = values[columns.text].encode("utf-8")
         given = values[columns.name] if columns.name else None
         return Document(name if given is None else str(given), text)
-    except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
+    except (ValueError, KeyError) as error:
         wanted = f'a string "{columns.text}"' + (f' and "{columns.name}"' if columns.name else "")
         why = f"it has no {error}" if isinstance(error, KeyError) else reason_of(error)
         raise UserError(
