@@ -184,6 +184,12 @@ def _erase(plan: Plan, inputs: Inputs, shift: Array, part: int) -> Array:
     return (plan.gate.scale * sigma).astype(inputs.erase.dtype)
 
 
+def _slope(plan: Plan, inputs: Inputs, shift: Array, part: int) -> Array:
+    """The derivative of `_erase` in the logits."""
+    sigma = _sigma(plan, plan.gate, _part(inputs.erase, plan, part), shift)
+    return (plan.gate.scale * sigma * (1.0 - sigma)).astype(inputs.erase.dtype)
+
+
 def _sigma(plan: Plan, gate: Gate, logits: Array, shift: Array) -> Array:
     """σ of the erase logits [B, T, H, K] under the shifts of their gate chunks, [B, T, N, K]."""
     logits = jnp.repeat(logits.astype(jnp.float32), shift.shape[2] // logits.shape[2], axis=2)
@@ -264,8 +270,8 @@ def _backward_part(
         d_output = wide.astype(plan.product.dtype)
     elif own is not None:
         gate = GateInputs(
-            logits=inputs.erase,
-            shift=own.shift,
+            erase=x.erase,
+            slope=_slope(plan, inputs, own.shift, part),
             contents=own.contents,
             residual=again.residual,
             states=again.states,

@@ -14,12 +14,12 @@ import jax
 import jax.numpy as jnp
 from jax.experimental import pallas as pl
 
-from pallas_kernels.blocks import wy
 from pallas_kernels.blocks.decay import SPAN
 from pallas_kernels.blocks.wy import Array
-from pallas_kernels.triton import ptx
-from pallas_kernels.triton.plan import Content, Gate, Operands, Plan, memory_view, rows, view
-from pallas_kernels.triton.span import EDITS, KEYS, READS, TAILS, Scores
+from pallas_kernels.triton import ptx, ptx_walk
+from pallas_kernels.triton.plan import Content, Gate, Operands, Plan, memory_view, view
+from pallas_kernels.triton.solve import Solver, solver
+from pallas_kernels.triton.span import EDITS, READS, TAILS, Scores
 
 
 def erase_shift(gate: Gate, content: Array, down: Array, up: Array) -> Array:
@@ -27,20 +27,16 @@ def erase_shift(gate: Gate, content: Array, down: Array, up: Array) -> Array:
     if gate.norm_eps is not None:
         square = jnp.sum(content * content, axis=0) / gate.channels
         content = content * jax.lax.rsqrt(square + gate.norm_eps)
-    low_rank = jnp.sum(content[:, None] * down, axis=0)
-    return jnp.sum(low_rank[:, None] * up, axis=0)
+    low_rank = jnp.sum(content[None, :] * down, axis=1)
+    return jnp.sum(low_rank[None, :] * up, axis=1)
 
 
-def erase_gate(gate: Gate, logits: Array, shift: Array) -> Array:
-    """b [C, K], rounded as a gate handed to the plain rule would be."""
-    erase = gate.scale * jax.nn.sigmoid(logits + shift[None, :])
-    return erase.astype(gate.dtype).astype(jnp.float32)
-
-
-def erase_slope(gate: Gate, logits: Array, shift: Array) -> tuple[Array, Array]:
-    """b, and its derivative in the logits."""
-    sigma = jax.nn.sigmoid(logits + shift[None, :])
-    return erase_gate(gate, logits, shift), gate.scale * sigma * (1.0 - sigma)
+def minus_erase_gate(gate: Gate, logits: Array, shift: Array) -> Array:
+    """−b [C, K] of logits as they are read, rounded as a gate handed to the plain rule would be."""
+    if logits.dtype == ptx.BF16 and gate.dtype == logits.dtype.name:
+        return ptx_walk.minus_gate(logits, shift, gate.scale)
+    erase = gate.scale * jax.nn.sigmoid(logits.astype(jnp.float32) + shift[None, :])
+    return -erase.astype(gate.dtype)
 
 
 class Walk(NamedTuple):
@@ -81,27 +77,6 @@ class _WalkInputs(NamedTuple):
     zero: Any
 
 
-def solve(plan: Plan, scores: Scores, here: Any, erase: Array, zero: Array) -> Array:
-    """A of one tile, from b [C, K] and the keys under the factors of each level."""
-    tile, channels = erase.shape
-    ordered = wy.order(tile, zero)
-
-    def keys(place: int) -> Array:
-        return tile_at(scores.tiles, here, KEYS + place, channels)
-
-    system = jnp.zeros((tile, tile), jnp.float32)
-    for place, level in enumerate(plan.levels):
-        found = plan.product(ptx.times(erase, keys(place)), keys(place), tb=True)
-        system = jnp.where(ordered < 2 << level, found, system)
-    if plan.anchor > 1:
-        place = len(plan.levels)
-        found = plan.product(ptx.times(erase, keys(place)), keys(place + 1), tb=True)
-        system = jnp.where(ordered < plan.anchor, found, system)
-    system = jnp.where((ordered > 0) & (ordered < tile), system, 0.0)
-    corrected = plan.tiles.inverse == "bf16"
-    return wy.unit_inverse(plan.inverse, system, ordered, tile, ptx.level_negated, corrected)
-
-
 def _walk_kernel(inputs: _WalkInputs, *rest: Any, plan: Plan) -> None:
     out: Walk = rest[-1]  # an output to be continued comes before it
     x, scores, content = inputs.x, inputs.scores, inputs.content
@@ -112,29 +87,43 @@ def _walk_kernel(inputs: _WalkInputs, *rest: Any, plan: Plan) -> None:
         memory, *seen = carry
         start, zero = n * tile, inputs.zero[0]
         here = pl.ds(start, tile)
+        # Rows that are known only now: their addresses would else live through the solution, and
+        # spill.
+        late = here if content is None else pl.ds(start + zero, tile)
         if out.states is not None:
             out.states[n] = memory.astype(out.states.dtype)
-        edits = tile_at(scores.tiles, here, EDITS, channels)
-        if x.erase is not None:
-            erase = rows(x.erase, start, tile)
-            if content is not None:
-                erase = erase_gate(plan.gate, erase, seen[0])
-            edits = product.operand(erase) * edits
-        if scores.squares.shape[1] == SPAN:
-            erase = product.operand(jnp.broadcast_to(erase, edits.shape))
-            inverse = solve(plan, scores, here, erase, zero)
-        else:
+        if content is not None:
+            down = content.down[pl.ds(zero, content.down.shape[0]), :]
+            up = content.up[pl.ds(zero, content.up.shape[0]), :]
+            shift = erase_shift(plan.gate, seen[0], down, up)
+        if x.erase is None:
+            edits = tile_at(scores.tiles, here, EDITS, channels)
+            # R and what it is found of are negated here: fused adds take −v ⊙ w as they are.
+            wanted = product(memory, edits, tb=True) - _written(plan, x, here, zero)
             inverse = own_block(scores.squares, SPAN, start, tile)
-        written = rows(x.value, start, tile) * rows(x.write, start, tile)
-        residual = product(written.T - product(memory, edits, tb=True), inverse, tb=True)
+            residual = ptx_walk.minus_rounded(product(wanted, inverse, tb=True), product.dtype)
+        else:
+            if content is None:
+                minus = product.operand(jnp.broadcast_to(x.erase[here, :], (tile, channels)))
+                minus = ptx_walk.minus(minus)
+            else:
+                minus = product.operand(minus_erase_gate(plan.gate, x.erase[here, :], shift))
+            if scores.squares.shape[1] == SPAN:
+                solve = solver(plan, scores.tiles, here, minus, zero)
+            else:
+                solve = Solver(own_block(scores.squares, SPAN, start, tile).T, ())
+            edits = ptx.times(minus, tile_at(scores.tiles, here, EDITS, channels))
+            wanted = product(memory, edits, tb=True) + _written(plan, x, late, zero)
+            residual = product.operand(solve(product, wanted))
         if out.residual is not None:
             out.residual[here, :] = residual.astype(out.residual.dtype).T
         if out.output is not None:
-            output = product(memory, tile_at(scores.tiles, here, READS, channels), tb=True)
+            output = product(memory, tile_at(scores.tiles, late, READS, channels), tb=True)
             output = output + product(residual, own_block(scores.squares, 0, start, tile), tb=True)
             output = output * plan.scale
-            out.output[here, :] = output.astype(out.output.dtype).T
-        tails = tile_at(scores.tiles, here, TAILS, channels)
+            # Fenced, or the transposition would move up to the sum and compute it twice.
+            out.output[late, :] = ptx.fence(output.astype(out.output.dtype)).T
+        tails = tile_at(scores.tiles, late, TAILS, channels)
         memory = memory * scores.ends[n, :][None, :] + product(residual, tails)
         if content is None and out.sums is not None:
             return memory, seen[0] + jnp.sum(output, 1)
@@ -144,8 +133,7 @@ def _walk_kernel(inputs: _WalkInputs, *rest: Any, plan: Plan) -> None:
 
     carry: tuple = (inputs.memory[...],)
     if content is not None:
-        down, up = content.down[...], content.up[...]
-        carry += (erase_shift(plan.gate, content.content[...], down, up), content.partial_sum[...])
+        carry += (content.content[...], content.partial_sum[...])
     elif out.sums is not None:
         carry += (jnp.zeros((x.value.shape[1],), jnp.float32),)
     memory, *last = jax.lax.fori_loop(0, length // tile, step, carry)
@@ -155,17 +143,29 @@ def _walk_kernel(inputs: _WalkInputs, *rest: Any, plan: Plan) -> None:
     out.memory[pl.ds(inputs.zero[0], memory.shape[0]), :] = memory
 
 
+def _written(plan: Plan, x: Operands, here: Any, zero: Array) -> Array:
+    """(v ⊙ w)ᵀ [V, C] float32."""
+    value, tile = x.value[here, :], here.size
+    if plan.product.precision != "bf16" or x.write.shape[1] > 1 or value.dtype != ptx.BF16:
+        return (value.astype(jnp.float32) * x.write[here, :].astype(jnp.float32)).T
+    # Exact, and the transposition costs nothing.
+    row = jax.lax.broadcasted_iota(jnp.int32, (tile, tile), 0) + zero
+    column = jax.lax.broadcasted_iota(jnp.int32, (tile, tile), 1)
+    write = x.write[here, 0].astype(jnp.float32)
+    diagonal = jnp.where(row == column, write[None, :], 0.0)
+    return plan.unfenced(value, diagonal, ta=True)
+
+
 def _next_content(
-    gate: Gate, n: Array, content: Content, sums: Any, added: Array, shift: Array, partial: Array
+    gate: Gate, n: Array, content: Content, sums: Any, added: Array, now: Array, partial: Array
 ) -> tuple[Array, Array]:
-    """Shift of the logits and sum of the chunk's outputs after tile n, which adds `added`."""
+    """Content and sum of the chunk's outputs after tile n, which adds `added`."""
     chunk = jax.lax.div(n, gate.tiles)
     partial = partial + added
     sums[chunk, :] = partial
-    following = content.mean[chunk] * partial
-    shifted = erase_shift(gate, following, content.down[...], content.up[...])
     last = jax.lax.rem(n, gate.tiles) == gate.tiles - 1
-    return jnp.where(last, shifted, shift), jnp.where(last, 0.0, partial)
+    following = jnp.where(last, content.mean[chunk] * partial, now)
+    return following, jnp.where(last, 0.0, partial)
 
 
 def walk(
@@ -235,6 +235,9 @@ def _call_walk(
     batch, _, heads, width = x.value.shape
     length = scores.tiles.shape[1]
     x = x._replace(query=None, key=None, log_decay=None)
+    if content is not None:
+        down, up = content.down.swapaxes(1, 2), content.up.swapaxes(1, 2)
+        content = content._replace(down=down, up=up)
     arguments: list = [_WalkInputs(x, scores, memory, content, jnp.zeros((1,), jnp.int32))]
     in_specs: list = [
         _WalkInputs(
@@ -270,12 +273,12 @@ def _call_walk(
 
 def content_views(content: Content) -> Content:
     """What a program (b, n, v) sees of the content gate's arrays."""
-    _, width, rank = content.down.shape
-    channels, chunks = content.up.shape[-1], content.mean.shape[1]
+    _, rank, width = content.down.shape
+    channels, chunks = content.up.shape[1], content.mean.shape[1]
     row = pl.BlockSpec((None, None, width), lambda b, n, v: (b, n, 0))
     return Content(
-        down=pl.BlockSpec((None, width, rank), lambda b, n, v: (n, 0, 0)),
-        up=pl.BlockSpec((None, rank, channels), lambda b, n, v: (n, 0, 0)),
+        down=pl.BlockSpec((None, rank, width), lambda b, n, v: (n, 0, 0)),
+        up=pl.BlockSpec((None, channels, rank), lambda b, n, v: (n, 0, 0)),
         content=row,
         partial_sum=row,
         mean=pl.BlockSpec((None, chunks), lambda b, n, v: (b, 0)),

@@ -15,20 +15,20 @@ import jax
 import jax.numpy as jnp
 from jax.experimental import pallas as pl
 
-from pallas_kernels.blocks import wy
 from pallas_kernels.blocks.decay import SPAN
 from pallas_kernels.blocks.wy import Array
+from pallas_kernels.triton import ptx, ptx_walk, solve
 from pallas_kernels.triton.plan import Gate, Plan, memory_view, rows, view
 from pallas_kernels.triton.span import EDITS, KEYS, READS, TAILS, Scores
-from pallas_kernels.triton.walk import erase_slope, own_block, tile_at
+from pallas_kernels.triton.walk import own_block, tile_at
 
 
 class GateInputs(NamedTuple):
     """What the backward walk reads under a content gate.
 
     Attributes:
-      logits: of the erase gate [B, T, H, K].
-      shift: of the logits [B, chunks, N, K] float32.
+      erase: b of the part [B, T, N, K].
+      slope: its derivative in the logits, likewise.
       contents: of the gate chunks [B, chunks, N, V] float32.
       residual: R [B, T, N, V].
       states: at the start of each tile, transposed [B, T/C, N, V, K].
@@ -37,8 +37,8 @@ class GateInputs(NamedTuple):
       down, up: the projections [N, V, R] and [N, R, K].
     """
 
-    logits: Any
-    shift: Any
+    erase: Any
+    slope: Any
     contents: Any
     residual: Any
     states: Any
@@ -98,37 +98,36 @@ def _walk_back_kernel(inputs: _Inputs, out: BackwardWalk, *, plan: Plan) -> None
     def step(i: Array, carry: tuple) -> tuple:
         d_memory, *d_seen = carry
         n = count - 1 - i
-        start = n * tile
-        here = pl.ds(start, tile)
-        d_output = rows(inputs.d_output, start, tile).T
-        if g is not None:
-            d_output = d_output + d_seen[0][:, None]
-            out.d_output[here, :] = d_output.astype(out.d_output.dtype).T
-        d_output = product.operand(d_output * plan.scale)
-        d_residual = product(d_output, own_block(scores.squares, 0, start, tile))
+        zero = inputs.zero[0]
+        # Rows that are known only now, and twice over: what is computed of them would else live
+        # through the loop, or from its first use to its last, and spill.
+        start = n * tile if g is None else n * tile + zero
+        here = pl.ds(start if g is None else start + zero, tile)
+        if g is None:
+            d_output = product.operand(rows(inputs.d_output, start, tile).T * plan.scale)
+        else:
+            whole, d_output = _raise_output(plan, inputs.d_output[here, :], d_seen[0], zero)
+            out.d_output[here, :] = whole
+            d_output = ptx.fence(d_output).T
         tails = tile_at(scores.tiles, here, TAILS, channels)
-        d_residual = d_residual + product(d_memory, tails, tb=True)
+        d_residual = product(d_memory, tails, tb=True)
+        d_residual = d_residual + product(d_output, own_block(scores.squares, 0, start, tile))
+        reads = tile_at(scores.tiles, here, READS, channels)
+        d_memory = d_memory * scores.ends[n, :][None, :] + product(d_output, reads)
         d_written = product(d_residual, own_block(scores.squares, SPAN, start, tile))
         d_written = product.operand(d_written)
-        out.d_written[here, :] = d_written.T
+        out.d_written[here, :] = ptx.fence(d_written).T
         edits = tile_at(scores.tiles, here, EDITS, channels)
         if g is not None:
-            chunk = jax.lax.div(n, plan.gate.tiles)
-            d_logits, erase = _logit_gradients(
-                plan, inputs, n, here, d_written, edits, g.shift[chunk, :]
-            )
-            edits = product.operand(erase) * edits
-        reads = tile_at(scores.tiles, here, READS, channels)
-        d_memory = d_memory * scores.ends[n, :][None, :]
-        d_memory = d_memory + product(d_output, reads) - product(d_written, edits)
+            added = _shift_gradient(plan, inputs, n, here, d_written)
+            edits = ptx.times(product.operand(g.erase[here, :]), edits)
+        d_memory = d_memory + product(ptx_walk.minus(d_written), edits)
         # Stored where few values live: in the iteration before, for the tile that comes next.
         before = jax.lax.rem(n + count, count + 1)
-        out.d_states[before] = d_memory.astype(out.d_states.dtype)
+        out.d_states[before + zero] = d_memory.astype(out.d_states.dtype)
         if g is None:
             return (d_memory,)
-        return d_memory, *_previous_content(
-            plan.gate, n, g, out, jnp.sum(d_logits, axis=0), *d_seen
-        )
+        return d_memory, *_previous_content(plan.gate, n, g, out, zero, added, *d_seen)
 
     carry: tuple = (inputs.d_memory[...],)
     out.d_states[count - 1] = carry[0].astype(out.d_states.dtype)
@@ -139,28 +138,54 @@ def _walk_back_kernel(inputs: _Inputs, out: BackwardWalk, *, plan: Plan) -> None
     out.d_memory[pl.ds(inputs.zero[0], d_memory.shape[0]), :] = d_memory
 
 
-def _logit_gradients(
-    plan: Plan, inputs: _Inputs, n: Array, here: Any, d_written: Array, keys: Array, shift: Array
-) -> tuple[Array, Array]:
-    """Gradient of the erase logits [C, K] of a tile, and b."""
-    product, g, tile = plan.product, inputs.gate, plan.tiles.chunk
-    d_system = product(d_written, g.residual[here, :], ta=True, tb=True)
-    d_erase = keys * product(d_written, g.states[n], ta=True)
-    ordered, channels = wy.order(tile, inputs.zero[0]), keys.shape[1]
+def _raise_output(plan: Plan, d_output: Array, d_sum: Array, zero: Array) -> tuple:
+    """dO [C, V] with the content's share, and that as the products' operand."""
+    dtype = plan.product.dtype
+    nothing = jnp.zeros(d_output.shape, dtype)
+    # In a loop of one turn, which Triton does not repeat in another layout.
+    return solve.once(
+        lambda _: ptx_walk.raised(d_output, d_sum, plan.scale, dtype), zero, (nothing, nothing)
+    )
 
-    def kept(place: int) -> Array:
-        return tile_at(inputs.scores.tiles, here, KEYS + place, channels)
 
-    for place, level in enumerate(plan.levels):
-        inside = (ordered >= 1 << level) & (ordered < 2 << level)
-        part = jnp.where(inside, d_system, 0.0)
-        d_erase = d_erase + kept(place) * product(part, kept(place))
+def _shift_gradient(plan: Plan, inputs: _Inputs, n: Array, here: Any, d_written: Array) -> Array:
+    """Gradient of the logits' shift [K] from one tile: of b, by the slope, summed over its tokens.
+
+    Held [K, C]: with 8 warps each owns some key channels.
+    """
+    product, g, zero = plan.product, inputs.gate, inputs.zero[0]
+    tile, channels = here.size, g.slope.shape[1]
+    loaded = plan.unfenced
+    ordered = solve.order(tile, zero)
+
+    def kept(place: Any) -> Array:
+        return inputs.scores.tiles[here, pl.ds(place * channels, channels)]
+
+    # dTᵀ, in a loop of one turn: see `solve.once`.
+    d_system = solve.once(
+        lambda _: loaded(g.residual[here, :], d_written), zero, jnp.zeros((tile, tile), jnp.float32)
+    )
+    d_system = product.operand(d_system)
+    nothing = jnp.zeros((channels, tile), jnp.float32)
+    d_erase = ptx_walk.add_times(nothing, kept(EDITS).T, loaded(g.states[n], d_written, ta=True))
+
+    def add(d_erase: Array, part: Array, rows: Any, columns: Any) -> Array:
+        found = loaded(kept(KEYS + columns), part, ta=True)
+        return ptx_walk.add_times(d_erase, kept(KEYS + rows).T, found)
+
+    def add_level(place: Any, d_erase: Array) -> Array:
+        low = jnp.right_shift(1 << plan.levels[0], place)
+        return add(d_erase, ptx_walk.counted_level(d_system, ordered, low), place, place)
+
+    if plan.levels:
+        # Up to what only Triton knows to be a constant: LLVM would unroll it, and spill.
+        d_erase = jax.lax.fori_loop(0, len(plan.levels) + zero, add_level, d_erase)
     if plan.anchor > 1:
         place = len(plan.levels)
-        part = jnp.where((ordered > 0) & (ordered < plan.anchor), d_system, 0.0)
-        d_erase = d_erase + kept(place) * product(part, kept(place + 1))
-    erase, slope = erase_slope(plan.gate, rows(g.logits, n * tile, tile), shift)
-    return -d_erase * slope, erase
+        part = ptx_walk.below(d_system, ordered, plan.anchor)
+        d_erase = add(d_erase, part, place, place + 1)
+    weighted = ptx_walk.add_times(nothing, g.slope[here, :].T, d_erase)
+    return solve.once(lambda c: c - jnp.sum(weighted, 1), zero, jnp.zeros((channels,), jnp.float32))
 
 
 def _previous_content(
@@ -168,6 +193,7 @@ def _previous_content(
     n: Array,
     g: GateInputs,
     out: BackwardWalk,
+    zero: Array,
     added: Array,
     d_sum: Array,
     d_shift: Array,
@@ -177,7 +203,8 @@ def _previous_content(
     d_shift = d_shift + added
     out.d_sums[chunk, :] = d_sum
     out.d_shift[chunk, :] = d_shift
-    d_content = _content_gradient(gate, d_shift, g.contents[chunk, :], g.down[...], g.up[...])
+    down, up = g.down[pl.ds(zero, g.down.shape[0]), :], g.up[pl.ds(zero, g.up.shape[0]), :]
+    d_content = _content_gradient(gate, d_shift, g.contents[chunk, :], down, up)
     before = jnp.maximum(chunk - 1, 0)
     d_before = g.d_sums[before, :] + g.mean[chunk] * d_content
     first = jax.lax.rem(n, gate.tiles) == 0
@@ -200,7 +227,7 @@ def walk_back(
       d_output: of the whole sequence [B, T, N, V].
       d_memory: of the state after the part.
       part: which one.
-      gate: the content gate's arrays of the part (logits of the whole sequence), if there is one.
+      gate: the content gate's arrays of the part, if there is one.
     """
     batch, _, heads, width = d_output.shape
     length, channels = scores.tiles.shape[1], d_memory.shape[3]
@@ -221,7 +248,7 @@ def walk_back(
         d_memory=memory_view(out.d_memory, block),
     )
     if gate is not None:
-        chunks = gate.shift.shape[1]
+        chunks = gate.contents.shape[1]
         out = out._replace(
             d_sums=made(chunks, heads, width),
             d_output=made(length, heads, width, dtype=dtype),
@@ -252,10 +279,10 @@ def walk_back(
 
 
 def _gate_views(gate: GateInputs, heads: int, length: int, part: int) -> GateInputs:
-    chunks = gate.shift.shape[1]
+    chunks = gate.contents.shape[1]
     return GateInputs(
-        logits=view(gate.logits, heads, length, part),
-        shift=view(gate.shift, heads, chunks),
+        erase=view(gate.erase, heads, length),
+        slope=view(gate.slope, heads, length),
         contents=view(gate.contents, heads, chunks),
         residual=view(gate.residual, heads, length),
         states=memory_view(gate.states, gate.states.shape[3]),
