@@ -3,11 +3,11 @@
 Forward leaves behind the inputs, the state before each part, the sums of outputs of the gate chunks
 and, under the plain rule, P and A (256 bytes a token and head in bfloat16, for a backward span
 kernel without scores and inverse); everything else is found again there. The trade: what a token
-needs for its gradients (decayed tiles, scores, inverse, R, states) is 2 to 4 times its inputs (bfloat16, K = V =
-128: GDN-2 3.1 KB a head against 1.8, CARVE 5.6 against 1.5); finding it again costs the kernels
-that are parallel over tiles and, since the inverses then need no walk, a walk of the plain rule,
-about a fifth of CARVE's instructions a tile. Parts keep even that small: the tiles of a part take
-at most about `PART_BYTES`.
+needs for its gradients (decayed tiles, scores, inverse, R, states) is 2 to 4 times its inputs
+(bfloat16, K = V = 128: GDN-2 3.1 KB a head against 1.8, CARVE 5.6 against 1.5); finding it again
+costs the kernels that are parallel over tiles and, since the inverses then need no walk, a walk of
+the plain rule, about a fifth of CARVE's instructions a tile. Parts keep even that small: the tiles
+of a part take at most about `PART_BYTES`.
 """
 
 import functools
