@@ -26,7 +26,7 @@ from carve_jax.training.agreement import (
     together,
 )
 from carve_jax.training.checkpoint import Checkpoints
-from carve_jax.training.data import Tokenizer
+from carve_jax.training.data import Tokenizer, changed_facts
 from carve_jax.training.metrics import read_metrics
 from carve_jax.training.run import (
     CHECKPOINTS,
@@ -151,7 +151,7 @@ def restore_or_init(run: Run, checkpoints: Checkpoints, batches: Any, workdir: P
 
     def same_run(meta: dict[str, Any]) -> None:
         require_config_of(meta, run.config, workdir)
-        changed = [name for name, value in meta["data"].items() if facts.get(name) != value]
+        changed = changed_facts(meta["data"], facts)
         if changed:
             raise UserError(
                 f"the data is not what this run was trained on ({', '.join(changed)} changed): go "

@@ -44,6 +44,9 @@ RESUMABLE = frozenset(
 )  # fmt: skip
 
 
+WITH_DIGESTS = ("token_files", "mixture")
+
+
 def check_settings(config: ConfigDict) -> None:
     """Raises UserError for a field that is missing, unknown or out of range.
 
@@ -205,8 +208,15 @@ def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 def differences(
     old: dict[str, Any], new: dict[str, Any], but: frozenset[str] = RESUMABLE
 ) -> list[str]:
-    """One clause a field that differs between flat configs, `but` for those that may."""
+    """One clause a field that differs between flat configs, `but` for those that may.
+
+    Where token files lie, and whether they are verified, may differ too: the digests of their
+    shards, kept with every checkpoint, say whether they are the same.
+    """
     absent = object()
+    source = old.get("data.source")
+    if but and source == new.get("data.source") and source in WITH_DIGESTS:
+        but |= {"data.path", "data.paths", "data.verify"}
 
     def show(value: Any) -> str:
         return "absent" if value is absent else repr(value)

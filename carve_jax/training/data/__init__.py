@@ -2,7 +2,12 @@
 
 from carve_jax.training.data.config import DataConfig
 from carve_jax.training.data.documents import Document, is_held_out
-from carve_jax.training.data.pipeline import DataPipeline, make_pipeline, make_tokenizer
+from carve_jax.training.data.pipeline import (
+    DataPipeline,
+    changed_facts,
+    make_pipeline,
+    make_tokenizer,
+)
 from carve_jax.training.data.shard_writer import ShardWriter
 from carve_jax.training.data.token_files import TokenFiles
 from carve_jax.training.data.tokenizer import (
@@ -22,6 +27,7 @@ __all__ = [
     "ShardWriter",
     "TokenFiles",
     "Tokenizer",
+    "changed_facts",
     "is_held_out",
     "make_pipeline",
     "make_tokenizer",

@@ -151,6 +151,24 @@ def make_pipeline(
     )
 
 
+def changed_facts(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
+    """Names of the facts of a pipeline (`describe`) that were others when `old` was saved.
+
+    Where token files lie is no such fact: the digests of their shards tell them apart.
+    """
+
+    def compared(facts: Mapping[str, Any]) -> dict[str, Any]:
+        kept = dict(facts)
+        if kept.get("source") == "token_files":
+            kept.pop("path", None)
+        if isinstance(kept.get("mixture"), Mapping):
+            kept["mixture"] = list(kept["mixture"].values())  # by their order, as the weights
+        return kept
+
+    now = compared(new)
+    return [name for name, value in compared(old).items() if now.get(name) != value]
+
+
 def _check_not_empty(train: Mapping[str, Pieces], held_out: Pieces) -> None:
     for name, pieces in train.items():
         if not len(pieces):

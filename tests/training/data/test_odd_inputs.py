@@ -6,6 +6,7 @@ import itertools
 import json
 import os
 import resource
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -15,12 +16,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from carve_jax.errors import UserError
-from carve_jax.training.data import ByteTokenizer, TokenFiles, train_bpe
+from carve_jax.training.data import (
+    ByteTokenizer,
+    TokenFiles,
+    changed_facts,
+    make_pipeline,
+    train_bpe,
+)
 from carve_jax.training.data.manifest import Manifest
 from carve_jax.training.data.shard import OpenFiles
 from carve_jax.training.data.shard_header import sha256
 from carve_jax.training.data.tokenizer import LibraryTokenizer, tokenizer_from_json
 from carve_jax.training.data.tokenizer_files import open_tokenizer
+from carve_jax.training.settings import differences
 from experiments.prepare_data import Settings, prepare
 from experiments.prepare_sources import Columns, Source, WorkSize, list_sources, read_work, survey
 from tests.training.data.helpers import write_shards
@@ -293,6 +301,36 @@ def test_any_damage_to_token_files_is_seen_or_does_no_harm(tmp_path_factory, dat
         assert len(str(error)) < SHORT + 3 * len(str(path))  # noqa: PT017  # either may come
     else:
         assert found == whole
+
+
+def test_where_token_files_lie_does_not_matter_and_what_they_hold_does(shards, tmp_path):
+    other = write_shards(tmp_path / "other", train_00000=[b"y" * 9], eval_00000=TEXTS)
+    moved = tmp_path / "moved"
+    shutil.copytree(shards, moved)
+
+    def facts(source, *paths):
+        config = {"source": source, "verify": True, "path": str(paths[0])}
+        if source == "mixture":
+            config |= {"paths": [str(p) for p in paths], "weights": [1.0, 2.0]}
+        shape = {"batch_size": 1, "sequence_length": 64, "segment_alignment": 64, "seed": 0}
+        described = make_pipeline(config, **shape).describe()
+        return json.loads(json.dumps(described))  # as a checkpoint keeps them
+
+    alone = facts("token_files", shards)
+    assert changed_facts(alone, facts("token_files", f"{moved}/")) == []
+    assert "train_sha256" in changed_facts(alone, facts("token_files", other))
+    mixed = facts("mixture", shards, other)
+    assert changed_facts(mixed, facts("mixture", moved, other)) == []
+    assert changed_facts(mixed, facts("mixture", other, moved)) == ["mixture"]
+    ruler = {"source": "ruler", "path": "a"}
+    assert changed_facts(ruler, {**ruler, "path": "b"}) == ["path"]
+
+    flat = {"data.source": "token_files", "data.path": "a", "data.verify": False}
+    assert differences(flat, {**flat, "data.path": "b", "data.verify": True}) == []
+    assert differences(flat, {**flat, "data.path": "b"}, but=frozenset())
+    ruler = {"data.source": "ruler", "data.path": "a"}
+    assert differences(ruler, {**ruler, "data.path": "b"})
+    assert differences(flat, {**flat, "data.source": "mixture"})
 
 
 def read_all(directory):
