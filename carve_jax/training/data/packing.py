@@ -57,7 +57,7 @@ class Pieces:
     """The pieces of all documents, by number.
 
     Args:
-      shards: documents, possibly memory-mapped.
+      shards: documents, in memory or in files.
       sequence_length: the most targets a piece may have.
       segment_alignment: the length of a padded piece is a multiple of it.
       vocab_size: a token at or above it is an error.

@@ -1,4 +1,4 @@
-"""Token files: memory-mapped shards of documents, each with a JSON header.
+"""Token files: shards of documents, each with a JSON header.
 
 A shard SPLIT-NUMBER (SPLIT is `train` or `eval`) is four files:
 
