@@ -15,7 +15,7 @@ from pallas_kernels.blocks.decay import SPAN
 from pallas_kernels.compiling import lowering
 from pallas_kernels.compiling.catalogue import Program
 from pallas_kernels.tiling import Tiles
-from pallas_kernels.triton import op
+from pallas_kernels.triton import op, ptx
 from tests.ops.cases import Arrays, Case, make_arrays
 from tests.ops.test_gated_delta import (
     TOLERANCE,
@@ -190,12 +190,12 @@ def test_products_in_bfloat16_with_the_shipped_tiles(rule: str) -> None:
     check(rule, case, "bfloat16")
 
 
-FORWARD = ["_cumulate_kernel", "_score_kernel", "_walk_kernel"]
-BACKWARD = ["_walk_back_kernel", "_gradients_kernel"]
+FORWARD = ["_span_kernel", "_walk_kernel"]
+BACKWARD = [*FORWARD, "_walk_back_kernel", "_pairs_kernel", "_gradients_kernel"]
 KERNELS = {
     "forward": [FORWARD],
     # The backward pass begins with the forward pass's kernels; JAX 0.12 writes equal calls once.
-    "backward": [[*FORWARD, *FORWARD, *BACKWARD], [*FORWARD, *BACKWARD]],
+    "backward": [[*FORWARD, *BACKWARD], BACKWARD],
     "one token": [["gated_delta_step"]],
     "chunked": [[]],
 }
@@ -242,12 +242,11 @@ def test_the_inverse_of_tiles_on_a_diagonal(tile: int) -> None:
     system = np.tril(rng.standard_normal((64, 64)), -1) * inside * 0.3
     ordered = wy.order(64)
 
-    def level(h):
-        return wy.Level(h, 2 * h).pick(jnp.float32(system), ordered)
-
     product = wy.Product("f32", emulated=True)
-    for loop in (False, True):
-        got = wy.unit_inverse(product, level, tile, ordered, loop)
+    for corrected in (False, True):
+        got = wy.unit_inverse(
+            product, jnp.float32(system), ordered, tile, ptx.level_negated, corrected
+        )
         np.testing.assert_allclose(got, np.linalg.inv(np.eye(64) + system), atol=1e-5)
 
 
