@@ -195,7 +195,8 @@ BACKWARD = [*FORWARD, "_walk_back_kernel", "_pairs_kernel", "_gradients_kernel"]
 KERNELS = {
     "forward": [FORWARD],
     # The backward pass begins with the forward pass's kernels; JAX 0.12 writes equal calls once.
-    "backward": [[*FORWARD, *BACKWARD], BACKWARD],
+    # The plain rule's second span kernel is another, without P and A.
+    "backward": [[*FORWARD, *BACKWARD], BACKWARD, [FORWARD[0], *BACKWARD]],
     "one token": [["gated_delta_step"]],
     "chunked": [[]],
 }
