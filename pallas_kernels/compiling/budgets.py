@@ -45,6 +45,13 @@ BUDGETS = (
     Budget("gdn2", "backward", GRADIENTS, 55_000),
     Budget("carve", "backward", GRADIENTS, 55_000),
 )
+# Missed so far, as README and LOG say; a test fails where one is met, or another is missed.
+MISSED = (
+    "carve, forward, _span_kernel",
+    "carve, backward, _pairs_kernel + _gradients_kernel",
+    "carve/128x128c64/bfloat16/forward/_walk_kernel",
+    "carve/128x128c64/bfloat16/backward/_walk_back_kernel",
+)
 OFFICIAL = "128x128c"  # tiles of the official size: nothing but their chunk follows
 SPILL_FREE = ("_walk_kernel", "_walk_back_kernel")
 

@@ -134,16 +134,20 @@ def _as_text(bytecode: bytes) -> str:
 
 _CONSTANT = re.compile(r"(%\S+) = arith\.constant (-?\d+) : i\d+")
 _SUM = re.compile(r"(%\S+) = arith\.(addi|subi|muli) (%[^\s,]+), (%[^\s,]+) : i\d+")
+_LOAD = re.compile(r"(%\S+) = tt\.load .*: !tt\.ptr<i32>$")
 _FOR = re.compile(r"scf\.for %\S+ = (%[^\s,]+) to (%[^\s,]+) step (%[^\s,]+) ")
 
 
 def loop_trips(ir_text: str) -> list[int]:
-    """How often the loops of a kernel in Triton IR run, those whose bounds are constants."""
+    """How often the loops of a kernel in Triton IR run, those whose bounds are constants or plus a
+    number that is loaded: our kernels load none but the zero of `wy.order`."""
     known: dict[str, int] = {}
     found = []
     for line in ir_text.splitlines():
         if constant := _CONSTANT.search(line):
             known[constant[1]] = int(constant[2])
+        elif loaded := _LOAD.search(line):
+            known[loaded[1]] = 0
         elif (total := _SUM.search(line)) and total[3] in known and total[4] in known:
             a, b = known[total[3]], known[total[4]]
             known[total[1]] = {"addi": a + b, "subi": a - b, "muli": a * b}[total[2]]

@@ -300,6 +300,11 @@ def _extreme(here: Instruction, words: Words) -> Words:
     return _result(here.operands[0], min(a, b) if smaller else max(a, b))
 
 
+def _load(here: Instruction, words: Words) -> Words:
+    """LDG: what our kernels load to steer a loop is the zero of `wy.order`, nothing else."""
+    return dict.fromkeys(written(here), 0)
+
+
 OPERATIONS: dict[str, Callable[[Instruction, Words], Words]] = {
     **dict.fromkeys(("IADD3", "IADD", "VIADD", "UIADD3", "UIADD", "UVIADD"), _add),
     **dict.fromkeys(("IMAD", "UIMAD"), _multiply),
@@ -311,5 +316,6 @@ OPERATIONS: dict[str, Callable[[Instruction, Words], Words]] = {
     **dict.fromkeys(("PLOP3", "UPLOP3"), _predicate_logic),
     **dict.fromkeys(("SEL", "USEL"), _select),
     **dict.fromkeys(("SGXT", "USGXT"), _extend),
+    "LDG": _load,
     **dict.fromkeys(("IMNMX", "VIMNMX", "UIMNMX", "UVIMNMX"), _extreme),
 }

@@ -113,11 +113,11 @@ def run(
 def _forward(plan: Plan, inputs: Inputs, memory: Array, gate: GateArrays | None) -> tuple:
     output, memories, sums, squares = None, [], [], []
     known = not plan.solves  # b, and so the inverse, before the walk
-    seen = None if gate is None else gate.content
+    seen: Any = None if gate is None else gate.content
     for part in range(plan.parts):
         ready, memory = _in_order((inputs, memory), part > 0)
         x, here = Operands(*ready), None
-        if plan.by_chunk:
+        if gate is not None and plan.by_chunk:
             shift = _erase_shift(plan.gate, seen[:, None], gate.down, gate.up)
             x = x._replace(erase=_erase(plan, ready, shift, part))
         elif gate is not None:
@@ -128,8 +128,7 @@ def _forward(plan: Plan, inputs: Inputs, memory: Array, gate: GateArrays | None)
         memories.append(memory)
         squares.append(scores.squares if known else None)
         x = x._replace(erase=None) if known else x
-        options = {"content": here, "output": output, "sums": plan.by_chunk}
-        found = walk(plan, x, scores, memory, part, **options)
+        found = walk(plan, x, scores, memory, part, content=here, output=output, sums=plan.by_chunk)
         output, memory = found.output, found.memory
         if gate is not None:
             added = gate.partial_sum[:, None] if plan.by_chunk and part == 0 else 0.0

@@ -212,7 +212,7 @@ def _squares(
             other = found[1] if known else zero
             scores, system = ptx.merge_lowest(scores, system, found[0], diagonal, other, ordered)
         elif known:
-            scores, system = ptx.merge_both(scores, system, *found, ordered, 2 << level)
+            scores, system = ptx.merge_both(scores, system, found[0], found[1], ordered, 2 << level)
         else:
             scores = ptx.merge(scores, found[0], ordered, 2 << level)
     if plan.anchor > 1:
