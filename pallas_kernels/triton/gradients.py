@@ -1,10 +1,7 @@
-"""Gradients of a span's inputs, parallel over spans, in two kernels.
+"""Gradients of a span's q, k, g and b, parallel over spans and blocks of key channels.
 
 From what the backward walk left: the gradients of the outputs (the content's share added), of
-W = Z − Ē S_0 and of the states at the ends of the tiles.
-
-    pairs       dP = dO Rᵀ and dT = −dW Rᵀ of tokens with each other, made symmetric; dv, dw
-    gradients   of q, k, g, b, a block of key channels at a time
+W = Z − Ē S_0 and of the states at the ends of the tiles; and from dP and dT (`pairs.py`).
 
 Every decayed product exp(G_r − G_s) between two tokens gives G_r what it takes from G_s, so that,
 apart from the diagonal of P,
@@ -16,6 +13,7 @@ one product with a symmetric square serves both.
 """
 
 import functools
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -26,87 +24,15 @@ from pallas_kernels.blocks import decay
 from pallas_kernels.blocks.decay import SPAN
 from pallas_kernels.blocks.wy import Array
 from pallas_kernels.triton import ptx, ptx_gradients
+from pallas_kernels.triton.pairs import VALUE_BLOCK_BYTES
 from pallas_kernels.triton.plan import Operands, Plan
 from pallas_kernels.triton.span import (
     gate_block,
     load_block,
     matrices,
     matrices_view,
-    span_view,
     summed,
 )
-
-VALUE_BLOCK_BYTES = 256  # of operands at once: more would not fit the cards of 99 KB
-
-
-class PairInputs(NamedTuple):
-    """What the pairs of a part are made of.
-
-    Attributes:
-      value, write: of the whole sequence [B, T, N, V], [B, T, N, V or 1].
-      d_output: of the part or the whole [B, T, N, V]: gradient of the outputs, before the scale.
-      residual, d_written: R and the gradient of W, of the part [B, T, N, V].
-    """
-
-    value: Any
-    write: Any
-    d_output: Any
-    residual: Any
-    d_written: Any
-
-
-class Pairs(NamedTuple):
-    """What the pairs' kernel leaves behind.
-
-    Attributes:
-      squares: [B, T, N, 2 · span] of the part in the products' dtype: scale · dP and dT, each
-        mirrored at its diagonal, zero on it and outside the tiles.
-      diagonal: of scale · dP [B, T, N, 1] float32, of the part.
-      value, write: gradients [B, T, N, V] and [B, T, N, V or 1] of the whole sequence, the part's
-        rows written.
-    """
-
-    squares: Any
-    diagonal: Any
-    value: Any
-    write: Any
-
-
-def _pairs_kernel(x: PairInputs, *rest: Any, plan: Plan) -> None:
-    out: Pairs = rest[-1]  # outputs to be continued come before it
-    product, operand = plan.product, plan.product.operand
-    width = x.residual.shape[1]
-    zero = jnp.zeros((SPAN, SPAN), jnp.float32)
-    lower_scores = upper_scores = lower_system = upper_system = zero
-    d_write = jnp.zeros((SPAN,), jnp.float32)
-    count = min(width, VALUE_BLOCK_BYTES // product.dtype.itemsize)
-    for first in range(0, width, count):
-        block = pl.ds(first, count)
-        residual, d_written = x.residual[:, block], x.d_written[:, block]
-        d_output = operand(x.d_output[:, block])
-        lower_scores = lower_scores + product(d_output, residual, tb=True)
-        upper_scores = upper_scores + product(residual, d_output, tb=True)
-        lower_system = lower_system - product(d_written, residual, tb=True)
-        upper_system = upper_system - product(residual, d_written, tb=True)
-        wide = d_written.astype(jnp.float32)
-        d_value = wide * gate_block(x.write, block, width)
-        out.value[:, block] = d_value.astype(out.value.dtype)
-        d_gate = wide * x.value[:, block].astype(jnp.float32)
-        if out.write.shape[1] == width:
-            out.write[:, block] = d_gate.astype(out.write.dtype)
-        else:
-            d_write = d_write + jnp.sum(d_gate, axis=1)
-    if out.write.shape[1] != width:
-        out.write[...] = d_write[:, None].astype(out.write.dtype)
-    row = jax.lax.broadcasted_iota(jnp.int32, (SPAN, SPAN), 0)
-    column = jax.lax.broadcasted_iota(jnp.int32, (SPAN, SPAN), 1)
-    inside = ((row ^ column) < plan.tiles.chunk) & (row != column)
-    diagonal = jnp.sum(jnp.where(row == column, lower_scores, 0.0), axis=1)
-    out.diagonal[...] = plan.scale * diagonal[:, None]
-    scores = plan.scale * jnp.where(row > column, lower_scores, upper_scores)
-    system = jnp.where(row > column, lower_system, upper_system)
-    out.squares[:, :SPAN] = operand(jnp.where(inside, scores, 0.0))
-    out.squares[:, SPAN:] = operand(jnp.where(inside, system, 0.0))
 
 
 class SpanInputs(NamedTuple):
@@ -218,38 +144,54 @@ def _state_products(plan: Plan, m: Any, x: SpanInputs, a: Any, sums: tuple) -> t
     """Gradients of q, b⊙k and k by way of the states; the share of g's gradient that all tokens of
     a tile have in common: of the state that passes it whole, and of the keys that reach its end
     (which k ⊙ dk takes away again from those that do not decay them)."""
-    product, tile = plan.product, plan.tiles.chunk
-    width = x.residual.shape[1]
-    count = min(width, VALUE_BLOCK_BYTES // product.dtype.itemsize)
-    row = jax.lax.broadcasted_iota(jnp.int32, (SPAN, 1), 0)
-
-    def over(rows: Any, states: Any, others: Any = None) -> Array:
-        """Rows [T, V] (ones if None) times the states of their tiles [V, K]."""
-        total: Any = None
-        for first in range(0, width, count):
-            block = pl.ds(first, count)
-            left = jnp.ones((SPAN, count), product.dtype)
-            if rows is not None:
-                left = product.operand(rows[:, block])
-            for n in range(SPAN // tile):
-                right = states[n, block, :]
-                if others is not None:
-                    right = ptx.times(right, others[n, block, :])
-                found = product(left, right)
-                if tile < SPAN:
-                    found = jnp.where((row >= n * tile) & (row < (n + 1) * tile), found, 0.0)
-                total = found if total is None else total + found
-        return total
-
+    of = _over_states(plan, x)
     start = ptx.exp2(summed(plan, m[decay.FROM_START], a.pieces))
-    d_query = ptx_gradients.multiply_add(plan.scale * start, over(x.d_output, x.states), sums[0])
-    d_edit = ptx_gradients.multiply_add(-start, over(x.d_written, x.states), sums[1])
+    d_query = ptx_gradients.multiply_add(plan.scale * start, of(READS), sums[0])
+    d_edit = ptx_gradients.multiply_add(-start, of(EDITS), sums[1])
     end = ptx.exp2(summed(plan, m[decay.TO_END], a.pieces))
-    common = start * end * over(None, x.states, x.d_states)
-    tails = end * over(x.residual, x.d_states)
+    common = start * end * of(KEPT)
+    tails = end * of(TAILS)
     through = ptx_gradients.halved_product(a.key, tails, plan.pieces)
     common = _summed_onto(plan, common, m[decay.TILE], through)
     return (d_query, d_edit, sums[2] + tails), common
+
+
+READS, EDITS, KEPT, TAILS = range(4)
+
+
+def _over_states(plan: Plan, x: SpanInputs) -> Callable[[int], Array]:
+    """Sums over the value channels of each token's tile, float32 [span, K]: dO S, dW S, 1 (S ⊙ dS)
+    and R dS, each when it is asked for; all at once, in a loop, where there are several tiles or
+    blocks of value channels, which would else be in shared memory together."""
+    product, tile = plan.product, plan.tiles.chunk
+    channels, width = x.query.shape[1], x.residual.shape[1]
+    count = min(width, VALUE_BLOCK_BYTES // product.dtype.itemsize)
+    tiles = SPAN // tile
+    row = jax.lax.broadcasted_iota(jnp.int32, (SPAN, 1), 0)
+
+    def part(which: int, n: Any, block: Any) -> Array:
+        if which == KEPT:
+            left = jnp.ones((SPAN, count), product.dtype)
+            right = ptx.times(x.states[n, block, :], x.d_states[n, block, :])
+        else:
+            rows = {READS: x.d_output, EDITS: x.d_written, TAILS: x.residual}[which]
+            left = product.operand(rows[:, block])
+            right = (x.d_states if which == TAILS else x.states)[n, block, :]
+        found = product(left, right)
+        inside = (row >= n * tile) & (row < (n + 1) * tile)
+        return found if tile == SPAN else jnp.where(inside, found, 0.0)
+
+    if tile == SPAN and count == width:
+        return lambda which: part(which, 0, pl.ds(0, width))
+
+    def step(i: Array, found: tuple) -> tuple:
+        block = pl.ds(jax.lax.div(i, tiles) * count, count)
+        n = jax.lax.rem(i, tiles)
+        return tuple(sum + part(which, n, block) for which, sum in enumerate(found))
+
+    zeros = (jnp.zeros((SPAN, channels), jnp.float32),) * 4
+    found = jax.lax.fori_loop(0, tiles * (width // count), step, zeros)
+    return lambda which: found[which]
 
 
 def _level_products(plan: Plan, m: Any, a: Any, scores: Array, system: Array) -> tuple:
@@ -302,46 +244,6 @@ def _anchored_products(
     d_edit = d_edit + factor * product(part(system, below), columns)
     both = product(part(scores, above), queries) + product(part(system, above), edits)
     return d_query, d_edit, d_key + ptx.exp2(-distance) * both
-
-
-def pairs(plan: Plan, x: PairInputs, part: int, before: Pairs | None) -> Pairs:
-    """Pairs of a part; gradients of v and w are written into those of the whole sequence.
-
-    Args:
-      plan: what is static.
-      x: of the part.
-      part: which one.
-      before: the gradients of v and w with other parts written, if any.
-    """
-    batch, length, heads, _ = x.residual.shape
-    spans = length // SPAN
-    squares = jax.ShapeDtypeStruct((batch, length, heads, 2 * SPAN), plan.product.dtype)
-    diagonal = jax.ShapeDtypeStruct((batch, length, heads, 1), jnp.float32)
-    made = Pairs(
-        squares, diagonal, *(jax.ShapeDtypeStruct(a.shape, a.dtype) for a in (x.value, x.write))
-    )
-
-    def see(a: Any) -> pl.BlockSpec:
-        return span_view(a, heads, spans, part)
-
-    arguments: list = [x]
-    in_specs: list = [jax.tree.map(see, x)]
-    out_specs = jax.tree.map(see, made)
-    options = plan.compile_options(plan.tiles.parallel_warps)
-    if before is not None:
-        first = len(jax.tree.leaves(arguments))
-        options["input_output_aliases"] = {first: 2, first + 1: 3}
-        arguments.append(before[2:])
-        in_specs.append(out_specs[2:])
-    (found,) = pl.pallas_call(
-        functools.partial(_pairs_kernel, plan=plan),
-        grid=(spans, batch, heads),
-        in_specs=tuple(in_specs),
-        out_specs=(out_specs,),
-        out_shape=(made,),
-        **options,
-    )(*arguments)
-    return found
 
 
 def gradients(

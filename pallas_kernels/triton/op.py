@@ -20,14 +20,8 @@ from pallas_kernels.blocks import content, decay
 from pallas_kernels.blocks.decay import SPAN
 from pallas_kernels.blocks.wy import Array
 from pallas_kernels.tiling import Tiles, padded
-from pallas_kernels.triton.gradients import (
-    PairInputs,
-    Pairs,
-    SpanGradients,
-    SpanInputs,
-    gradients,
-    pairs,
-)
+from pallas_kernels.triton.gradients import SpanGradients, SpanInputs, gradients
+from pallas_kernels.triton.pairs import PairInputs, Pairs, pairs
 from pallas_kernels.triton.plan import Content, Gate, Operands, Plan
 from pallas_kernels.triton.span import KEYS, score
 from pallas_kernels.triton.walk import walk
