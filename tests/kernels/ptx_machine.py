@@ -91,6 +91,7 @@ OPERATIONS: dict[str, Callable[..., Words]] = {
     "not.b32": operator.invert,
     "neg.s32": lambda x: ~x + np.uint32(1),
     "add.s32": operator.add,
+    "sub.s32": operator.sub,
     "neg.f32": lambda x: x ^ np.uint32(0x80000000),
     "abs.f32": lambda x: x & np.uint32(0x7FFFFFFF),
     "add.f32": _wide(operator.add),
@@ -233,7 +234,8 @@ def run(
         register = np.ascontiguousarray(array).reshape(-1).view(np.uint32).reshape(-1, len(kinds))
         inputs += [np.ascontiguousarray(register[:, i]) for i in range(len(kinds))]
     results = [constraint for constraint in given if constraint.startswith("=")]
-    found = Machine(results, inputs).run(asm)
+    with np.errstate(all="ignore"):  # infinities and their like are results, as on the chip
+        found = Machine(results, inputs).run(asm)
     arrays = []
     for dtype, kinds in zip(dtypes, made, strict=True):
         here, found = found[: len(kinds)], found[len(kinds) :]
