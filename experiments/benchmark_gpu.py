@@ -293,7 +293,9 @@ def compile_ours(
     if mine.solve is not None:
         # CARVE's tiles: with them the arithmetic is CARVE's own, to the bit.
         device, size = jax.devices()[0].device_kind, shape.channels
-        row = tiling.choose(plan.dtype, size, size, device, True, capability() or 9.0)
+        row = tiling.choose(
+            plan.dtype, size, size, device, content=True, capability=capability() or 9.0
+        )
         options["tiles"] = dataclasses.replace(row, solve=mine.solve)
     if mine.floor is not None:
         options["log_decay_floor"] = mine.floor

@@ -272,7 +272,9 @@ def test_the_walk_has_the_tiles_of_a_content_gate_but_for_that_field(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     rows = {True: Tiles(chunk=16, warps=4), False: Tiles(chunk=64)}
-    monkeypatch.setattr(benchmark_gpu.tiling, "choose", lambda *_, content=False: rows[content])
+    monkeypatch.setattr(
+        benchmark_gpu.tiling, "choose", lambda *_, content=False, **__: rows[content]
+    )
     seen = {}
 
     def made(*_: object, **options: object) -> Contender:
