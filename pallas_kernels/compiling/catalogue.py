@@ -198,8 +198,8 @@ def programs(device_kind: str, capability: float) -> list[Program | TritonProgra
 
 
 def counted(device_kind: str, capability: float) -> list[Program]:
-    """The programs whose instructions are recorded: the official size, exact and bounded, and a long
-    gate chunk."""
+    """The programs whose instructions are recorded: the official size, exact and bounded, and one
+    with a long gate chunk."""
     official = [(name, "bfloat16", 128, OFFICIAL) for name in RULES]
     official += [("carve", "bfloat16", 128, Size(gate_chunk=256))]
     found = [
