@@ -89,11 +89,19 @@ def test_what_only_the_gpu_knows() -> None:
                ".L_x_0:", *END)  # fmt: skip
     assert jump.assumed == {0x20}
     assert jump.total == 5
-    loop = ("LDG.E R2, desc[UR4][R4.64]", ".L_x_0:", "FADD R6, R6, R7", "VIADD R2, R2, -0x1")
+    loop = ("LDS R2, [R4]", ".L_x_0:", "FADD R6, R6, R7", "VIADD R2, R2, -0x1")
     with pytest.raises(
         sass.CountError, match=r"from 0x10 to 0x40 runs depends on P0, set by ISETP"
     ):
         run(*loop, "ISETP.NE.AND P0, PT, R2, RZ, PT", "@P0 BRA `(.L_x_0)", *END)
+
+
+def test_what_kernels_load_to_steer_loops_is_a_zero() -> None:
+    found = run(
+        *("LDG.E R2, desc[UR4][R4.64]", "VIADD R2, R2, 0x6", ".L_x_0:", "VIADD R2, R2, -0x1"),
+        *("ISETP.NE.AND P0, PT, R2, RZ, PT", "@P0 BRA `(.L_x_0)", *END),
+    )
+    assert [loop.trips for loop in found.loops] == [6]
 
 
 def test_a_guard_that_is_not_known_makes_its_result_unknown() -> None:
@@ -108,7 +116,7 @@ def test_a_guard_that_is_not_known_makes_its_result_unknown() -> None:
 def test_a_wide_result_overwrites_what_follows_its_register() -> None:
     with pytest.raises(sass.CountError):
         run(
-            *("MOV R3, 0x4", "LDG.E.64 R2, desc[UR4][R8.64]", ".L_x_0:", "VIADD R3, R3, -0x1"),
+            *("MOV R3, 0x4", "LDS.64 R2, [R8]", ".L_x_0:", "VIADD R3, R3, -0x1"),
             *("ISETP.NE.AND P0, PT, R3, RZ, PT", "@P0 BRA `(.L_x_0)", *END),
         )
 
