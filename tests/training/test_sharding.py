@@ -115,7 +115,7 @@ def test_a_mesh_of_two_trains_here(axis, implementation):
     [
         ({"mesh__data": 3}, "does not make up the 2 devices there are"),
         ({"mesh__data": -1, "mesh__fsdp": -1}, "one of them may be -1"),
-        ({"mesh__data": 0}, "sizes are 1 or more"),
+        ({"mesh__data": 0}, "config.mesh.data is 0, but must be"),
         ({"mesh__data": 2, "batch_size": 3}, "batch_size=3 is no multiple of data x fsdp = 2"),
         ({"mesh__tensor": 2, "model__num_heads": 3}, "does not divide num_heads=3"),
         ({"mesh__tensor": 2, "model__mlp_dim": 33}, "does not divide mlp_dim=33"),
