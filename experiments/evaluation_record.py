@@ -6,6 +6,7 @@ name hold: a file of the same name with another text is another setting.
 
 import contextlib
 import dataclasses
+import hashlib
 import json
 import platform
 import time
@@ -19,9 +20,27 @@ from carve_jax.errors import UserError
 from carve_jax.evaluation.ruler.haystack import Haystack
 from carve_jax.evaluation.subject import Subject
 from carve_jax.evaluation.tasks import Figure, Result
-from carve_jax.files import digest_of, read_json, try_lock, write_atomically
+from carve_jax.files import (
+    Each,
+    Maybe,
+    check_shape,
+    digest_of,
+    read_json,
+    reason_of,
+    try_lock,
+    write_atomically,
+)
 from carve_jax.training.run import TOKENIZER
 
+RESULTS = [
+    {
+        "task": str,
+        "settings": Each(object),
+        "metrics": Each({"value": float, "stderr": Maybe(float), "count": int}),
+        "facts": Each(object),
+    }
+]
+"""What the results in a file are, as `check_shape` takes them."""
 LOCK_SECONDS = 60.0  # that another evaluation may take to write a result
 
 
@@ -49,13 +68,15 @@ class Record:
             self._results = []
             path.replace(path.with_name(f"{path.name}.damaged"))
         # Those that --fresh need not do again.
-        self._measured = [] if fresh else [_key(entry) for entry in self._results]
+        self._measured = [] if fresh else [_key(e) for e in self._results if _is_sealed(e)]
 
     def find(self, task: str, settings: Mapping[str, Any]) -> Result | None:
         """What was measured, unless it is to be measured again."""
         if (task, settings) not in self._measured:
             return None
-        entry = next(old for old in self._results if _key(old) == (task, settings))
+        entry = next(
+            old for old in self._results if _key(old) == (task, settings) and _is_sealed(old)
+        )
         return Result(_figures(entry), entry["facts"])
 
     def add(
@@ -75,6 +96,8 @@ class Record:
             "seconds": seconds,
             "facts": result.facts,
         }
+        entry = json.loads(json.dumps(entry))
+        entry["sha256"] = _seal(entry)
         with _alone(self.path):  # with what others have added since
             others = [old for old in _read_results(self.path) if _key(old) != (task, settings)]
             self._results = [*others, entry]
@@ -135,15 +158,29 @@ def _read_results(path: Path) -> list[dict[str, Any]]:
     except FileNotFoundError:
         return []
     try:
-        for entry in results:
-            _key(entry), _figures(entry), entry["facts"].get
-    except (TypeError, KeyError, AttributeError) as error:
-        raise UserError(f"{path} cannot be read (it holds no results): {mend}") from error
+        check_shape(results, RESULTS)
+    except ValueError as error:
+        reason = f"results{reason_of(error)}"
+        raise UserError(f"{path} cannot be read ({reason}): {mend}") from error
     return results
 
 
+def _is_sealed(entry: Mapping[str, Any]) -> bool:
+    """Whether a result is as it was written; one that is not, or does not say, is measured anew."""
+    return entry.get("sha256") == _seal(entry)
+
+
+def _seal(entry: Mapping[str, Any]) -> str:
+    """Of a result: it is a figure that nobody measures again."""
+    content = {name: value for name, value in entry.items() if name != "sha256"}
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
 def _figures(entry: Mapping[str, Any]) -> dict[str, Figure]:
-    return {name: Figure(**figure) for name, figure in entry["metrics"].items()}
+    return {
+        name: Figure(figure["value"], figure.get("stderr"), figure["count"])
+        for name, figure in entry["metrics"].items()
+    }
 
 
 def _key(entry: Mapping[str, Any]) -> tuple[str, Any]:

@@ -20,6 +20,7 @@ arithmetic is assumed to reach.
 import contextlib
 import datetime
 import json
+import math
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -31,6 +32,7 @@ from absl import flags
 from ml_collections import ConfigDict
 
 from carve_jax.errors import UserError
+from carve_jax.files import Maybe, check_shape, parse_json, read_text, reason_of
 from carve_jax.model import count_parameters
 from carve_jax.placement import check_mesh
 from carve_jax.sharding import AXES, make_mesh
@@ -219,6 +221,13 @@ def money(figures: dict[str, Any], target: Target, values: flags.FlagValues) -> 
     return {"at_the_floor": told(least), "assumed": told(likely)}
 
 
+MEASURED = {
+    "ceilings": {"flop_per_second": float, "bytes_per_second": float},
+    "devices": Maybe([str]),
+}
+"""What a result of the gpu suite holds, as `check_shape` takes it."""
+
+
 def find_rates(path: str | None, target: Target) -> Rates:
     """The datasheet's rates, or those that the gpu suite of the benchmark measured.
 
@@ -229,15 +238,18 @@ def find_rates(path: str | None, target: Target) -> Rates:
     if not path:
         return rates
     try:
-        record = json.loads(Path(path).read_text(encoding="utf-8"))
+        record = parse_json(read_text(Path(path)))
+        check_shape(record, MEASURED)
         measured = record["ceilings"]
         found = measured["flop_per_second"], measured["bytes_per_second"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        if not all(0 < rate < math.inf for rate in found):
+            raise ValueError("a rate must be a number above 0")
+    except (OSError, ValueError) as error:
         raise UserError(
-            f"--rates={path} holds no measured rates ({type(error).__name__}): give a result of "
+            f"--rates={path} holds no measured rates ({reason_of(error)}): give a result of "
             "experiments.benchmark --suite=gpu"
         ) from error
-    where = ", ".join(sorted(set(record.get("devices", ["a device without a name"]))))
+    where = ", ".join(sorted(set(record.get("devices") or ["a device without a name"])))
     return Rates(*found, rates.sending, f"measured on {where} ({path}); sending by the datasheet")
 
 

@@ -21,7 +21,7 @@ from absl import flags
 from matplotlib.figure import Figure
 
 from carve_jax.errors import UserError
-from carve_jax.files import inside, read_regular, write_atomically
+from carve_jax.files import Maybe, inside, read_regular, write_atomically
 from carve_jax.training.settings import nearest
 from experiments import cli
 from experiments.reporting import figures, page, text
@@ -30,6 +30,19 @@ from experiments.reporting.sweep import Sweep, read_json, read_sweep
 
 MARKDOWN, PAGE = "report.md", "report.html"
 THEORY = "theory.json"
+RECORD = {
+    "commit": Maybe(str),
+    "date": Maybe(str),
+    "experiments": [
+        {
+            **dict.fromkeys(("title", "verdict", "claim", "setup"), str),
+            "fails_where": Maybe(str),
+            "figure": Maybe(object),  # see `theory_pictures`
+            "numbers": Maybe([{"name": str, "value": float, "unit": Maybe(str)}]),
+        }
+    ],
+}
+"""What theory.json holds, as `check_shape` takes it."""
 PNG = b"\x89PNG\r\n\x1a\n"
 
 
@@ -77,7 +90,7 @@ def find_theory(given: str | None, workdir: Path) -> tuple[dict[str, Any] | None
                 f"--theory={given} has no {THEORY}: give a directory that experiments.theory wrote"
             )
         return None, directory
-    return read_json(directory / THEORY), directory
+    return read_json(directory / THEORY, RECORD), directory
 
 
 def theory_pictures(theory: dict[str, Any] | None, directory: Path) -> dict[str, bytes]:

@@ -13,16 +13,76 @@ from pathlib import Path
 from typing import IO, Any
 
 from carve_jax.errors import UserError
-from carve_jax.files import read_json, try_lock, write_atomically, write_new
+from carve_jax.files import (
+    Each,
+    Maybe,
+    check_shape,
+    inside,
+    open_regular,
+    parse_json,
+    read_json,
+    reason_of,
+    shown,
+    try_lock,
+    write_atomically,
+    write_new,
+)
 from carve_jax.training import metrics, provenance
 from carve_jax.training.settings import differences
-from experiments.sweep_plan import Plan, PlannedRun
+from experiments.sweep_plan import BETTER, Plan, PlannedRun
 
 FILE_NAME = "sweep.json"
 RUNS = "runs"
 FACTS = ("commit", "uncommitted_changes", "started", "versions", "devices")
 PROMPT = "$ "  # in a log, before the command of each process
 STATES = ("waiting", "running", "done", "failed", "diverged")
+
+
+LONGEST = 400  # characters of what differs
+TAIL = 1 << 16  # bytes at the end of a file that are looked at
+RECORD = {
+    "name": str,
+    "question": str,
+    "commit": Maybe(str),
+    "command": Maybe(str),
+    "started": Maybe(str),
+    "uncommitted_changes": Maybe(bool),
+    "versions": Maybe(Each(Maybe(str))),
+    "devices": Maybe([str]),
+    "baseline": str,
+    "matched": Maybe(str),
+    "tasks": Each(
+        {
+            "title": Maybe(str),
+            "config": Maybe(Each(object)),
+            "metrics": [{"name": str, "better": str, "title": Maybe(str)}],
+        }
+    ),
+    "variants": Each({"title": Maybe(str), "labels": Maybe(Each(object))}),
+    "runs": [
+        {
+            "id": str,
+            "task": str,
+            "variant": str,
+            "seed": int,
+            "parameters": Maybe(int),
+            "tokens": Maybe(int),
+        }
+    ],
+}
+"""What sweep.json holds, as `check_shape` takes it."""
+STATUS = {
+    "state": Maybe(str),
+    "attempts": Maybe(int),
+    "exit_code": Maybe(int),
+    "message": Maybe(str),
+    "seconds": Maybe(float),
+    "peak_rss_bytes": Maybe(int),
+    "device_peak_bytes": Maybe(int),
+    "commit": Maybe(str),
+    "jobs": Maybe(int),
+}
+"""What a run's status holds."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -93,7 +153,7 @@ class Store:
     def _read(self) -> dict[str, Any]:
         path = self.workdir / FILE_NAME
         try:
-            return read_json(path)
+            return read_record(path)
         except FileNotFoundError as error:
             raise UserError(f"{path} is gone: restore it from a copy") from error
 
@@ -103,12 +163,13 @@ class Store:
         different = _different(stored, json.loads(json.dumps(_resolved(plan))))
         if different:
             raise UserError(
-                f"{self.workdir} belongs to a sweep of other runs: {different}; give another "
-                "--workdir, or the sweep that is there"
+                f"{self.workdir} belongs to a sweep of other runs: {different[:LONGEST]}; give "
+                "another --workdir, or the sweep that is there"
             )
-        if stored["commit"] != commit and not other_commit:
+        before = stored.get("commit")
+        if before != commit and not other_commit:
             raise UserError(
-                f"{self.workdir} was started with the code of commit {_short(stored['commit'])} "
+                f"{self.workdir} was started with the code of commit {_short(before)} "
                 f"and this is {_short(commit)}: go back to it, give another --workdir, or allow "
                 "runs of both with --allow_other_commit"
             )
@@ -126,30 +187,26 @@ class Store:
         path = self.path(run, "status.json")
         mend = "delete it to have the run looked at again"
         try:
-            return Status(**read_json(path, mend=mend))
+            return Status(**read_status(path, mend=mend))
         except FileNotFoundError:
             return Status()
-        except TypeError as error:
-            raise UserError(f"{path} cannot be read ({error}): {mend}") from error
+        except TypeError as error:  # a field that none has
+            raise UserError(f"{path} cannot be read ({reason_of(error)}): {mend}") from error
 
     def set_status(self, run: PlannedRun, status: Status) -> None:
         """Notes how a run went."""
         write_atomically(self.path(run, "status.json"), _as_json(status))
 
     def last_figures(self, run: PlannedRun) -> dict[str, Any]:
-        """The last line of a run's metrics; {} if there is none."""
-        path = self.directory(run) / metrics.FILE_NAME
-        try:
-            with path.open("rb") as file:
-                file.seek(max(0, file.seek(0, os.SEEK_END) - 65536))
-                lines = file.read().decode(errors="replace").splitlines()
-        except FileNotFoundError:
-            return {}
+        """The numbers in the last line of a run's metrics; {} if there is none."""
+        lines = _tail(self.directory(run) / metrics.FILE_NAME).splitlines()
         for line in reversed(lines[-2:]):  # the last may be half written
             try:
-                return json.loads(line)
-            except json.JSONDecodeError:
+                found = parse_json(line)
+            except ValueError:
                 continue
+            if metrics.is_line(found):
+                return {k: v for k, v in found.items() if not isinstance(v, str)}
         return {}
 
     def is_done(self, run: PlannedRun) -> bool:
@@ -162,15 +219,89 @@ class Store:
 
     def last_line(self, run: PlannedRun) -> str:
         """What a run's last process said last; its line of error if there is one."""
-        _, _, text = self.path(run, "log").read_text("utf-8", "replace").rpartition(f"\n{PROMPT}")
+        _, _, text = _tail(self.path(run, "log")).rpartition(f"\n{PROMPT}")
         lines = text.strip().splitlines()
         errors = [line for line in lines if line.startswith("error: ")]
         return next(reversed(errors), lines[-1] if lines else "")
 
     def device_peak_bytes(self, run: PlannedRun) -> int | None:
-        """What a finished run says of its device's memory."""
-        path = self.directory(run) / provenance.FILE_NAME
-        return read_json(path).get("device_peak_bytes") if path.exists() else None
+        """What a finished run says of its device's memory; None of one that does not say."""
+        try:
+            found = read_json(self.directory(run) / provenance.FILE_NAME).get("device_peak_bytes")
+        except (FileNotFoundError, UserError):  # no sweep stops for it
+            return None
+        return found if type(found) is int else None
+
+
+def read_record(path: Path) -> dict[str, Any]:
+    """What a sweep.json holds.
+
+    Raises:
+      FileNotFoundError: there is none.
+      UserError: it does not read, or holds something else.
+    """
+    mend = "restore it from a copy"
+    record = read_json(path, mend=mend)
+    try:
+        check_shape(record, RECORD)
+        for name in record["tasks"]:
+            inside(path.parent, name, path)  # pictures are called after it
+        for run in record["runs"]:
+            inside(path.parent / RUNS, run["id"], path)
+        variants, tasks = record["variants"], record["tasks"]
+        if record["baseline"] not in variants:
+            known = shown(", ".join(variants))[1:-1]
+            raise ValueError(
+                f"the baseline {shown(record['baseline'])} is none of the variants {known}"
+            )
+        for task, part in tasks.items():
+            if not part["metrics"]:
+                raise ValueError(f"its task {shown(task)} has no metrics")
+            if wrong := [m["better"] for m in part["metrics"] if m["better"] not in BETTER]:
+                raise ValueError(f"better is {shown(wrong[0])}, and not lower or higher")
+        names = [run["id"] for run in record["runs"]]
+        if len(set(names)) < len(names):
+            raise ValueError("two of its runs have one id")
+        for run in record["runs"]:
+            if run["task"] not in tasks or run["variant"] not in variants:
+                raise ValueError(f"its run {shown(run['id'])} is of no task or variant of it")
+    except UserError:
+        raise
+    except ValueError as error:
+        raise UserError(f"{path} cannot be read ({reason_of(error)}): {mend}") from error
+    return record
+
+
+def read_status(path: Path, *, mend: str) -> dict[str, Any]:
+    """What the status file of a run holds.
+
+    Raises:
+      FileNotFoundError: there is none.
+      UserError: it does not read, or holds something else.
+    """
+    found = read_json(path, mend=mend)
+    try:
+        check_shape(found, STATUS)
+        if found.get("state", STATES[0]) not in STATES:
+            raise ValueError(f"state is {shown(found['state'])}")
+        for name in ("attempts", "seconds", "peak_rss_bytes", "device_peak_bytes", "jobs"):
+            if not 0 <= (found.get(name) or 0) < float("inf"):
+                raise ValueError(f"{name} is {found[name]}")
+    except ValueError as error:
+        raise UserError(f"{path} cannot be read ({reason_of(error)}): {mend}") from error
+    # What is null where something must be is as if it were not there.
+    must = {field.name for field in dataclasses.fields(Status) if field.default is not None}
+    return {name: value for name, value in found.items() if value is not None or name not in must}
+
+
+def _tail(path: Path) -> str:
+    """The last text of a file; "" where there is none that can be read."""
+    try:
+        with open_regular(path) as file:
+            file.seek(max(0, file.seek(0, os.SEEK_END) - TAIL))
+            return file.read().decode("utf-8", "replace")
+    except OSError:
+        return ""
 
 
 def _resolved(plan: Plan) -> dict[str, Any]:
@@ -195,7 +326,7 @@ def _different(stored: dict[str, Any], new: dict[str, Any]) -> str:
     if stored["baseline"] != new["baseline"]:
         return f"the baseline is {stored['baseline']} there and {new['baseline']} here"
     for task in stored["tasks"].keys() & new["tasks"].keys():
-        there, here = (_tuples(plan["tasks"][task]["config"]) for plan in (stored, new))
+        there, here = (_tuples(plan["tasks"][task].get("config") or {}) for plan in (stored, new))
         changed = differences(there, here)
         if changed:
             return f"of the task {task}, {'; '.join(changed)}"

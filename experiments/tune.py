@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 
 from carve_jax.errors import UserError
-from carve_jax.files import read_json, reason_of
+from carve_jax.files import read_json, reason_of, shown
 from carve_jax.training.metrics import write_atomically
 from experiments.benchmark_gpu import TURN, check_parts
 from experiments.contenders import RULES, Shape, rule_contender, rule_inputs
@@ -271,7 +271,12 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
                 raise ValueError("device and dtype are to be texts")
             if type(row["width"]) is not int or type(row.get("content", False)) is not bool:
                 raise ValueError("width is to be a whole number, and content true or false")
-            tiling.Tiles(**row["tiles"])
+            if not all(type(one) in (int, float) for one in row.get("capabilities", [])):
+                raise ValueError("capabilities are to be numbers")
+            tiles = dataclasses.asdict(tiling.Tiles(**row["tiles"]))
+            for name, usual in dataclasses.asdict(tiling.Tiles()).items():
+                if type(tiles[name]) is not type(usual) or (type(usual) is int and tiles[name] < 1):
+                    raise ValueError(f"tiles.{name} is {shown(tiles[name])}")
         except (ValueError, TypeError, KeyError, AttributeError) as error:
             reason = reason_of(error)
             raise UserError(f"--table={path}: row {number} is no row ({reason}): {mend}") from error

@@ -162,14 +162,22 @@ def read(check: Check) -> Verdict | None:
     """What was found on a machine and with versions like these, or None."""
     known = facts(check)
     try:
-        stored: Any = json.loads(_path(known).read_text())
-        if stored["facts"] != known:
+        if not _path(known).is_file():  # a pipe in its place would be waited for
+            return None
+        stored: Any = json.loads(_path(known).read_text(encoding="utf-8"))
+        if stored["facts"] != known or stored["sha256"] != _seal(stored):
             return None
         errors = {str(name): float(error) for name, error in stored["errors"].items()}
         verdict = Verdict(check, errors, float(stored["tolerance"]), float(stored["seconds"]))
         return verdict if errors else None
-    except (OSError, ValueError, TypeError, KeyError, AttributeError):
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError):
         return None
+
+
+def _seal(stored: dict[str, Any]) -> str:
+    """Of all that is kept: one digit makes a kernel that is off one that is not."""
+    content = {name: value for name, value in stored.items() if name != "sha256"}
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 def write(verdict: Verdict) -> None:
@@ -177,12 +185,13 @@ def write(verdict: Verdict) -> None:
     known = facts(verdict.check)
     path = _path(known)
     found = {name: getattr(verdict, name) for name in ("errors", "tolerance", "seconds")}
-    text = json.dumps({"facts": known, **found}, indent=1)
+    stored = {"facts": known, **found}
+    text = json.dumps({**stored, "sha256": _seal(stored)}, indent=1)
     temporary = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=path.stem, suffix=".tmp")
-        with open(handle, "w") as file:
+        with open(handle, "w", encoding="utf-8") as file:
             file.write(text)
         os.replace(temporary, path)
     except OSError:  # read-only or full: the next process tests anew

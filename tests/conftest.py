@@ -16,6 +16,8 @@ import pytest
 if jax.default_backend() != "gpu":
     os.environ.setdefault("CARVE_PALLAS", "interpret")
 
+from tests.fuzz.table import pytest_terminal_summary  # noqa: F401  (a hook)
+
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
 

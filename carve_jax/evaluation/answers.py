@@ -6,11 +6,12 @@ are read: whoever can write to a run directory could run it.
 
 import hashlib
 import json
+import zlib
 from pathlib import Path
 from typing import IO, Any
 
 from carve_jax.errors import UserError
-from carve_jax.files import read_json_lines
+from carve_jax.files import read_json_lines, reason_of
 
 # What an answer of each kind of request is.
 KINDS = ("loglikelihood", "loglikelihood_rolling", "generate_until")
@@ -35,8 +36,11 @@ class Answers:
         except FileNotFoundError:
             return
         except (OSError, ValueError) as error:
-            raise UserError(f"{path} cannot be read ({error}): remove it") from error
-        self._known = {str(line.get("key")): line.get("answer") for line in lines}
+            raise UserError(f"{path} cannot be read ({reason_of(error)}): remove it") from error
+        for line in lines:
+            key, answer = str(line.get("key")), line.get("answer")
+            if line.get("crc32") == _crc32(key, answer):  # one digit is another figure
+                self._known[key] = answer
 
     def find(self, kind: str, arguments: tuple) -> Answer | None:
         """The answer to a request, if there is one."""
@@ -49,7 +53,8 @@ class Answers:
         if self._file is None:
             self._file = self._path.open("a", buffering=1, encoding="utf-8")
             self._file.write("\n")  # a kill may have cut the last line off
-        line = {"key": _key(kind, arguments), "answer": answer}
+        key = _key(kind, arguments)
+        line = {"key": key, "answer": answer, "crc32": _crc32(key, answer)}
         self._file.write(json.dumps(line) + "\n")
 
     def close(self) -> None:
@@ -61,6 +66,10 @@ class Answers:
 
 def _key(kind: str, arguments: tuple) -> str:
     return hashlib.sha256(repr((kind, arguments)).encode("utf-8", "replace")).hexdigest()
+
+
+def _crc32(key: str, answer: Any) -> int:
+    return zlib.crc32(json.dumps([key, answer]).encode())
 
 
 def _answer(kind: str, found: Any) -> Answer | None:

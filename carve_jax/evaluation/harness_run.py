@@ -22,6 +22,7 @@ from carve_jax.evaluation.lm_harness import CarveLM
 from carve_jax.evaluation.recall import recall_config
 from carve_jax.evaluation.subject import Subject
 from carve_jax.evaluation.tasks import Figure, Options, Result, Task, exponential, mean, ratio
+from carve_jax.files import open_regular, told
 
 RESAMPLES = 1000
 # Where the harness keeps the papers' tasks, so that one of them does not take reading all 14,000.
@@ -46,6 +47,7 @@ class Harness:
         for path in include_path:
             if not Path(path).is_dir():
                 raise UserError(f"--include_path={path}: there is no such directory")
+            _check_files(Path(path))
         self._include = list(include_path)
         root = Path(lm_eval.tasks.__file__).parent
         folders = [str(root / folder) for folder in sorted(set(FOLDERS.values()))]
@@ -118,6 +120,13 @@ class Harness:
             return dict(self._manager.load([spec])["tasks"])
         except Exception as error:  # of the data's libraries, which raise many kinds
             raise UserError(_why_not(name, error)) from error
+
+
+def _check_files(folder: Path) -> None:
+    """Raises UserError for what the harness would wait for, or read, without end."""
+    for path in folder.rglob("*.y*ml"):
+        with told(path, "remove it, or put the file itself there"):
+            open_regular(path).close()
 
 
 def _why_not(name: str, error: Exception) -> str:

@@ -18,9 +18,14 @@ from carve_jax.files.json_files import (
 from carve_jax.files.locks import held, try_lock
 from carve_jax.files.names import digest_of, inside
 from carve_jax.files.paths import local_path, open_regular, reason_of, shown, told
+from carve_jax.files.shape import Each, Maybe, Shape, check_shape
 
 __all__ = [
     "Damaged",
+    "Each",
+    "Maybe",
+    "Shape",
+    "check_shape",
     "digest_of",
     "held",
     "inside",

@@ -29,7 +29,13 @@ def inside(folder: Path, name: object, said_by: object) -> Path:
             "their folder; correct it"
         )
     path = folder / str(name)
-    if path.is_symlink() and not path.resolve().is_relative_to(folder.resolve()):
+    try:
+        leaves = path.is_symlink() and not path.resolve().is_relative_to(folder.resolve())
+    except (OSError, RuntimeError) as error:  # a link to itself, as Python 3.11 and 3.12 tell it
+        raise UserError(
+            f"{path} is a link that leads nowhere: put the file itself there"
+        ) from error
+    if leaves:
         raise UserError(f"{path} is a link that leads out of its folder: put the file itself there")
     return path
 

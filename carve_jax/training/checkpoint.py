@@ -23,6 +23,7 @@ from orbax.checkpoint import checkpoint_managers as policies
 from carve_jax.errors import UserError
 from carve_jax.files import parse_json, read_text
 from carve_jax.training.agreement import exchange, from_first, is_first
+from carve_jax.training.checkpoint_times import check_times
 from carve_jax.training.digest import (
     FORMAT,
     Bound,
@@ -99,6 +100,11 @@ class Checkpoints:
             )
         unfinished = sorted(p.name.split(".")[0] for p in self.directory.glob("*-tmp*"))
         self._unfinished = [int(step) for step in unfinished if step.isdigit()]
+        if read_only or is_first():
+            folders = [self._path(step) for step in self._on_disk()]
+            check_times(folders, read_only=read_only, say=say)
+        if not read_only:
+            exchange("")  # nobody looks before they are put aside
         self._losses = self._read_losses()
         rules: list[policies.PreservationPolicy] = [policies.LatestN(keep)]
         if keep_every:
@@ -127,6 +133,9 @@ class Checkpoints:
     def steps(self) -> list[int]:
         """Steps of the finished checkpoints on disk, oldest first."""
         return sorted(ocp.utils.checkpoint_steps(self.directory))
+
+    def _on_disk(self) -> list[int]:
+        return self.steps() if self.directory.is_dir() else []
 
     def last_good(self) -> str:
         """Where the newest finished checkpoint is, as a clause for a message."""
@@ -305,7 +314,7 @@ class Checkpoints:
     def _read_losses(self) -> dict[int, float]:
         """Held-out losses of the checkpoints on disk; none of one that is damaged."""
         losses = {}
-        for step in self.steps() if self.directory.is_dir() else []:
+        for step in self._on_disk():
             with contextlib.suppress(Exception):  # told of when it is the one to restore
                 losses[step] = float(self._read_meta(step)["eval_loss"])
         return losses

@@ -43,7 +43,7 @@ def _read(workdir: Path) -> tuple[list[dict[str, Any]], list[Damaged]]:
         ) from error
     good = []
     for line in lines:
-        if _is_line(line):
+        if is_line(line):
             good.append(line)
         else:
             raw = json.dumps(line).encode()
@@ -51,7 +51,10 @@ def _read(workdir: Path) -> tuple[list[dict[str, Any]], list[Damaged]]:
     return good, damaged
 
 
-def _is_line(line: Mapping[str, Any]) -> bool:
+def is_line(line: Any) -> bool:
+    """Whether a value is a line of `metrics.jsonl`: a whole step, and plain figures."""
+    if not isinstance(line, dict):
+        return False
     plain = all(v is None or isinstance(v, (str, int, float)) for v in line.values())
     return plain and type(line.get("step")) is int
 

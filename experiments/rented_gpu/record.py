@@ -7,11 +7,29 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from carve_jax.files import digest_of, read_json, write_atomically
+from carve_jax.errors import UserError
+from carve_jax.files import (
+    Each,
+    Maybe,
+    check_shape,
+    digest_of,
+    open_regular,
+    read_json,
+    reason_of,
+    told,
+    write_atomically,
+)
 
 ROOT = Path(__file__).resolve().parents[2]
 SOURCES = ("carve_jax", "configs", "experiments", "pallas_kernels")
 COMPILED = "compile/"  # names of tasks whose result is in the cache of compiled programs
+SHAPE = {
+    "runs": [Each(object)],
+    "tasks": Each({"state": str, "why": Maybe(str)}),
+}
+"""What a file of results holds, as `check_shape` takes it."""
+ANEW = "remove it, and all is measured anew"
+MARK = 64  # bytes of a cache's mark
 STATES = ("done", "stopped", "failed", "left out")
 
 
@@ -39,7 +57,12 @@ class Record:
         card = re.sub(r"[^A-Za-z0-9]+", "-", self.card).strip("-")
         self.path = folder / f"{code}_{card}_jax-{facts['versions']['jax']}.json"
         try:
-            self._all = read_json(self.path, mend="remove it, and all is measured anew")
+            self._all = read_json(self.path, mend=ANEW)
+            check_shape(self._all, SHAPE)
+        except UserError:
+            raise
+        except ValueError as error:
+            raise UserError(f"{self.path} cannot be read ({reason_of(error)}): {ANEW}") from error
         except FileNotFoundError:
             self._all = {"runs": [], "missing": {}, "tasks": {}}
         self._all = {"code": code, "card": self.card, **self._all}
@@ -78,11 +101,13 @@ class Record:
         cache.mkdir(parents=True, exist_ok=True)
         if not mark.exists():
             write_atomically(mark, uuid.uuid4().hex)
-        if self._all.get("cache") != mark.read_text(encoding="utf-8"):
+        with told(mark, "remove it, and all is compiled anew"), open_regular(mark) as file:
+            name = file.read(MARK).decode("utf-8")
+        if self._all.get("cache") != name:
             self._all["tasks"] = {
                 name: entry for name, entry in self.tasks.items() if not name.startswith(COMPILED)
             }
-        self._all["cache"] = mark.read_text(encoding="utf-8")
+        self._all["cache"] = name
 
     def close(self, names: list[str], summary: dict[str, Any]) -> dict[str, str]:
         """Saves what is missing of these tasks and why, and the summary; returns the former."""

@@ -10,9 +10,11 @@ from carve_jax import files
 from carve_jax.errors import UserError
 from carve_jax.training import provenance
 from carve_jax.training.metrics import read_metrics
-from experiments.sweep_store import FILE_NAME, RUNS
+from experiments.sweep_store import FILE_NAME, RUNS, read_record, read_status
 
-FIELDS = ("name", "question", "baseline", "tasks", "variants", "runs")
+STARTED = {"commit": files.Maybe(str)}
+PROVENANCE = {**STARTED, "earlier": files.Maybe([STARTED])}
+AGAIN = "restore it or run again"
 
 SILENT = {
     "waiting": "it has not started",
@@ -68,7 +70,7 @@ class Run(NamedTuple):
     def curve(self, metric: str) -> dict[int, tuple[float, float]]:
         """(tokens seen, value) by step, where the value is finite."""
         return {
-            line["step"]: (line.get("tokens", line["step"]), line[metric])
+            line["step"]: (line.get("tokens") or line["step"], line[metric])
             for line in self.lines
             if line.get(metric) is not None
         }
@@ -163,53 +165,50 @@ def read_sweep(workdir: Path, *, allow_other_commit: bool = False) -> Sweep:
         raise UserError(
             f"--workdir={workdir} has no {FILE_NAME}: give a directory that experiments.sweep wrote"
         )
-    record = read_json(path)
-    missing = [field for field in FIELDS if field not in record]
-    if missing:
-        raise UserError(f"{path} has no {', '.join(missing)}: it was not written by this sweep")
+    record = read_record(path)
     baseline = record["baseline"]
-    if baseline not in record["variants"]:
-        raise UserError(
-            f"{path}: the baseline {baseline!r} is none of the variants "
-            f"{', '.join(record['variants'])}"
-        )
     names = [baseline, *(name for name in record["variants"] if name != baseline)]
     sweep = Sweep(
         workdir=workdir,
         record=record,
-        tasks=tuple(_task(name, task, path) for name, task in record["tasks"].items()),
-        variants={name: record["variants"][name].get("title", name) for name in names},
-        runs=tuple(_run(workdir / RUNS, planned, path) for planned in record["runs"]),
+        tasks=tuple(_task(name, task) for name, task in record["tasks"].items()),
+        variants={name: record["variants"][name].get("title") or name for name in names},
+        runs=tuple(_run(workdir / RUNS, planned) for planned in record["runs"]),
     )
     if len(sweep.commits) > 1 and not allow_other_commit:
         raise UserError(_which_commits(sweep))
     return sweep
 
 
-def read_json(path: Path) -> dict[str, Any]:
+def read_json(path: Path, shape: files.Shape) -> dict[str, Any]:
     """The object in a JSON file.
 
     Raises:
-      UserError: it does not read.
+      UserError: it does not read, or is of another shape.
     """
     try:
-        return files.read_json(path, mend="restore it or run again")
+        found = files.read_json(path, mend=AGAIN)
+        files.check_shape(found, shape)
     except FileNotFoundError as error:
-        raise UserError(f"{path} is gone: restore it or run again") from error
+        raise UserError(f"{path} is gone: {AGAIN}") from error
+    except UserError:
+        raise
+    except ValueError as error:
+        raise UserError(f"{path} cannot be read ({files.reason_of(error)}): {AGAIN}") from error
+    return found
 
 
-def _task(name: str, task: dict[str, Any], path: Path) -> Task:
-    files.inside(path.parent, name, path)  # pictures are called after it
-    metrics = [Metric(m["name"], m["better"], m.get("title", m["name"])) for m in task["metrics"]]
-    return Task(name, task.get("title", name), tuple(metrics))
+def _task(name: str, task: dict[str, Any]) -> Task:
+    metrics = [Metric(m["name"], m["better"], m.get("title") or m["name"]) for m in task["metrics"]]
+    return Task(name, task.get("title") or name, tuple(metrics))
 
 
-def _run(directory: Path, planned: dict[str, Any], path: Path) -> Run:
-    own = files.inside(directory, planned["id"], path)
+def _run(directory: Path, planned: dict[str, Any]) -> Run:
+    own = directory / planned["id"]
     provenance_file = own / provenance.FILE_NAME
-    facts = read_json(provenance_file) if provenance_file.exists() else {}
+    facts = read_json(provenance_file, PROVENANCE) if provenance_file.exists() else {}
     status_file = directory / f"{planned['id']}.status.json"
-    status = read_json(status_file) if status_file.exists() else {}
+    status = read_status(status_file, mend=AGAIN) if status_file.exists() else {}
     device = status.get("device_peak_bytes")
     return Run(
         id=planned["id"],
@@ -224,9 +223,14 @@ def _run(directory: Path, planned: dict[str, Any], path: Path) -> Run:
         memory=device or status.get("peak_rss_bytes"),
         on_device=bool(device),
         jobs=status.get("jobs"),
-        commits=_commits([status, facts, *facts.get("earlier", [])]),
-        lines=read_metrics(own),
+        commits=_commits([status, facts, *(facts.get("earlier") or [])]),
+        lines=[_numbers(line) for line in read_metrics(own)],
     )
+
+
+def _numbers(line: dict[str, Any]) -> dict[str, Any]:
+    """A line without what can be no figure."""
+    return {name: value for name, value in line.items() if not isinstance(value, str)}
 
 
 def _commits(starts: Iterable[dict[str, Any]]) -> frozenset[str]:

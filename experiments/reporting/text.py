@@ -136,12 +136,12 @@ def compared(found: Findings) -> list[str]:
     sweep = found.sweep
     labels = list(
         dict.fromkeys(
-            label for v in sweep.record["variants"].values() for label in v.get("labels", {})
+            label for v in sweep.record["variants"].values() for label in v.get("labels") or {}
         )
     )
     rows = []
     for name, title in sweep.variants.items():
-        own = sweep.record["variants"][name].get("labels", {})
+        own = sweep.record["variants"][name].get("labels") or {}
         role = " (baseline)" if name == sweep.baseline else ""
         values = [escape(str(own[label])) if label in own else "–" for label in labels]
         rows.append([escape(title) + role, words.code(name), *values])
@@ -204,7 +204,7 @@ def theory(found: Findings) -> list[str]:
         "## Theory",
         "What the theorems promise, tested in small exact settings (commit "
         f"{words.code((found.theory.get('commit') or 'unknown')[:10])}, "
-        f"{escape(found.theory.get('date', 'no date'))}).",
+        f"{escape(found.theory.get('date') or 'no date')}).",
         words.table(["claim", "verdict"], rows, left=2),
     ]
     for each in experiments:
@@ -216,8 +216,8 @@ def theory(found: Findings) -> list[str]:
         if each.get("figure"):
             parts.append(f"![{escape(each['title'])}]({each['figure']})")
         numbers = [
-            [escape(n["name"]), f"{n['value']:.4g} {escape(n.get('unit', ''))}".replace("-", "−")]
-            for n in each.get("numbers", [])
+            [escape(n["name"]), f"{n['value']:.4g} {escape(n.get('unit') or '')}".replace("-", "−")]
+            for n in each.get("numbers") or []
         ]
         if numbers:
             parts.append(words.table(["measured", "value"], numbers))

@@ -1,5 +1,6 @@
 """What a task keeps for the time after a stop: answers, never code, and only whole ones."""
 
+import json
 import pickle
 import sqlite3
 
@@ -7,6 +8,7 @@ import pytest
 from lm_eval.api.model import hash_args
 
 from carve_jax.errors import UserError
+from carve_jax.evaluation import answers
 from carve_jax.evaluation.answers import Answers
 
 ASKED = {
@@ -38,7 +40,9 @@ def test_what_is_no_answer_is_asked_again(tmp_path, bad):
     text = path.read_text(encoding="utf-8")
     for line in text.splitlines():
         if line:
-            text = text.replace(line, line.split(', "answer"')[0] + f', "answer": {bad}}}')
+            other = {"key": json.loads(line)["key"], "answer": json.loads(bad)}
+            other["crc32"] = answers._crc32(*other.values())
+            text = text.replace(line, json.dumps(other))
     path.write_text(text + '{"key": "cut o', encoding="utf-8")
     again = Answers(path)
     kinds = {"1": (), '"text"': ("generate_until",)}.get(bad, ())
@@ -73,3 +77,12 @@ def test_what_is_no_file_is_a_sentence(tmp_path):
     (tmp_path / "x.jsonl").mkdir()
     with pytest.raises(UserError, match=r"x.jsonl cannot be read \(it is a directory\): remove it"):
         Answers(tmp_path / "x.jsonl")
+
+
+def test_an_answer_of_another_digit_is_asked_again(tmp_path):
+    path = tmp_path / "x.jsonl"
+    first = Answers(path)
+    first.add("loglikelihood", ("a", "b"), (-1.5, True))
+    first.close()
+    path.write_text(path.read_text(encoding="utf-8").replace("-1.5", "-1.6"), encoding="utf-8")
+    assert Answers(path).find("loglikelihood", ("a", "b")) is None

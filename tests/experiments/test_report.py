@@ -280,7 +280,7 @@ def test_mistakes_are_one_sentence(small, capsys, flags, said):
     ("change", "said"),
     [
         ({"baseline": "gdn"}, "the baseline 'gdn' is none of the variants gdn2, carve"),
-        ({"runs": None}, "has no runs: it was not written by this sweep"),
+        ({"runs": None}, "cannot be read (runs is missing): restore it"),
         (None, "cannot be read"),
     ],
 )

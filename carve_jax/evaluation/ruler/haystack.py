@@ -8,8 +8,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from carve_jax.errors import UserError
+from carve_jax.files import read_text, reason_of
 
 NOISE = "The grass is green. The sky is blue. The sun is yellow. Here we go. There and back again."
+LARGEST = 1 << 30  # bytes of a haystack's file
 _REPEAT = "repeat:"
 _SENTENCE_END = re.compile(r"(?<=[.!?])\s+")
 
@@ -60,10 +62,10 @@ class Haystack:
           UserError: it cannot be read as UTF-8, or there is nothing in it.
         """
         try:
-            text = Path(path).read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
+            text = read_text(Path(path), LARGEST)
+        except (OSError, ValueError) as error:
             raise UserError(
-                f"The haystack {str(path)!r} cannot be read ({error}); give noise, "
+                f"The haystack {str(path)!r} cannot be read ({reason_of(error)}); give noise, "
                 f"{_REPEAT}SENTENCE or the path of a text file in UTF-8."
             ) from error
         return cls.text(text, name=Path(path).name)

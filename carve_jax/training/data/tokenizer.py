@@ -119,7 +119,9 @@ class LibraryTokenizer:
         self.separator = number
         self.vocab_size = max(tokenizer.get_vocab(with_added_tokens=True).values()) + 1
         self.lossless, self.token_bytes = False, np.zeros(self.vocab_size, np.int32)
-        if keeps_text(json.loads(tokenizer.to_str())):
+        # Of two pieces with one id, decoding gives one back for both.
+        unique = len(set(vocabulary.values())) == len(vocabulary)
+        if unique and keeps_text(json.loads(tokenizer.to_str())):
             added = (token.content for token in tokenizer.get_added_tokens_decoder().values())
             candidates = (_token_bytes(tokenizer, size) for size in (len, bytes_of_piece))
             probes = [*PROBES, *added_probes(added)]
