@@ -325,7 +325,7 @@ def _of_line(line: bytes, name: str, where: str, columns: Columns) -> Document:
     try:
         if line.startswith(b"\xef\xbb\xbf"):  # how some editors begin a file
             line = line[3:]
-        values = parse_json(line.decode("utf-8"), digits=DIGITS)
+        values = parse_json(line.decode("utf-8"), digits=DIGITS, repeats=True)
         if not isinstance(values, dict):
             raise ValueError("it is something else")
         if not isinstance(values[columns.text], str):

@@ -39,7 +39,7 @@ class Answers:
             raise UserError(f"{path} cannot be read ({reason_of(error)}): remove it") from error
         for line in lines:
             key, answer = str(line.get("key")), line.get("answer")
-            if line.get("crc32") == _crc32(key, answer):  # one digit is another figure
+            if line.get("crc32") == _crc32(path, key, answer):  # one digit is another figure
                 self._known[key] = answer
 
     def find(self, kind: str, arguments: tuple) -> Answer | None:
@@ -54,7 +54,7 @@ class Answers:
             self._file = self._path.open("a", buffering=1, encoding="utf-8")
             self._file.write("\n")  # a kill may have cut the last line off
         key = _key(kind, arguments)
-        line = {"key": key, "answer": answer, "crc32": _crc32(key, answer)}
+        line = {"key": key, "answer": answer, "crc32": _crc32(self._path, key, answer)}
         self._file.write(json.dumps(line) + "\n")
 
     def close(self) -> None:
@@ -68,8 +68,9 @@ def _key(kind: str, arguments: tuple) -> str:
     return hashlib.sha256(repr((kind, arguments)).encode("utf-8", "replace")).hexdigest()
 
 
-def _crc32(key: str, answer: Any) -> int:
-    return zlib.crc32(json.dumps([key, answer]).encode())
+def _crc32(path: Path, key: str, answer: Any) -> int:
+    """Of an answer in the file of that name, which is made of checkpoint and settings."""
+    return zlib.crc32(json.dumps([path.name, key, answer]).encode())
 
 
 def _answer(kind: str, found: Any) -> Answer | None:

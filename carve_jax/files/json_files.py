@@ -4,6 +4,7 @@
 digits, nesting without end, halves of surrogate pairs that no file can be written with.
 """
 
+import collections
 import functools
 import json
 import re
@@ -12,6 +13,7 @@ from typing import Any, NamedTuple
 
 from carve_jax.errors import UserError
 from carve_jax.files.durable import LARGEST, read_regular, read_text
+from carve_jax.files.paths import shown
 
 DIGITS = 20  # of an integer; 64 bits have 19
 LONGEST_REASON = 160
@@ -26,18 +28,23 @@ class Damaged(NamedTuple):
     reason: str
 
 
-def parse_json(text: str, *, digits: int = DIGITS) -> Any:
+def parse_json(text: str, *, digits: int = DIGITS, repeats: bool = False) -> Any:
     """The value of a JSON text.
 
     Args:
       text: JSON.
       digits: most of an integer.
+      repeats: whether an object may give a name twice, of which the last counts.
 
     Raises:
       ValueError: the text is no JSON, or JSON that nothing here would write; says why, briefly.
     """
     try:
-        value = json.loads(text, parse_int=functools.partial(_integer, digits))
+        value = json.loads(
+            text,
+            parse_int=functools.partial(_integer, digits),
+            object_pairs_hook=None if repeats else _object,
+        )
         if _SURROGATE.search(text):
             json.dumps(value, ensure_ascii=False).encode("utf-8")
     except RecursionError:
@@ -107,6 +114,14 @@ def read_json_lines(
         else:
             found.append(value)
     return found, damaged
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        twice = collections.Counter(name for name, _ in pairs).most_common(1)[0][0]
+        raise ValueError(f"it gives {shown(twice)} twice")
+    return found
 
 
 def _integer(most: int, digits: str) -> int:

@@ -49,7 +49,8 @@ def write_provenance(workdir: Path, facts: dict[str, Any]) -> None:
     path = workdir / FILE_NAME
     previous = _read(path)
     earlier = previous.pop("earlier", [])
-    earlier = [*(earlier if isinstance(earlier, list) else []), *([previous] if previous else [])]
+    starts = [one for one in earlier if isinstance(one, dict)] if isinstance(earlier, list) else []
+    earlier = [*starts, *([previous] if previous else [])]
     write_atomically(path, json.dumps({**facts, "earlier": earlier}, indent=2) + "\n")
 
 

@@ -41,7 +41,7 @@ def test_what_is_no_answer_is_asked_again(tmp_path, bad):
     for line in text.splitlines():
         if line:
             other = {"key": json.loads(line)["key"], "answer": json.loads(bad)}
-            other["crc32"] = answers._crc32(*other.values())
+            other["crc32"] = answers._crc32(path, *other.values())
             text = text.replace(line, json.dumps(other))
     path.write_text(text + '{"key": "cut o', encoding="utf-8")
     again = Answers(path)

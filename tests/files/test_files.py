@@ -31,6 +31,7 @@ HOSTILE = {
     "huge integer": b'{"a": ' + b"1" * 5000 + b"}",
     "21 digits": b'{"a": -' + b"1" * 21 + b"}",
     "half a pair": b'{"a": "' + b"y" * 100_000 + b'\\ud83d"}',
+    "a name twice": b'{"a": {"b": 1, "b": 1}}',
     "nul": b"\0" * 100,
     "utf-16": '{"a": 1}'.encode("utf-16"),
 }

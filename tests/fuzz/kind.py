@@ -49,6 +49,7 @@ class Kind:
       json: whether the files are JSON, or lines of it.
       code: whether they are code by design, which is run.
       reseal: makes checksums anew in a damaged folder.
+      alone: whether a file is whole by itself, so that another healthy one in its place is that.
       share: of the examples of a kind that is cheap to read.
       examples: found by the harness, or by hand, and kept.
     """
@@ -62,6 +63,7 @@ class Kind:
     json: bool = False
     code: bool = False
     reseal: Callable[[Path], None] | None = None
+    alone: bool = False
     share: float = 1.0
     examples: tuple[Example, ...] = ()
 

@@ -80,7 +80,7 @@ class Header:
             if type(value) is not field.type or (field.type is int and value < 0):
                 raise UserError(f"{path}: {NO_HEADER} ({field.name} is {shown(value)})")
         if header.dtype not in DTYPES:
-            raise UserError(f"{path} says dtype {header.dtype!r}; allowed are uint16 and uint32.")
+            raise UserError(f"{path} says dtype {shown(header.dtype)}; allowed are uint16 and uint32.")
         return header
 
 

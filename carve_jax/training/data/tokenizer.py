@@ -228,7 +228,7 @@ def tokenizer_from_json(text: str) -> Tokenizer:
       UserError: the text describes no tokenizer.
     """
     try:
-        described = parse_json(text)
+        described = parse_json(text, repeats=True)  # as its library reads it
     except ValueError as error:
         raise UserError(
             f"The tokenizer's description is not JSON ({reason_of(error)}): restore its file."

@@ -122,9 +122,17 @@ def _part(
 
 
 KINDS = (
-    _part("description", "meta/metadata", reads=(f"{_CHECKPOINT}._read_description",)),
+    _part(
+        "description",
+        "meta/metadata",
+        reads=(f"{_CHECKPOINT}._read_description", f"{_CHECKPOINT}._read_meta"),
+    ),
     _part("data position", "data/metadata", reads=(f"{_CHECKPOINT}._position",)),
-    _part("digests", f"state/{FILE_NAME}", reads=(f"{_DIGEST}:verify_state",)),
+    _part(
+        "digests",
+        f"state/{FILE_NAME}",
+        reads=(f"{_DIGEST}:verify_state", f"{_CHECKPOINT}._examined"),
+    ),
     _part("seal", f"state/{SEAL}", reads=(f"{_DIGEST}:verify_state",)),
     _part(
         "arrays",
@@ -140,7 +148,7 @@ KINDS = (
         "state/_METADATA",
         "state/_sharding",
         "state/array_metadatas/*",
-        reads=(f"{_CHECKPOINT}._read",),
+        reads=("carve_jax.training.checkpoint_times:_fault", f"{_CHECKPOINT}._read_whole"),
         json=False,
     ),
     Kind(

@@ -11,6 +11,7 @@ import pyarrow.parquet
 
 from carve_jax.training.data.manifest import Manifest
 from carve_jax.training.data.token_files import TokenFiles
+from experiments import prepare_workers
 from experiments.prepare_data import Settings, prepare
 from experiments.prepare_sources import Columns, WorkSize, list_sources, read_work, survey
 from tests.fuzz.kind import OTHER, REPAIRED, Judge, Kind, Say, SilentChange, any_value
@@ -62,11 +63,11 @@ def make_old(folder: Path, number: int) -> None:
         header.with_suffix(".crc").unlink()
 
 
-def make_unfinished(folder: Path, number: int) -> None:
+def make_unfinished(folder: Path, number: int, settings: Settings | None = None) -> None:
     """Sources, and token files of half of them, as a kill leaves those."""
+    settings = settings or UNFINISHED
     lines = [json.dumps({"text": text + "!" * number}) for text in TEXTS]
     (folder / "in.jsonl").write_text("\n".join(lines) + "\n", "utf-8")
-    settings = UNFINISHED
     prepare([str(folder / "in.jsonl")], folder / "tokens", settings)
     manifest = Manifest.read(folder / "tokens")
     assert manifest is not None
@@ -83,11 +84,21 @@ def make_unfinished(folder: Path, number: int) -> None:
 
 
 UNFINISHED = Settings(eval_fraction=0.3, shard_tokens=900, work=WorkSize(bytes=1 << 20))
+BPE = UNFINISHED._replace(tokenizer="bpe", vocab_size=280, shard_tokens=500)
 
 
-def go_on(folder: Path, say: Say) -> Any:
-    """As the same prepare_data does, run again."""
-    files = prepare([str(folder / "in.jsonl")], folder / "tokens", UNFINISHED)
+def make_unfinished_bpe(folder: Path, number: int) -> None:
+    make_unfinished(folder, number, BPE)
+
+
+def go_on_bpe(folder: Path, say: Say) -> Any:
+    return go_on(folder, say, BPE)
+
+
+def go_on(folder: Path, say: Say, settings: Settings | None = None) -> Any:
+    """As the same prepare_data does, run again, in another process."""
+    prepare_workers._tokenizer.cache_clear()
+    files = prepare([str(folder / "in.jsonl")], folder / "tokens", settings or UNFINISHED)
     shards = {split: files.documents(split) for split in files.headers}
     return {split: [(s.tokens, s.offsets) for s in found] for split, found in shards.items()}
 
@@ -212,6 +223,16 @@ KINDS = (
         ),
         judge_go_on,
         json=True,
+    ),
+    Kind(
+        "token files: unfinished, bpe",
+        make_unfinished_bpe,
+        ("tokens/*",),
+        go_on_bpe,
+        ("experiments.prepare_data:_tokenizer",),
+        judge_go_on,
+        json=True,
+        share=0.5,
     ),
     Kind(
         "text",

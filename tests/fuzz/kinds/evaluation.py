@@ -1,13 +1,13 @@
 """Files that an evaluation reads and writes."""
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 from carve_jax.evaluation.answers import Answers
 from carve_jax.evaluation.ruler import Haystack
 from carve_jax.evaluation.tasks import Figure, Result
-from carve_jax.files import digest_of
-from experiments.evaluation_record import Record
+from experiments.evaluation_record import Record, settings_of, settings_of_run
 from tests.evaluation.local_tasks import write_tasks
 from tests.fuzz.kind import OTHER, REPAIRED, Kind, Say, SilentChange, any_value
 
@@ -20,14 +20,15 @@ def result(number: int) -> Result:
 
 def make_record(folder: Path, number: int) -> None:
     record = Record(folder / "evaluation_6.json", {"step": 6}, False)
-    record.add("perplexity", SETTINGS, result(number), 1.5)
+    settings = {**SETTINGS, "parameters": f"seal {number}"}  # of another checkpoint
+    record.add("perplexity", settings, result(number), 1.5)
     record.add("other", SETTINGS, result(7), 1.5)
 
 
 def read_record(folder: Path, say: Say) -> Any:
     """As evaluate that goes on: what is there is not measured again, and another is added."""
     record = Record(folder / "evaluation_6.json", {"step": 6}, False)
-    found = record.find("perplexity", SETTINGS)
+    found = record.find("perplexity", {**SETTINGS, "parameters": "seal 0"})
     record.add("a third", SETTINGS, result(0))
     return found
 
@@ -91,7 +92,21 @@ def make_depended(folder: Path, number: int) -> None:
 
 def read_depended(folder: Path, say: Say) -> Any:
     """As the settings of a result, which are others when these files are."""
-    return digest_of([folder / "tasks", folder / "tasks" / "mine.yaml", folder / "none"])
+    tasks = folder / "tasks"
+    names = ("limit", "num_fewshot", "input_tokens", "seed", "reply_tokens")
+    options = SimpleNamespace(
+        **dict.fromkeys(names),
+        haystack=str(tasks / "mine.yaml"),
+        tokenizer=str(tasks),
+        include_path=[str(tasks)],
+    )
+    subject = SimpleNamespace(
+        config=SimpleNamespace(data={"source": "token_files", "path": str(tasks)}),
+        model=SimpleNamespace(config=SimpleNamespace(compute_dtype="float32")),
+        scorer=SimpleNamespace(max_length=None),
+        seal="abc",
+    )
+    return settings_of(options, subject, []) | settings_of_run(folder, subject)
 
 
 def make_tasks(folder: Path, number: int) -> None:
@@ -116,12 +131,12 @@ def read_tasks(folder: Path, say: Say) -> Any:
         def __init__(self, include_path: Any = None, include_defaults: bool = True) -> None:
             super().__init__(include_path=[str(folder)], include_defaults=False)
 
-    before, harness_run.TaskManager = harness_run.TaskManager, Ours  # type: ignore[misc]
+    before, harness_run.TaskManager = harness_run.TaskManager, Ours
     try:
         harness = harness_run.Harness([str(folder)])
         return [harness.knows("local_last_word"), harness.knows("no task"), sorted(harness.names())]
     finally:
-        harness_run.TaskManager = before  # type: ignore[misc]
+        harness_run.TaskManager = before
 
 
 KINDS = (
@@ -130,10 +145,19 @@ KINDS = (
         make_record,
         ("evaluation_6.json",),
         read_record,
-        ("experiments.evaluation_record:_read_results",),
+        ("experiments.evaluation_record:_read_results", "experiments.evaluation_record:Record.add"),
         judge_record,
         json=True,
         share=2.0,
+    ),
+    Kind(
+        "lock of an evaluation",
+        make_record,
+        (".evaluation.lock",),
+        read_record,
+        ("experiments.evaluation_record:_alone",),
+        judge_record,
+        share=0.5,
     ),
     Kind(
         "answers so far",
@@ -143,6 +167,7 @@ KINDS = (
         ("carve_jax.evaluation.answers:Answers.__init__",),
         judge_answers,
         json=True,
+        alone=True,  # of the same checkpoint and settings, which its name is made of
         share=2.0,
     ),
     Kind(
@@ -158,7 +183,11 @@ KINDS = (
         make_depended,
         ("tasks/**/*",),
         read_depended,
-        ("carve_jax.files.names:_file_digest",),
+        (
+            "carve_jax.files.names:_file_digest",
+            "experiments.evaluation_record:settings_of",
+            "experiments.evaluation_record:settings_of_run",
+        ),
         any_value,  # another digest, so that the result is measured anew
         share=0.5,
     ),
@@ -167,7 +196,11 @@ KINDS = (
         make_tasks,
         ("*.yaml",),
         read_tasks,
-        ("carve_jax.evaluation.harness_run:Harness.__init__",),
+        (
+            "carve_jax.evaluation.harness_run:_check_files",
+            "carve_jax.evaluation.harness_run:Harness.__init__",
+            "carve_jax.evaluation.harness_run:Harness.names",
+        ),
         any_value,
         code=True,
         share=0.5,

@@ -115,7 +115,7 @@ KINDS = (
         make_bpe,
         ("tokenizer.json",),
         _open("."),
-        ("carve_jax.training.data.tokenizer:LibraryTokenizer.from_json",),
+        ("carve_jax.training.data.tokenizer_files:open_tokenizer",),
         judge_tokenizer,
         share=0.3,
     ),
@@ -124,7 +124,10 @@ KINDS = (
         make_sentencepiece,
         ("tokenizer.model",),
         _open("tokenizer.model"),
-        ("carve_jax.training.data.sentencepiece_tokenizer:SentencePieceTokenizer.from_file",),
+        (
+            "carve_jax.training.data.sentencepiece_tokenizer:SentencePieceTokenizer.from_file",
+            "carve_jax.training.data.sentencepiece_tokenizer:SentencePieceTokenizer.__init__",
+        ),
         judge_tokenizer,
     ),
     Kind(
@@ -135,9 +138,9 @@ KINDS = (
         (
             "carve_jax.decoding_file:load_decoding",
             "carve_jax.decoding_file:_read_header",
-            "carve_jax.decoding_file:_check_whole",
         ),
         reseal=reseal_decoding,
+        alone=True,  # of the same model
     ),
     Kind(
         "weights in safetensors",

@@ -228,7 +228,11 @@ KINDS = (
         make_lock,
         (".lock",),
         read_lock,
-        ("carve_jax.files.locks:try_lock", "carve_jax.files.locks:_note"),
+        (
+            "carve_jax.files.locks:held",
+            "carve_jax.files.locks:try_lock",
+            "carve_jax.files.locks:_note",
+        ),
         json=True,
     ),
     Kind(

@@ -41,6 +41,7 @@ def make_sweep(folder: Path, number: int) -> None:
     (store.directory(RUN) / "provenance.json").write_text('{"device_peak_bytes": 7}', "utf-8")
     log = f"\n$ python\nstep 1\nerror: it is {number}\nlast\n"
     store.path(RUN, "log").write_text(log, "utf-8")
+    store.path(RUN, "lock").write_text("", "utf-8")
 
 
 def claim(folder: Path, say: Say) -> Any:
@@ -61,8 +62,13 @@ def judge_status(folder: Path, value: Any, healthy: Any, said: list[str]) -> str
     there = json.loads(path.read_text("utf-8"))
     if any(not same(getattr(found, name), given) for name, given in there.items()):
         raise SilentChange("not what the file says")
-    for name, kind in {"state": str, "attempts": int, "message": str, "seconds": float}.items():
-        if type(getattr(found, name)) is not kind:
+    for name, kinds in {
+        "state": str,
+        "attempts": int,
+        "message": str,
+        "seconds": (int, float),
+    }.items():
+        if not isinstance(getattr(found, name), kinds):
             raise SilentChange(f"{name} of another type")
     return OTHER
 
@@ -87,6 +93,13 @@ def judge_last(folder: Path, value: Any, healthy: Any, said: list[str]) -> str:
 
 def last_line(folder: Path, say: Say) -> Any:
     return Store(folder).last_line(RUN)
+
+
+def lock(folder: Path, say: Say) -> Any:
+    file = Store(folder).lock(RUN)
+    assert file is not None
+    file.close()
+    return "locked"
 
 
 def device_peak(folder: Path, say: Say) -> Any:
@@ -139,6 +152,7 @@ def write_report(folder: Path, say: Say) -> Any:
     return written, pngs, rates
 
 
+_TAIL = "experiments.sweep_store:_tail"
 _STORE = "experiments.sweep_store:Store"
 _REPORT = "experiments.reporting.sweep:read_json"
 _RUN = "runs/text.carve.s0"
@@ -149,7 +163,7 @@ KINDS = (
         make_sweep,
         (FILE_NAME,),
         claim,
-        (f"{_STORE}._read",),
+        ("experiments.sweep_store:read_record", f"{_STORE}._read", f"{_STORE}._check"),
         json=True,
     ),
     Kind(
@@ -157,7 +171,7 @@ KINDS = (
         make_sweep,
         (f"{RUNS}/*.status.json",),
         status,
-        (f"{_STORE}.status",),
+        ("experiments.sweep_store:read_status",),
         judge_status,
         json=True,
     ),
@@ -166,7 +180,7 @@ KINDS = (
         make_sweep,
         (f"{RUNS}/*/metrics.jsonl",),
         last_figures,
-        (f"{_STORE}.last_figures",),
+        (_TAIL, f"{_STORE}.last_figures"),
         judge_last,
         json=True,
     ),
@@ -175,8 +189,16 @@ KINDS = (
         make_sweep,
         (f"{RUNS}/*.log",),
         last_line,
-        (f"{_STORE}.last_line",),
+        (_TAIL,),
         any_value,
+    ),
+    Kind(
+        "lock of a sweep's run",
+        make_sweep,
+        (f"{RUNS}/*.lock",),
+        lock,
+        (f"{_STORE}.lock",),
+        share=0.5,
     ),
     Kind(
         "memory of a sweep's run",
@@ -192,7 +214,7 @@ KINDS = (
         make_report,
         (FILE_NAME,),
         write_report,
-        (_REPORT,),
+        ("experiments.reporting.sweep:read_sweep",),
         any_value,
         json=True,
     ),
@@ -201,7 +223,7 @@ KINDS = (
         make_report,
         (f"{_RUN}/*", f"{_RUN}.status.json"),
         write_report,
-        (_REPORT, "carve_jax.training.metrics:_read"),
+        (_REPORT, "experiments.reporting.sweep:_run", "carve_jax.training.metrics:_read"),
         any_value,
         json=True,
     ),
@@ -210,7 +232,7 @@ KINDS = (
         make_report,
         ("theory/theory.json",),
         write_report,
-        (_REPORT,),
+        ("experiments.report:find_theory",),
         any_value,
         json=True,
     ),
