@@ -17,9 +17,9 @@ import numpy as np
 import tqdm
 
 from carve_jax.errors import UserError
-from carve_jax.files import read_text, told
+from carve_jax.files import read_text, reason_of
 from carve_jax.training.data.documents import is_held_out
-from carve_jax.training.data.shard_header import DTYPES
+from carve_jax.training.data.shard_header import DTYPES, sha256
 from carve_jax.training.data.shard_writer import token_dtype
 from carve_jax.training.data.tokenizer import Tokenizer, tokenizer_from_json
 from carve_jax.training.data.tokenizer_checks import LARGEST_FILE
@@ -144,9 +144,14 @@ class Tokenise:
 
 @functools.lru_cache(maxsize=1)
 def _tokenizer(path: Path, digest: str) -> Tokenizer:
-    del digest  # another file of that name is another tokenizer
-    with told(path, "run again"):
-        return tokenizer_from_json(read_text(path, LARGEST_FILE))
+    mend = "remove the directory and begin again"
+    try:
+        text = read_text(path, LARGEST_FILE)
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} cannot be read ({reason_of(error)}): {mend}") from error
+    if sha256(text) != digest:
+        raise UserError(f"{path} is not the tokenizer that the first shards were made with: {mend}")
+    return tokenizer_from_json(text)
 
 
 class Stream:

@@ -70,6 +70,14 @@ class Example(NamedTuple):
     sealed: bool = False
 
 
+def kept(how: str, at: int = 0, what: str = "", file: int = 0) -> Example:
+    """An example of one damage that a reader once did not take."""
+    return Example(((file, Damage(how, at, what)),))
+
+
+HANGS = (kept("pipe"), kept("endless device"), kept("link to itself"))
+
+
 def _lines(content: bytes, at: int, change: Callable[[bytes], list[bytes]]) -> bytes:
     lines = content.splitlines(keepends=True) or [b""]
     index = at % len(lines)

@@ -1,6 +1,7 @@
 """Finds the code that reads files, so that none is left out of the kinds."""
 
 import ast
+import functools
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -107,6 +108,7 @@ def _calls(node: ast.AST, name: str) -> Iterator[tuple[str, ast.Call]]:
         yield from _calls(child, inner)
 
 
+@functools.cache
 def all_sites() -> set[str]:
     """Those of the whole project."""
     found: set[str] = set()

@@ -17,7 +17,7 @@ from tests.fuzz.kinds import KINDS
 from tests.fuzz.search import search
 from tests.fuzz.table import PROPERTY, table
 
-EXAMPLES = 48
+EXAMPLES = 32
 """Of a kind whose share is 1: all kinds together take about half a minute of one core."""
 
 

@@ -80,7 +80,8 @@ class Header:
             if type(value) is not field.type or (field.type is int and value < 0):
                 raise UserError(f"{path}: {NO_HEADER} ({field.name} is {shown(value)})")
         if header.dtype not in DTYPES:
-            raise UserError(f"{path} says dtype {shown(header.dtype)}; allowed are uint16 and uint32.")
+            said = shown(header.dtype)
+            raise UserError(f"{path} says dtype {said}; allowed are uint16 and uint32.")
         return header
 
 

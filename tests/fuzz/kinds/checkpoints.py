@@ -13,7 +13,8 @@ from carve_jax.training.checkpoint import Checkpoints
 from carve_jax.training.data.batches import BatchIterator, Block, CountedOrder
 from carve_jax.training.digest import FILE_NAME, SEAL, Bound, digests
 from carve_jax.training.run import CHECKPOINTS
-from tests.fuzz.kind import REPAIRED, Judge, Kind, Say, SilentChange, same
+from tests.fuzz.damage import HANGS, Example, kept
+from tests.fuzz.kind import REPAIRED, Kind, Say, SilentChange, same
 
 STEPS = (2, 4)
 
@@ -106,7 +107,11 @@ _CHECKPOINT = "carve_jax.training.checkpoint:Checkpoints"
 
 
 def _part(
-    what: str, *files: str, reads: tuple[str, ...], json: bool = True, own: Judge = judge
+    what: str,
+    *files: str,
+    reads: tuple[str, ...],
+    json: bool = True,
+    examples: tuple[Example, ...] = (),
 ) -> Kind:
     return Kind(
         f"checkpoint: {what}",
@@ -114,8 +119,9 @@ def _part(
         tuple(f"{CHECKPOINTS}/{STEPS[-1]}/{name}" for name in files),
         go_on,
         reads,
-        own,
+        judge,
         json=json,
+        examples=examples,
         reseal=reseal if json else None,  # Orbax reads those itself, in threads of its own
         share=0.4,
     )
@@ -150,6 +156,7 @@ KINDS = (
         "state/array_metadatas/*",
         reads=("carve_jax.training.checkpoint_times:_fault", f"{_CHECKPOINT}._read_whole"),
         json=False,
+        examples=(*HANGS, kept("value", 0, '""'), kept("value", 0, "deep list")),
     ),
     Kind(
         "checkpoint: for evaluation",
@@ -160,5 +167,6 @@ KINDS = (
         judge_best,
         json=True,
         share=0.4,
+        examples=(*HANGS, kept("value", 0, '""')),
     ),
 )

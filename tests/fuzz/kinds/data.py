@@ -14,6 +14,7 @@ from carve_jax.training.data.token_files import TokenFiles
 from experiments import prepare_workers
 from experiments.prepare_data import Settings, prepare
 from experiments.prepare_sources import Columns, WorkSize, list_sources, read_work, survey
+from tests.fuzz.damage import kept
 from tests.fuzz.kind import OTHER, REPAIRED, Judge, Kind, Say, SilentChange, any_value
 from tests.training.data.helpers import write_shards
 
@@ -183,6 +184,7 @@ KINDS = (
         "eval-*.json",
         reads=("carve_jax.training.data.shard_header:Header.read",),
         json=True,
+        examples=(kept("value", 1, "long text"),),
     ),
     _tokens(
         "manifest",
@@ -223,6 +225,7 @@ KINDS = (
         ),
         judge_go_on,
         json=True,
+        examples=(kept("pipe", file=5), kept("swap", file=5)),
     ),
     Kind(
         "token files: unfinished, bpe",
@@ -233,6 +236,7 @@ KINDS = (
         judge_go_on,
         json=True,
         share=0.5,
+        examples=(kept("pipe", file=5), kept("swap", file=5)),
     ),
     Kind(
         "text",

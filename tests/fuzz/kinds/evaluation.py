@@ -9,6 +9,7 @@ from carve_jax.evaluation.ruler import Haystack
 from carve_jax.evaluation.tasks import Figure, Result
 from experiments.evaluation_record import Record, settings_of, settings_of_run
 from tests.evaluation.local_tasks import write_tasks
+from tests.fuzz.damage import HANGS, kept
 from tests.fuzz.kind import OTHER, REPAIRED, Kind, Say, SilentChange, any_value
 
 SETTINGS = {"limit": None, "seed": 0, "haystack": "sha256 abc", "changes": []}
@@ -149,6 +150,7 @@ KINDS = (
         judge_record,
         json=True,
         share=2.0,
+        examples=(kept("flip", 8 * 100), kept("value", 8, "1.5")),
     ),
     Kind(
         "lock of an evaluation",
@@ -169,6 +171,7 @@ KINDS = (
         json=True,
         alone=True,  # of the same checkpoint and settings, which its name is made of
         share=2.0,
+        examples=(kept("value", 3, "-1.5"), kept("flip", 8 * 90)),
     ),
     Kind(
         "haystack",
@@ -177,6 +180,7 @@ KINDS = (
         read_haystack,
         ("carve_jax.evaluation.ruler.haystack:Haystack.file",),
         judge_haystack,
+        examples=HANGS,
     ),
     Kind(
         "files that a result depends on",
@@ -204,5 +208,6 @@ KINDS = (
         any_value,
         code=True,
         share=0.5,
+        examples=HANGS,
     ),
 )

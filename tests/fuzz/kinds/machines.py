@@ -11,6 +11,7 @@ from experiments.rented_gpu.record import Record
 from experiments.tune import read_rows, write_table
 from pallas_kernels import tiling, verdicts
 from pallas_kernels.verdicts import Check, Verdict
+from tests.fuzz.damage import HANGS, kept
 from tests.fuzz.kind import OTHER, REPAIRED, Kind, Say, SilentChange, any_value, same
 
 ROW = {"device": "H100", "dtype": "float32", "width": 64, "content": True, "tiles": {"chunk": 32}}
@@ -118,6 +119,7 @@ KINDS = (
         ("experiments.tune:read_rows",),
         any_value,
         json=True,
+        examples=(kept("value", 6, "1.5"), kept("value", 6, "true")),
     ),
     Kind(
         "verdict of the self-test",
@@ -127,6 +129,7 @@ KINDS = (
         ("pallas_kernels.verdicts:read",),
         judge_verdict,
         json=True,
+        examples=(*HANGS, kept("only", 0, "brace"), kept("value", 20, "deep list")),
     ),
     Kind(
         "rates of a GPU",
@@ -136,6 +139,7 @@ KINDS = (
         ("experiments.plan:find_rates",),
         judge_rates,
         json=True,
+        examples=(*HANGS, kept("value", 2, "NaN"), kept("value", 3, "0")),
     ),
     Kind(
         "record of a rented GPU",
@@ -145,6 +149,7 @@ KINDS = (
         ("experiments.rented_gpu.record:Record.__init__",),
         judge_rented,
         json=True,
+        examples=(kept("value", 0, "{}"), kept("value", 3, "[]")),
     ),
     Kind(
         "mark of a compilation cache",
@@ -154,5 +159,6 @@ KINDS = (
         ("experiments.rented_gpu.record:Record.use_cache",),
         judge_rented,
         share=0.3,
+        examples=HANGS,
     ),
 )

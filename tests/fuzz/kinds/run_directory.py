@@ -22,6 +22,7 @@ from carve_jax.training.settings import (
     require_config_of,
 )
 from experiments import cli
+from tests.fuzz.damage import kept
 from tests.fuzz.kind import OTHER, REPAIRED, Kind, Say, SilentChange, same
 from tests.training.helpers import tiny_config
 
@@ -212,6 +213,7 @@ KINDS = (
         ("carve_jax.training.provenance:_read",),
         judge_provenance,
         json=True,
+        examples=(kept("value", 7, "[null]"), kept("twice", 1, "0")),
     ),
     Kind(
         "metrics.jsonl",
@@ -252,5 +254,6 @@ KINDS = (
         ("carve_jax.training.data.tokenizer:tokenizer_from_json",),
         judge_tokenizer,
         json=True,
+        examples=(kept("value", 5818, "0"),),
     ),
 )

@@ -13,6 +13,7 @@ from experiments.reporting.sweep import read_sweep
 from experiments.sweep_plan import Plan, PlannedRun, Variant
 from experiments.sweep_store import FILE_NAME, RUNS, Status, Store
 from tests.experiments.sweeps import BITS, truth_of, write_sweep
+from tests.fuzz.damage import HANGS, kept
 from tests.fuzz.kind import OTHER, REPAIRED, Kind, Say, SilentChange, any_value, same
 
 FACTS = {
@@ -165,6 +166,7 @@ KINDS = (
         claim,
         ("experiments.sweep_store:read_record", f"{_STORE}._read", f"{_STORE}._check"),
         json=True,
+        examples=(kept("only", 0, "object"), kept("value", 9, "long text")),
     ),
     Kind(
         "status of a sweep's run",
@@ -174,6 +176,7 @@ KINDS = (
         ("experiments.sweep_store:read_status",),
         judge_status,
         json=True,
+        examples=(kept("value", 1, "-0.0"), kept("value", 5, "[]")),
     ),
     Kind(
         "figures of a sweep's run",
@@ -183,6 +186,7 @@ KINDS = (
         (_TAIL, f"{_STORE}.last_figures"),
         judge_last,
         json=True,
+        examples=HANGS,
     ),
     Kind(
         "log of a sweep's run",
@@ -191,6 +195,7 @@ KINDS = (
         last_line,
         (_TAIL,),
         any_value,
+        examples=HANGS,
     ),
     Kind(
         "lock of a sweep's run",
@@ -217,6 +222,7 @@ KINDS = (
         ("experiments.reporting.sweep:read_sweep",),
         any_value,
         json=True,
+        examples=(kept("only", 0, "object"), kept("value", 12, "1")),
     ),
     Kind(
         "report: files of a run",
@@ -235,6 +241,7 @@ KINDS = (
         ("experiments.report:find_theory",),
         any_value,
         json=True,
+        examples=(kept("value", 3, "[]"), kept("value", 4, "null")),
     ),
     Kind(
         "report: pictures",
@@ -244,5 +251,6 @@ KINDS = (
         ("experiments.report:theory_pictures",),
         any_value,
         share=0.3,
+        examples=HANGS,
     ),
 )
