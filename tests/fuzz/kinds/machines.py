@@ -129,6 +129,7 @@ KINDS = (
         ("pallas_kernels.verdicts:read",),
         judge_verdict,
         json=True,
+        alone=True,  # of the same machine, versions and kernels
         examples=(*HANGS, kept("only", 0, "brace"), kept("value", 20, "deep list")),
     ),
     Kind(
