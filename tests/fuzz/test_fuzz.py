@@ -17,8 +17,8 @@ from tests.fuzz.kinds import KINDS
 from tests.fuzz.search import search
 from tests.fuzz.table import PROPERTY, table
 
-EXAMPLES = 32
-"""Of a kind whose share is 1: all kinds together take about half a minute of one core."""
+EXAMPLES = 24
+"""Of a kind whose share is 1: all kinds together take about 45 s of one core."""
 
 
 @pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.name)
