@@ -16,7 +16,7 @@ from ml_collections import ConfigDict, config_flags
 from carve_jax.errors import UserError
 from carve_jax.files import read_json, reason_of, shown
 from carve_jax.training.distributed import PeerLost
-from carve_jax.training.settings import nearest
+from carve_jax.training.settings import OPTIONAL, from_json, nearest
 from carve_jax.training.stopping import Interrupted, TrainingDiverged
 from carve_jax.versions import warn_of_untested
 
@@ -154,22 +154,31 @@ def load_config(path: str, overrides: list[str]) -> ConfigDict:
 
 
 def override(config: ConfigDict, overrides: list[str]) -> ConfigDict:
-    """A config with `--config.KEY=VALUE` applied and locked.
+    """A config with `--config.KEY=VALUE` applied and locked; `=None` unsets an optional field.
 
     Raises:
       UserError: an override of an unknown field.
       flags.Error: a value of the wrong type.
     """
+    unset: set[str] = set()
+    kept: list[str] = []
     for argument in overrides:
-        match = re.match(r"--?(?:no)?config\.([\w.]+)", argument)
+        match = re.match(r"--?(?:no)?config\.([\w.]+)(=None$)?", argument)
         if match is None:
             name = argument.lstrip("-").split("=")[0]
             raise UserError(f"unknown flag --{name}; a config's fields are --config.NAME=VALUE")
         check_field(config, match[1])
+        if match[2] and match[1] in OPTIONAL:  # the library takes it for text
+            unset.add(match[1])
+        else:
+            unset.discard(match[1])  # the last of a field counts
+            kept.append(argument)
     values = flags.FlagValues()
-    argv = ["", *overrides]
+    argv = ["", *kept]
     holder = config_flags.DEFINE_config_dict("config", config, flag_values=values, sys_argv=argv)
     values(argv)
+    with holder.value.ignore_type():
+        holder.value.update_from_flattened_dict(dict.fromkeys(unset))
     return holder.value
 
 
@@ -180,7 +189,7 @@ def _run_config(path: str) -> ConfigDict:
         raise UserError(f"--config={path}: no such file{hint}")
     try:
         if path.endswith(".json"):
-            return ConfigDict(read_json(Path(path)))
+            return from_json(read_json(Path(path)))
         names = runpy.run_path(path)
         config = names["get_config"]() if "get_config" in names else None
     except UserError as error:

@@ -3,11 +3,12 @@
 import dataclasses
 import difflib
 import json
+import types
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args, get_type_hints
 
-from ml_collections import ConfigDict
+from ml_collections import ConfigDict, FieldReference
 
 from carve_jax.errors import UserError
 from carve_jax.files import read_json, write_atomically
@@ -45,6 +46,13 @@ RESUMABLE = frozenset(
 
 
 WITH_DIGESTS = ("token_files", "mixture")
+
+OPTIONAL = {
+    f"model.{name}": get_args(hint)[0]
+    for name, hint in get_type_hints(LMConfig).items()
+    if types.NoneType in get_args(hint)
+}
+"""Fields that may be None, by dotted name, and of which type they are otherwise."""
 
 
 def check_settings(config: ConfigDict) -> None:
@@ -166,7 +174,7 @@ def load_config(workdir: Path) -> ConfigDict:
     """
     path = workdir / FILE_NAME
     try:
-        return ConfigDict(read_json(path, mend="restore it, or start again in an empty --workdir"))
+        return from_json(read_json(path, mend="restore it, or start again in an empty --workdir"))
     except FileNotFoundError:
         raise UserError(
             f"{workdir} holds no run ({FILE_NAME} is missing): train first, or correct --workdir"
@@ -175,6 +183,30 @@ def load_config(workdir: Path) -> ConfigDict:
         if isinstance(error, UserError):
             raise
         raise UserError(f"{path} cannot be read ({error}): restore it") from error
+
+
+def from_json(value: Mapping[str, Any]) -> ConfigDict:
+    """The config that was written as this value, with the types that its fields had.
+
+    JSON has no tuples, and forgets of which type an optional field is that is unset.
+
+    Raises:
+      ValueError, TypeError, AttributeError: names that no config has.
+    """
+    return ConfigDict(_typed(value))
+
+
+def _typed(value: Any, path: str = "") -> Any:
+    if isinstance(value, Mapping):
+        return {
+            name: _typed(each, f"{path}.{name}" if path else name) for name, each in value.items()
+        }
+    if isinstance(value, list):
+        return tuple(_typed(each) for each in value)
+    kind = OPTIONAL.get(path)
+    if kind is not None and (value is None or type(value) is kind):
+        return FieldReference(value, field_type=kind)
+    return value
 
 
 def require_config_of(meta: Mapping[str, Any], config: ConfigDict, workdir: Path) -> None:

@@ -1,6 +1,7 @@
 """Flags, configs and exit codes: a user's mistake is one sentence."""
 
 import errno
+import json
 import os
 import signal
 from pathlib import Path
@@ -10,6 +11,7 @@ from absl import flags
 
 from carve_jax.errors import UserError
 from carve_jax.training.distributed import PeerLost
+from carve_jax.training.settings import flatten
 from carve_jax.training.stopping import Interrupted, TrainingDiverged
 from experiments import cli, evaluate, train
 
@@ -73,6 +75,48 @@ def test_overrides_keep_their_types():
     assert config.model.num_key_heads == 1
     assert config.model.tie_embeddings is True
     assert config.model.pattern == ("carve", "swa")
+
+
+@pytest.fixture(scope="module")
+def run_config(tmp_path_factory):
+    """A run's config.json."""
+    path = tmp_path_factory.mktemp("run") / "config.json"
+    config = cli.load_config(CONFIG, ["--config.model.attention_heads=3"])
+    path.write_text(json.dumps(config.to_dict()), encoding="utf-8")
+    return str(path)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "field", "value"),
+    [
+        (["model.pattern=('gdn2','carve')"], "model.pattern", ("gdn2", "carve")),
+        (["model.pattern=gdn2", "model.pattern=carve"], "model.pattern", ("gdn2", "carve")),
+        (["data.paths=/a"], "data.paths", ("/a",)),
+        (["data.weights=(1,2)"], "data.weights", (1, 2)),
+        (["profile_steps=(1,2)"], "profile_steps", (1, 2)),
+        (["model.num_key_heads=1"], "model.num_key_heads", 1),
+        (["model.content=False"], "model.content", False),
+        (["model.decay=head"], "model.decay", "head"),
+        (["model.implementation=chunked"], "model.implementation", "chunked"),
+        (["model.attention_heads=None"], "model.attention_heads", None),
+        (["model.decay=head", "model.decay=None"], "model.decay", None),
+        (["model.content=None", "model.content=True"], "model.content", True),
+        (["sample_prompt=None"], "sample_prompt", "None"),
+    ],
+)
+def test_a_config_and_its_json_take_the_same_overrides(run_config, arguments, field, value):
+    flags_ = [f"--config.{argument}" for argument in arguments]
+    first, second = (flatten(cli.load_config(path, flags_)) for path in (CONFIG, run_config))
+    assert first[field] == second[field] == value
+    assert type(first[field]) is type(second[field])
+    assert second.pop("model.attention_heads") == (None if field == "model.attention_heads" else 3)
+    del first["model.attention_heads"]
+    assert first == second
+
+
+def test_an_optional_field_keeps_its_type_in_json(run_config):
+    with pytest.raises(flags.Error, match="num_key_heads=two: invalid literal for int"):
+        cli.load_config(run_config, ["--config.model.num_key_heads=two"])
 
 
 def test_one_mixer_is_a_pattern():
