@@ -106,7 +106,7 @@ def chunked_carve(
     def run(inputs: RuleInputs, state: CarveState) -> tuple[Array, CarveState]:
         return _carve(inputs, state, segment_ids, scale, gate, aligned)
 
-    return isolated(run, inputs, state, segment_ids)
+    return isolated(run, inputs, state, segment_ids, logits=True)
 
 
 def _carve(

@@ -10,6 +10,7 @@ from carve_jax.ops.content_gate import (
     erase_shift,
 )
 from carve_jax.ops.gated_delta.implementation import Call, Implementation
+from carve_jax.ops.gated_delta.isolation import isolated
 from carve_jax.ops.gated_delta.layout import Layout
 from carve_jax.ops.gated_delta.reference import RESTART, RuleInputs, segment_starts
 from carve_jax.shapes import Array, Float, Float32
@@ -44,15 +45,27 @@ class Kernels(Implementation):
         return guard.distrusted_reason(self._name, request)
 
     def run(self, call: Call) -> tuple[Float[Array, "B T N V"], CarveState]:
-        """Both rules; of one token through the decode step."""
+        """Both rules; of one token through the decode step.
+
+        A document that is not finite spoils no other one of its row: see `isolated`.
+        """
         if call.inputs.value.shape[1] == 1:
             return _decode(call) if call.gate is None else _decode_carve(call, call.gate)
-        starts = _starts(call)
-        if call.gate is not None:
-            return self._carve(call, call.gate, starts)
-        options = Options(call.scale, call.tiles, call.decay_floor)
-        result = self._backend.run(_restart(call.inputs, starts), call.state.memory, options)
-        return result.output, call.state._replace(memory=result.memory)
+        starts, gate = _starts(call), call.gate
+        if gate is not None:
+
+            def carve(inputs: RuleInputs, state: CarveState) -> tuple[Array, CarveState]:
+                return self._carve(call._replace(inputs=inputs, state=state), gate, starts)
+
+            return isolated(carve, call.inputs, call.state, call.segment_ids, logits=True)
+
+        def plain(inputs: RuleInputs, memory: Array) -> tuple[Array, Array]:
+            options = Options(call.scale, call.tiles, call.decay_floor)
+            result = self._backend.run(_restart(inputs, starts), memory, options)
+            return result.output, result.memory
+
+        output, memory = isolated(plain, call.inputs, call.state.memory, call.segment_ids)
+        return output, call.state._replace(memory=memory)
 
     def _carve(
         self, call: Call, gate: ContentGate, starts: Array | None
