@@ -6,7 +6,7 @@ behind: from the first such number of a head on, all its outputs in that documen
 inputs keep every bit. One document alone needs none of this.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import TypeVar
 
@@ -78,7 +78,7 @@ def _of_floats(change: Callable[[Array], Array], leaf: Array) -> Array:
 
 
 def _broken(
-    inputs: RuleInputs, state: object, segment_ids: Array, fine: dict[str, _Test]
+    inputs: RuleInputs, state: object, segment_ids: Array, fine: Mapping[str, _Test]
 ) -> Bool[Array, "B T N"]:
     """Where a head has read a number that is not fine, in this document, by this token."""
     batch, length, heads = inputs.value.shape[:3]
