@@ -208,33 +208,41 @@ _INSTRUCTION = re.compile(r"^\s+(?:ROOT )?%([\w.-]+) = (\([^)]*\)|\S+) ([\w-]+)\
 
 def read_instructions(text: str) -> dict[str, Instruction]:
     """The instructions of an optimized module's entry, by name."""
-    sizes: dict[str, int] = {}
+    sizes: dict[str, list[int]] = {}
     found = {}
     for line in text[text.index("\nENTRY ") :].splitlines():
         if not (match := _INSTRUCTION.match(line)):
             continue
         name, shapes, opcode, operands, rest = match.groups()
         sizes[name] = _bytes(shapes)
-        read = re.findall(r"%([\w.-]+)", operands)
+        read = re.findall(r"%([\w.-]+(?:#\d+)?)", operands)
         # An array that is only continued is not read.
         continued = re.findall(r"\{[\d, ]*\}: \((\d+), ", rest.partition(", metadata")[0])
         kept = {operand for i, operand in enumerate(read) if str(i) not in continued}
         origin = re.search(r'op_name="([^"]*)"', rest)
-        read_bytes = sum(sizes.get(operand, 0) for operand in kept)
+        read_bytes = sum(_operand_bytes(operand, sizes) for operand in kept)
         ours = opcode == "custom-call" and "triton" in rest.partition(", metadata")[0]
         found[name] = Instruction(
-            opcode, ours, origin[1] if origin else "", read_bytes, sizes[name]
+            opcode, ours, origin[1] if origin else "", read_bytes, sum(sizes[name])
         )
     return found
 
 
-def _bytes(shapes: str) -> int:
-    """Of one array, or of a tuple of arrays."""
-    total = 0
+def _operand_bytes(operand: str, sizes: Mapping[str, Sequence[int]]) -> int:
+    """Of an array, or of one element of a tuple, as in `call#1`."""
+    name, _, element = operand.partition("#")
+    found = sizes.get(name, ())
+    return found[int(element)] if element else sum(found)
+
+
+def _bytes(shapes: str) -> list[int]:
+    """Of one array, or of each in a tuple."""
+    found = []
     for dtype, sizes in _SHAPE.findall(shapes):
         bits = 8 if dtype == "pred" else int(re.sub(r"^[a-z]+(\d+).*", r"\1", dtype))
-        total += math.prod(int(size) for size in sizes.split(",") if size) * max(bits, 8) // 8
-    return total
+        count = math.prod(int(size) for size in sizes.split(",") if size)
+        found.append(count * max(bits, 8) // 8)
+    return found
 
 
 def _launch(
