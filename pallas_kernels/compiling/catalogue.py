@@ -198,17 +198,23 @@ def programs(device_kind: str, capability: float) -> list[Program | TritonProgra
 
 
 def counted(device_kind: str, capability: float) -> list[Program]:
-    """The programs whose instructions are recorded: the official size, exact and bounded, and one
-    with a long gate chunk."""
-    official = [(name, "bfloat16", 128, OFFICIAL) for name in RULES]
-    official += [("carve", "bfloat16", 128, Size(gate_chunk=256))]
+    """The programs whose instructions are recorded: the official size, exact and bounded, and what
+    departs from it in one thing: dtype, width, grouped values, gate chunk, few heads."""
+    listed = [(name, "bfloat16", 128, OFFICIAL) for name in RULES]
+    for name in PLAIN:
+        listed += [(name, dtype, 128, OFFICIAL) for dtype in DTYPES[1:]]
+        listed += [(name, "bfloat16", width, OFFICIAL) for width in (64, 256)]
+        listed += [(name, "bfloat16", 128, size) for size in (GROUPED, FEW_HEADS)]
+    listed += [("carve", "bfloat16", 128, Size(gate_chunk=length)) for length in (16, 256)]
     found = [
         _fitting(name, dtype, width, device_kind, capability, size)
-        for name, dtype, width, size in official
+        for name, dtype, width, size in listed
     ]
     return [program for program in found if program is not None]
 
 
+GROUPED = Size(heads=4)
+FEW_HEADS = Size(batch=1)
 PLAIN = ("gdn2", "carve")
 RULES = ("gdn2", "carve", "gdn2_walk", "gdn2_bounded", "carve_bounded")
 

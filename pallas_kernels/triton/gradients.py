@@ -47,8 +47,8 @@ class SpanInputs(NamedTuple):
       residual, d_written: R and the gradient of W, of the part [B, T, N, V].
       states, d_states: S at the start and its gradient at the end of each tile [B, T/C, N, V, K]
         (more entries may follow).
-      logits, shift: of b under a content gate, of the whole sequence [B, T, H, K] and of the part's
-        gate chunks [B, chunks, N, K] float32; the gradient is then that of the logits.
+      slope: db / dlogits under a content gate, of the part [B, T, N, K]; the gradient is then that
+        of the logits.
     """
 
     query: Any
@@ -62,8 +62,7 @@ class SpanInputs(NamedTuple):
     d_written: Any
     states: Any
     d_states: Any
-    logits: Any = None
-    shift: Any = None
+    slope: Any = None
 
 
 class SpanGradients(NamedTuple):
@@ -96,22 +95,12 @@ def _gradients_kernel(m: Any, x: SpanInputs, *rest: Any, plan: Plan) -> None:
     out.query[...] = d_query.astype(out.query.dtype)
     out.key[...] = d_key.astype(out.key.dtype)
     d_erase = a.key.astype(jnp.float32) * d_edit
-    if x.shift is not None:
-        shift = jnp.broadcast_to(_shift(plan, x.shift), d_erase.shape)
-        d_erase = ptx_gradients.times_slope(d_erase, x.logits[...], shift, plan.gate.scale)
+    if x.slope is not None:
+        d_erase = d_erase * x.slope[...].astype(jnp.float32)
     for ref, gate in ((out.log_decay, d_log_decay), (out.erase, d_erase)):
         if ref.shape[1] != channels:
             gate = jnp.sum(gate, axis=1)[:, None]
         ref[...] = gate.astype(ref.dtype)
-
-
-def _shift(plan: Plan, shift: Any) -> Array:
-    """Shift of the logits of a span's tokens [span or 1, K], of that of each gate chunk."""
-    length, span = plan.gate.tiles * plan.tiles.chunk, pl.program_id(0)
-    if length % SPAN == 0:
-        return shift[pl.ds(jax.lax.div(span, length // SPAN), 1), :]
-    row = span * SPAN + jax.lax.iota(jnp.int32, SPAN)
-    return shift[jax.lax.div(row, length), :]
 
 
 def _summed_onto(plan: Plan, found: Array, matrix: Array, pieces: list[Array]) -> Array:
@@ -324,14 +313,6 @@ class _Views(NamedTuple):
 
         return pl.BlockSpec((None, tiles, None, a.shape[3], self.block), place)
 
-    def chunks(self, a: Any) -> pl.BlockSpec:
-        """A block of key channels of all of the part's gate chunks, [B, chunks, N, K]."""
-
-        def place(t: Any, b: Any, i: Any) -> tuple:
-            return b, 0, jax.lax.div(i, self.blocks), jax.lax.rem(i, self.blocks)
-
-        return pl.BlockSpec((None, a.shape[1], None, self.block), place)
-
     def inputs(self, x: SpanInputs, tiles: int) -> SpanInputs:
         """All of the inputs."""
         return SpanInputs(
@@ -346,6 +327,5 @@ class _Views(NamedTuple):
             d_written=self.values(x.d_written),
             states=self.states(x.states, tiles),
             d_states=self.states(x.d_states, tiles),
-            logits=None if x.logits is None else self.keys(x.logits),
-            shift=None if x.shift is None else self.chunks(x.shift),
+            slope=None if x.slope is None else self.keys(x.slope),
         )

@@ -1,15 +1,16 @@
 """The rule as one differentiable operation: kernels in order, part after part of the sequence.
 
 Forward leaves behind the inputs, the state before each part, the sums of outputs of the gate chunks
-and, under the plain rule, P and A (256 bytes a token and head in bfloat16, for a backward span
-kernel without scores and inverse); everything else is found again there. The trade: what a token
-needs for its gradients (decayed tiles, scores, inverse, R, states) is 2 to 4 times its inputs
-(bfloat16, K = V = 128: GDN-2 3.1 KB a head against 1.8, CARVE 5.6 against 1.5); finding it again
-costs the kernels that are parallel over tiles and, since the inverses then need no walk, a walk of
-the plain rule, about a fifth of CARVE's instructions a tile. Parts keep even that small: the tiles
-of a part take at most about `PART_BYTES`.
+and P of each span, with A where it is known before the walk (128 bytes a token and head in
+bfloat16, 256 with A): the backward span kernel then finds A alone, or neither. Everything else is
+found again. The trade: what a token needs for its gradients (decayed tiles, scores, inverse, R,
+states) is 2 to 4 times its inputs (bfloat16, K = V = 128: GDN-2 3.1 KB a head against 1.8, CARVE
+5.6 against 1.5); finding it again costs the kernels that are parallel over tiles and, since the
+inverses then need no walk, a walk of the plain rule, about a quarter of CARVE's instructions a
+tile. Parts keep even that small: the tiles of a part take at most about `PART_BYTES`.
 """
 
+import dataclasses
 import functools
 from typing import Any, NamedTuple
 
@@ -29,6 +30,8 @@ from pallas_kernels.triton.walk_back import BackwardWalk, GateInputs, walk_back
 
 PART_BYTES = 1 << 27
 MOST_PARTS = 32
+PROGRAMS = 132  # that walk at once on an H100, one on each multiprocessor
+SMALLEST_BLOCK = 32  # of value channels: below it a walk's instructions no longer get fewer
 LONG_CHUNK = 256  # tokens of a gate chunk that is worth a pass of the plain rule's kernels
 
 
@@ -73,6 +76,8 @@ def make_plan(
     unit = SPAN if gate is None else max(SPAN, gate.tiles * tiles.chunk)
     units = -(-length // unit)
     anchor = decay.anchor(decay_floor, tiles.chunk)
+    if gate is None and tiles.solve == "parallel":  # under "walk" it is to be CARVE's to the bit
+        tiles = _spread(tiles, batch * heads, padded(inputs.value.shape[3]))
     plan = Plan(tiles, scale, 1, gate, anchor, interpret=interpret)
     if gate is not None and unit >= LONG_CHUNK and units <= MOST_PARTS and tiles.solve != "walk":
         return plan._replace(parts=units, by_chunk=True), units * unit
@@ -85,6 +90,16 @@ def make_plan(
     even = [p for p in range(parts, min(2 * parts, units) + 1) if units % p == 0]
     parts = even[0] if even else parts
     return plan._replace(parts=parts), -(-units // parts) * parts * unit
+
+
+def _spread(tiles: Tiles, heads: int, width: int) -> Tiles:
+    """Tiles for few heads: the value channels of the plain rule, which walk apart, are spread over
+    programs until there are about `PROGRAMS`; blocks of 64 or fewer take 4 warps."""
+    block = min(tiles.block_value, width)
+    while block > SMALLEST_BLOCK and 2 * heads * (width // block) <= PROGRAMS:
+        block //= 2
+    warps = min(tiles.warps, 4) if block < min(tiles.block_value, width) else tiles.warps
+    return dataclasses.replace(tiles, block_value=block, warps=warps)
 
 
 def _part(x: Array, plan: Plan, part: int) -> Array:
@@ -120,7 +135,7 @@ def _forward(plan: Plan, inputs: Inputs, memory: Array, gate: GateArrays | None)
             here = Content(gate.down, gate.up, seen, before, mean)
         scores = score(plan, x if known else x._replace(erase=None), part, with_keys=not known)
         memories.append(memory)
-        squares.append(scores.squares if known else None)
+        squares.append(scores.squares)
         x = x._replace(erase=None) if known else x
         found = walk(plan, x, scores, memory, part, content=here, output=output, sums=plan.by_chunk)
         output, memory = found.output, found.memory
@@ -248,13 +263,16 @@ def _backward_part(
     """One part: its scores and walk again, the walk back, and its rows of the gradients."""
     d_output, d_memory, d_sums = cotangents
     x = Operands(*inputs)
-    own = None
+    own = slope = None
     if seen is not None:
         own = Seen(*(_part(a, plan, part) for a in seen))
         x = x._replace(erase=_erase(plan, inputs, own.shift, part))
+        slope = _slope(plan, inputs, own.shift, part)
     gated = own is not None and not plan.by_chunk
-    scores = score(plan, x, part, with_keys=gated, with_squares=squares is None)
-    if squares is not None:
+    if squares.shape[-1] == SPAN:
+        scores = score(plan, x, part, with_keys=gated, pairs=squares)
+    else:
+        scores = score(plan, x, part, with_keys=gated, with_squares=False)
         scores = scores._replace(squares=squares)
     ready = x if gated else x._replace(erase=None)
     again = walk(plan, ready, scores, memory, part, replay=True)
@@ -265,7 +283,7 @@ def _backward_part(
     elif own is not None:
         gate = GateInputs(
             erase=x.erase,
-            slope=_slope(plan, inputs, own.shift, part),
+            slope=slope,
             contents=own.contents,
             residual=again.residual,
             states=again.states,
@@ -290,8 +308,7 @@ def _backward_part(
         d_written=back.d_written,
         states=again.states,
         d_states=back.d_states,
-        logits=None if own is None else inputs.erase,
-        shift=None if own is None else own.shift,
+        slope=slope,
     )
     before = None if found is None else found.spans
     made = gradients(plan, spans, part, _like(plan, inputs), before)

@@ -68,7 +68,8 @@ def _ptx(
     Args:
       asm: $0, $1, … are the results, then the arguments, in registers: bfloat16 in one for 2.
       constraints: of LLVM, in that order. Results need "=&" where an argument is read after one of
-        them is written.
+        them is written. A number ties an argument to a result, in whose register it starts: no copy
+        where the argument is needed no more.
       pack: elements of an instance.
       args: the arguments.
       dtypes: of the results.
@@ -108,20 +109,20 @@ def _twice(x):
     return x, x
 
 
-_OPEN = "{ .reg .b32 s, lo, hi; .reg .f32 a, b, e, f; "
+_OPEN = "{ .reg .b32 s, t, z; .reg .f32 e, f; mov.b32 z, 0x80008000; "  # x t + −0 = x t
 
 
 def _exp2(first: str, second: str) -> str:
     """e and f: two to the power of two registers."""
-    return f"ex2.approx.ftz.f32 e, {first}; ex2.approx.ftz.f32 f, {second}; "
+    return (
+        f"ex2.approx.ftz.f32 e, {first}; ex2.approx.ftz.f32 f, {second}; "
+        "cvt.rn.bf16x2.f32 t, f, e; "
+    )
 
 
 def _times_factors(source: str, target: str) -> str:
-    """A pair of bfloat16 times e and f, rounded to bfloat16."""
-    return (
-        f"shl.b32 lo, {source}, 16; and.b32 hi, {source}, 0xffff0000; mov.b32 a, lo; "
-        f"mov.b32 b, hi; mul.f32 a, a, e; mul.f32 b, b, f; cvt.rn.bf16x2.f32 {target}, b, a; "
-    )
+    """A pair of bfloat16 times a pair of factors t, rounded to bfloat16."""
+    return f"fma.rn.bf16x2 {target}, {source}, t, z; "
 
 
 def split(g: Array, parts: int) -> list[Array]:
@@ -153,7 +154,7 @@ def halves(x: Array, parts: int = 2) -> list[Array]:
 
 
 def decayed(x: Array, distance: Array) -> Array:
-    """x · 2^distance in the dtype of x."""
+    """x · 2^distance in the dtype of x, to which the power is rounded first: a packed product."""
     if x.dtype != BF16:
         return _decayed_plain(x, distance)[0]
     asm = _OPEN + _exp2("$3", "$4") + _times_factors("$2", "$0") + "mov.b32 $1, $0; }"
@@ -161,11 +162,16 @@ def decayed(x: Array, distance: Array) -> Array:
 
 
 def _decayed_plain(x, distance):
-    return _twice((_wide(x) * jnp.exp2(distance)).astype(x.dtype))
+    return _twice(_scaled(x, jnp.exp2(distance)))
+
+
+def _scaled(x, factor):
+    """x times the factor, which is rounded to the dtype of x first, as the product is then."""
+    return (_wide(x) * _wide(factor.astype(x.dtype))).astype(x.dtype)
 
 
 def decayed_pair(x: Array, y: Array, distance: Array) -> tuple[Array, Array, Array]:
-    """x · 2^distance and y · 2^distance in their dtype, and 2^distance in float32."""
+    """x · 2^distance and y · 2^distance in their dtype, as `decayed`, and 2^distance, float32."""
     if x.dtype != BF16:
         return _decayed_pair_plain(x, y, distance)
     asm = _OPEN + _exp2("$6", "$7") + _times_factors("$4", "$0") + _times_factors("$5", "$1")
@@ -178,13 +184,14 @@ def decayed_pair(x: Array, y: Array, distance: Array) -> tuple[Array, Array, Arr
 
 def _decayed_pair_plain(x, y, distance):
     factor = jnp.exp2(distance)
-    return (_wide(x) * factor).astype(x.dtype), (_wide(y) * factor).astype(y.dtype), factor
+    return _scaled(x, factor), _scaled(y, factor), factor
 
 
 def decayed_choice(
     upper: Array, x: Array, y: Array, z: Array, distance: Array
 ) -> tuple[Array, Array]:
-    """(upper ? x : y) · 2^distance and z · 2^distance, in their dtype; `upper` is −1 or 0."""
+    """(upper ? x : y) · 2^distance and z · 2^distance in their dtype (as `decayed`); `upper` is −1
+    or 0."""
     if x.dtype != BF16:
         return _decayed_choice_plain(x, y, z, upper, distance)
     asm = _OPEN + _exp2("$7", "$8") + "lop3.b32 s, $5, $2, $3, 0xCA; "
@@ -198,7 +205,7 @@ def decayed_choice(
 def _decayed_choice_plain(x, y, z, upper, distance):
     factor = jnp.exp2(distance)
     chosen = jnp.where(upper != 0, x, y)
-    return (_wide(chosen) * factor).astype(x.dtype), (_wide(z) * factor).astype(z.dtype)
+    return _scaled(chosen, factor), _scaled(z, factor)
 
 
 def times(x: Array, y: Array) -> Array:
@@ -214,7 +221,7 @@ def _times_plain(x, y):
     return [_rounded(_wide(x) * _wide(y))]
 
 
-def merge(kept: Array, found: Array, ordered: Array, bound: int) -> Array:
+def merge(kept: Array, found: Array, ordered: Array, bound: Array | int) -> Array:
     """found where ordered < bound, else kept; in kept's dtype, of a square whose columns come in
     pairs of one level.
 
@@ -222,45 +229,45 @@ def merge(kept: Array, found: Array, ordered: Array, bound: int) -> Array:
       kept: bfloat16 or float32.
       found: float32, rounded as kept is.
       ordered: `wy.order`.
-      bound: 2 or more.
+      bound: 2 or more; a loop may count it.
     """
+    bounds = jnp.broadcast_to(bound, ordered.shape)
     if kept.dtype != BF16:
-        return jnp.where(ordered < bound, found.astype(kept.dtype), kept)
-    asm = f"{{ .reg .b32 s; .reg .pred p; setp.lt.s32 p, $4, {bound}; "
+        return jnp.where(ordered < bounds, found.astype(kept.dtype), kept)
+    asm = "{ .reg .b32 s; .reg .pred p; setp.lt.s32 p, $4, $6; "
     asm += "cvt.rn.bf16x2.f32 s, $3, $2; selp.b32 $0, s, $1, p; }"
-    return _ptx(asm, "=&r,r,f,f,r,r", 2, [kept, found, ordered], [BF16], _merge_plain(bound))[0]
+    args = [kept, found, ordered, bounds]
+    return _ptx(asm, "=&r,r,f,f,r,r,r,r", 2, args, [BF16], _merge_plain)[0]
 
 
-@functools.cache
-def _merge_plain(bound: int) -> Callable[..., Sequence[Array]]:
-    def plain(kept, found, ordered):
-        return [jnp.where(_of_first(ordered) < bound, _rounded(found), kept)]
-
-    return plain
+def _merge_plain(kept, found, ordered, bounds):
+    return [jnp.where(_of_first(ordered) < bounds, _rounded(found), kept)]
 
 
 def merge_both(
-    kept: Array, wide: Array, found: Array, other: Array, ordered: Array, bound: int
+    kept: Array,
+    wide: Array,
+    found: Array,
+    other: Array,
+    ordered: Array,
+    bound: Array | int,
 ) -> tuple[Array, Array]:
     """(`merge` of kept and found, `merge` of wide and other), wide float32."""
+    bounds = jnp.broadcast_to(bound, ordered.shape)
     if kept.dtype != BF16:
-        return merge(kept, found, ordered, bound), jnp.where(ordered < bound, other, wide)
-    asm = f"{{ .reg .b32 s; .reg .pred p; setp.lt.s32 p, $10, {bound}; "
+        return merge(kept, found, ordered, bound), jnp.where(ordered < bounds, other, wide)
+    asm = "{ .reg .b32 s; .reg .pred p; setp.lt.s32 p, $10, $12; "
     asm += "cvt.rn.bf16x2.f32 s, $7, $6; selp.b32 $0, s, $3, p; "
     asm += "selp.f32 $1, $8, $4, p; selp.f32 $2, $9, $5, p; }"
-    args, dtypes = [kept, wide, found, other, ordered], [BF16, jnp.float32]
-    constraints = "=&r,=&f,=&f,r,f,f,f,f,f,f,r,r"
-    kept, wide = _ptx(asm, constraints, 2, args, dtypes, _merge_both_plain(bound))
+    args, dtypes = [kept, wide, found, other, ordered, bounds], [BF16, jnp.float32]
+    constraints = "=&r,=&f,=&f,r,f,f,f,f,f,f,r,r,r,r"
+    kept, wide = _ptx(asm, constraints, 2, args, dtypes, _merge_both_plain)
     return kept, wide
 
 
-@functools.cache
-def _merge_both_plain(bound: int) -> Callable[..., Sequence[Array]]:
-    def plain(kept, wide, found, other, ordered):
-        inside = _of_first(ordered) < bound
-        return [jnp.where(inside, _rounded(found), kept), jnp.where(inside, other, wide)]
-
-    return plain
+def _merge_both_plain(kept, wide, found, other, ordered, bounds):
+    inside = _of_first(ordered) < bounds
+    return [jnp.where(inside, _rounded(found), kept), jnp.where(inside, other, wide)]
 
 
 def merge_lowest(

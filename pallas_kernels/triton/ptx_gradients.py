@@ -1,10 +1,5 @@
 """Inline PTX of the gradients' kernel alone, beside its plain form; why, `ptx` says."""
 
-import functools
-import struct
-from collections.abc import Callable, Sequence
-
-import jax
 import jax.numpy as jnp
 
 from pallas_kernels.triton import ptx
@@ -92,9 +87,8 @@ def accumulate(
     asm = "{ .reg .pred p; setp.ne.s32 p, $12, 0; "
     for i in range(2):
         a, b, x_, f = f"${i}", f"${2 + i}", f"${8 + i}", f"${10 + i}"
-        asm += f"mov.f32 {a}, ${4 + i}; mov.f32 {b}, ${6 + i}; "
         asm += f"@p fma.rn.f32 {a}, {f}, {x_}, {a}; @!p fma.rn.f32 {b}, {f}, {x_}, {b}; "
-    constraints = ",".join(["=&f"] * 4 + ["f"] * 8 + ["r", "r"])
+    constraints = ",".join(["=&f"] * 4 + ["0", "1", "2", "3"] + ["f"] * 4 + ["r", "r"])
     args = [above, below, x, factor, upper]
     above, below = ptx._ptx(asm + "}", constraints, 2, args, [F32] * 2, _accumulate_plain)
     return above, below
@@ -160,35 +154,3 @@ def multiply_add(x: Array, y: Array, z: Array) -> Array:
 
 def _multiply_add_plain(x, y, z):
     return [x.astype(F32) * y + z]
-
-
-def times_slope(x: Array, logits: Array, shift: Array, scale: float) -> Array:
-    """x times the derivative of scale · σ at logits + shift, float32; x and shift float32."""
-    args, plain = [x, logits, shift], _times_slope_plain(scale)
-    if logits.dtype != BF16:
-        return plain(*args)[0]
-    # e = exp(−l) ≤ 2^120, so that no product of infinity and 0 arises: σ (1 − σ) = e / (1 + e)².
-    asm = "{ .reg .b32 lo, hi; .reg .f32 c, d, r, s; " + _unpacked("$4", "c", "d")
-    for i, e in enumerate("cd"):
-        asm += f"add.f32 {e}, {e}, ${5 + i}; mul.f32 {e}, {e}, {_constant(-ptx.LOG2E)}; "
-        asm += f"min.f32 {e}, {e}, {_constant(120.0)}; ex2.approx.ftz.f32 {e}, {e}; "
-        asm += (
-            f"add.f32 r, {e}, {_constant(1.0)}; rcp.approx.ftz.f32 r, r; mul.f32 s, r, ${2 + i}; "
-        )
-        asm += f"mul.f32 r, r, {e}; " + f"mul.f32 ${i}, r, s; "
-        if scale != 1.0:
-            asm += f"mul.f32 ${i}, ${i}, {_constant(scale)}; "
-    return ptx._ptx(asm + "}", "=&f,=&f,f,f,r,f,f", 2, args, [F32], plain)[0]
-
-
-def _constant(value: float) -> str:
-    return f"0f{struct.unpack('>I', struct.pack('>f', value))[0]:08X}"
-
-
-@functools.cache
-def _times_slope_plain(scale: float) -> Callable[..., Sequence[Array]]:
-    def plain(x, logits, shift):
-        sigma = jax.nn.sigmoid(logits.astype(F32) + shift)
-        return [x * (scale * sigma * (1.0 - sigma))]
-
-    return plain

@@ -106,7 +106,9 @@ def load_block(plan: Plan, x: Operands, block: Any) -> Loaded:
     return Loaded(query, key, edit, pieces)
 
 
-def _span_kernel(m: Any, x: Operands, out: Scores, *, plan: Plan, with_keys: bool) -> None:
+def _span_kernel(
+    m: Any, x: Operands, pairs: Any, out: Scores, *, plan: Plan, with_keys: bool
+) -> None:
     channels = x.query.shape[1]
     width = min(channels, plan.tiles.span_key)
     blocks = channels // width
@@ -140,7 +142,7 @@ def _span_kernel(m: Any, x: Operands, out: Scores, *, plan: Plan, with_keys: boo
 
     for_blocks(keep_tiles, ())
     if out.squares is not None:
-        scores, system = _squares(plan, m, x, out, load, for_blocks, with_keys)
+        scores, system = _squares(plan, m, x, out, load, for_blocks, with_keys, pairs)
         out.squares[:, :SPAN] = scores
         if system is not None:
             ordered, corrected = wy.order(SPAN), plan.tiles.inverse == "bf16"
@@ -165,74 +167,128 @@ def _keep_ends(plan: Plan, ends: Any, block: Any, factor: Array) -> None:
 
 
 def _squares(
-    plan: Plan, m: Any, x: Operands, out: Scores, load: Any, for_blocks: Any, with_keys: bool
+    plan: Plan,
+    m: Any,
+    x: Operands,
+    out: Scores,
+    load: Any,
+    for_blocks: Any,
+    with_keys: bool,
+    pairs: Any,
 ) -> tuple[Array, Array | None]:
-    """P in the products' dtype and T in float32 (None where b is not known): levels from the
-    largest down, each over all the entries of smaller ones, which come after it."""
+    """P in the products' dtype, found unless `pairs` holds it, and T in float32 (None where b is
+    not known): levels from the largest down, each over all the entries of smaller ones, which
+    come after it."""
     product, channels, ordered = plan.unfenced, x.query.shape[1], wy.order(SPAN)
-    known = x.erase is not None
+    wanted = Wanted(pairs is None, x.erase is not None)
     zero = jnp.zeros((SPAN, SPAN), jnp.float32)
-    nothing = (zero, zero) if known else (zero,)
 
-    def add_level(block: Any, found: tuple, level: int, place: int) -> tuple:
+    def add_level(block: Any, found: tuple, level: Any) -> tuple:
         a = load(block)
         distance = summed(plan, m[level], a.pieces)
-        if with_keys:
+        rows, edits = None, None
+        if not wanted.scores:
+            edits, columns, _ = ptx.decayed_pair(a.edit, a.key, distance)
+        elif with_keys:
             rows, columns, _ = ptx.decayed_pair(a.query, a.key, distance)
-            _keep(out, channels, place, block, columns)
-            edits = ptx.decayed(a.edit, distance) if known else None
+            edits = ptx.decayed(a.edit, distance) if wanted.system else None
         else:
             row = jax.lax.broadcasted_iota(jnp.int32, distance.shape, 0)
             upper = -((row >> level) & 1)
             columns, edits = ptx.decayed_choice(upper, a.query, a.key, a.edit, distance)
             rows = columns  # queries above, keys below: rows and columns of a level are disjoint
+        if with_keys:
+            _keep(out, channels, KEYS + plan.levels[0] - level, block, columns)
         return _add_products(plan, found, rows, edits, columns)
 
     def add_anchored(block: Any, found: tuple) -> tuple:
         a = load(block)
         distance = summed(plan, m[decay.FROM_ANCHOR], a.pieces)
-        rows, columns = ptx.decayed(a.query, distance), ptx.decayed(a.key, -distance)
+        columns = ptx.decayed(a.key, -distance)
         if with_keys:
             place = KEYS + len(plan.levels)
             _keep(out, channels, place, block, ptx.decayed(a.key, distance))
             _keep(out, channels, place + 1, block, columns)
-        edits = ptx.decayed(a.edit, distance) if known else None
+        rows = ptx.decayed(a.query, distance) if wanted.scores else None
+        edits = ptx.decayed(a.edit, distance) if wanted.system else None
         return _add_products(plan, found, rows, edits, columns)
 
     def add_diagonal(block: Any, found: Array) -> Array:
         a = load(block)
         return found + product(a.query, a.key, tb=True)
 
+    def found_on(level: Any) -> Found:
+        add = functools.partial(add_level, level=level)
+        return wanted.named(for_blocks(add, (zero,) * sum(wanted)))
+
+    def turn(i: Array, carry: tuple) -> tuple:
+        scores, system = carry
+        found, bound = found_on(plan.levels[0] - i), 2 << (plan.levels[0] - i)
+        if wanted.scores and wanted.system:
+            return ptx.merge_both(scores, system, found.scores, found.system, ordered, bound)
+        if wanted.scores:
+            return ptx.merge(scores, found.scores, ordered, bound), system
+        return scores, ptx.merge(system, found.system, ordered, bound)
+
+    # Rolled: unrolled, the compiler puts off the merges of a level into the next one, and spills.
     scores, system = zero.astype(product.dtype), zero
-    for place, level in enumerate(plan.levels):
-        add = functools.partial(add_level, level=level, place=KEYS + place)
-        found = for_blocks(add, nothing)
-        if level == 0:
-            diagonal = for_blocks(add_diagonal, zero)
-            other = found[1] if known else zero
-            scores, system = ptx.merge_lowest(scores, system, found[0], diagonal, other, ordered)
-        elif known:
-            scores, system = ptx.merge_both(scores, system, found[0], found[1], ordered, 2 << level)
-        else:
-            scores = ptx.merge(scores, found[0], ordered, 2 << level)
+    above_lowest = sum(level > 0 for level in plan.levels)
+    if above_lowest:
+        scores, system = jax.lax.fori_loop(0, above_lowest, turn, (scores, system))
     if plan.anchor > 1:
-        found = for_blocks(add_anchored, nothing)
+        found = wanted.named(for_blocks(add_anchored, (zero,) * sum(wanted)))
         # Pairs of columns were merged by their first, which may lie below the diagonal alone.
         inside, outside = ordered < plan.anchor, ordered == wy.ABOVE
-        kept = jnp.where(outside, jnp.zeros((), scores.dtype), scores)
-        scores = jnp.where(inside, product.operand(found[0]), kept)
-        system = jnp.where(outside | (ordered == 0), 0.0, jnp.where(inside, found[-1], system))
-    return scores, system if known else None
+        if wanted.scores:
+            kept = jnp.where(outside, jnp.zeros((), scores.dtype), scores)
+            scores = jnp.where(inside, product.operand(found.scores), kept)
+        if wanted.system:
+            kept = jnp.where(inside, found.system, system)
+            system = jnp.where(outside | (ordered == 0), 0.0, kept)
+    elif wanted.scores:
+        found = found_on(0)
+        diagonal = for_blocks(add_diagonal, zero)
+        other = found.system if wanted.system else zero
+        scores, system = ptx.merge_lowest(scores, system, found.scores, diagonal, other, ordered)
+    else:
+        kept = jnp.where(ordered == 0, 0.0, system)
+        system = jnp.where(ordered == 1, found_on(0).system, kept)
+    return (scores if wanted.scores else pairs[...]), (system if wanted.system else None)
 
 
-def _add_products(plan: Plan, found: tuple, rows: Array, edits: Any, columns: Array) -> tuple:
-    scores = found[0] + plan.unfenced(rows, columns, tb=True)
-    if edits is None:
-        return (scores,)
-    return scores, found[1] + plan.unfenced(edits, columns, tb=True)
+class Found(NamedTuple):
+    """P and T of one level, float32; None where not wanted."""
+
+    scores: Any
+    system: Any
 
 
-def score(plan: Plan, x: Operands, part: int, with_keys: bool, with_squares: bool = True) -> Scores:
+class Wanted(NamedTuple):
+    """Which of P and T are to be found."""
+
+    scores: bool
+    system: bool
+
+    def named(self, found: tuple) -> Found:
+        """What was found of those that are wanted, in their order."""
+        left = iter(found)
+        return Found(*(next(left) if wanted else None for wanted in self))
+
+
+def _add_products(plan: Plan, found: tuple, rows: Any, edits: Any, columns: Array) -> tuple:
+    """Adds the products of rows (if any), then of edits (if any) with the columns."""
+    made = [plan.unfenced(left, columns, tb=True) for left in (rows, edits) if left is not None]
+    return tuple(kept + added for kept, added in zip(found, made, strict=True))
+
+
+def score(
+    plan: Plan,
+    x: Operands,
+    part: int,
+    with_keys: bool,
+    with_squares: bool = True,
+    pairs: Array | None = None,
+) -> Scores:
     """Scores of a part of the operands, which are the whole sequence's but for x.erase, which may
     be the part's own: b, or None where it is not known yet.
 
@@ -242,6 +298,7 @@ def score(plan: Plan, x: Operands, part: int, with_keys: bool, with_squares: boo
       part: which one.
       with_keys: keep the keys under the factors of each level; edits are then without b.
       with_squares: find P and A.
+      pairs: P of the part [B, T, N, span], where it was kept: A alone is then found.
     """
     batch, whole, heads, channels = x.query.shape
     length = whole // plan.parts
@@ -264,9 +321,13 @@ def score(plan: Plan, x: Operands, part: int, with_keys: bool, with_squares: boo
     (found,) = pl.pallas_call(
         functools.partial(_span_kernel, plan=plan, with_keys=with_keys),
         grid=(spans, batch, heads),
-        in_specs=(matrices_view(), jax.tree.map(lambda a: span_view(a, heads, spans, part), x)),
+        in_specs=(
+            matrices_view(),
+            jax.tree.map(lambda a: span_view(a, heads, spans, part), x),
+            None if pairs is None else span_view(pairs, heads, spans),
+        ),
         out_specs=(jax.tree.map(lambda a: span_view(a, heads, spans), found),),
         out_shape=(found,),
         **plan.compile_options(plan.tiles.parallel_warps),
-    )(matrices(plan), x)
+    )(matrices(plan), x, pairs)
     return found

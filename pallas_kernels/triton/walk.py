@@ -62,7 +62,7 @@ def tile_at(tiles: Any, here: Any, place: int, channels: int) -> Array:
     return tiles[here, place * channels : (place + 1) * channels]
 
 
-def own_block(ref: Any, first: int, start: Array, tile: int) -> Array:
+def own_block(ref: Any, first: int, start: Any, tile: int) -> Array:
     """The [C, C] block of a tile among rows against a whole span, from column `first` on."""
     return ref[pl.ds(start, tile), pl.ds(first + (start & (SPAN - tile)), tile)]
 
@@ -119,12 +119,13 @@ def _walk_kernel(inputs: _WalkInputs, *rest: Any, plan: Plan) -> None:
             out.residual[here, :] = residual.astype(out.residual.dtype).T
         if out.output is not None:
             output = product(memory, tile_at(scores.tiles, late, READS, channels), tb=True)
-            output = output + product(residual, own_block(scores.squares, 0, start, tile), tb=True)
+            own_scores = own_block(scores.squares, 0, late.start, tile)
+            output = output + product(residual, own_scores, tb=True)
             output = output * plan.scale
             # Fenced, or the transposition would move up to the sum and compute it twice.
             out.output[late, :] = ptx.fence(output.astype(out.output.dtype)).T
         tails = tile_at(scores.tiles, late, TAILS, channels)
-        memory = memory * scores.ends[n, :][None, :] + product(residual, tails)
+        memory = memory * scores.ends[n + zero, :][None, :] + product(residual, tails)
         if content is None and out.sums is not None:
             return memory, seen[0] + jnp.sum(output, 1)
         if content is None:
@@ -136,7 +137,10 @@ def _walk_kernel(inputs: _WalkInputs, *rest: Any, plan: Plan) -> None:
         carry += (content.content[...], content.partial_sum[...])
     elif out.sums is not None:
         carry += (jnp.zeros((x.value.shape[1],), jnp.float32),)
-    memory, *last = jax.lax.fori_loop(0, length // tile, step, carry)
+    count: Any = length // tile
+    if tile >= 32:  # up to what only Triton knows to be a constant: fewer copies of what is carried
+        count = count + inputs.zero[0]
+    memory, *last = jax.lax.fori_loop(0, count, step, carry)
     if content is None and out.sums is not None:
         out.sums[0, :] = last[0]
     # A row that is known only now keeps the addresses of this store from living through the loop.

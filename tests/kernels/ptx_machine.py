@@ -7,7 +7,7 @@ one for each instance of the string.
 
 import operator
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import ml_dtypes
 import numpy as np
@@ -132,15 +132,20 @@ class Machine:
     Args:
       results: constraints of the results, such as "=&r".
       inputs: words of the arguments' registers, which follow the results'.
+      tied: result by the place of the argument that starts in its register; the argument has no
+        other.
     """
 
-    def __init__(self, results: Sequence[str], inputs: Sequence[Words]) -> None:
+    def __init__(
+        self, results: Sequence[str], inputs: Sequence[Words], tied: Mapping[int, int]
+    ) -> None:
         self.results = list(results)
         self.count = len(inputs[0])
         self.values: dict[str, Words] = {
-            f"${len(results) + i}": value for i, value in enumerate(inputs)
+            f"${tied[i] if i in tied else len(results) + i}": value
+            for i, value in enumerate(inputs)
         }
-        self.arguments = set(self.values)
+        self.arguments = set(self.values) - {f"${result}" for result in tied.values()}
         self.predicates: dict[str, np.ndarray] = {}
         self.declared = {f"${i}" for i in range(len(results))}
         self.overwritten: list[str] = []  # results whose register may have been an argument's
@@ -226,16 +231,17 @@ def run(
     made = [_registers(np.dtype(dtype), pack) for dtype in dtypes]
     taken = [_registers(array.dtype, pack) for array in args]
     expected = ["=" + kind for kind in made] + taken
-    plain = [constraint.replace("&", "") for constraint in given]
+    results = [constraint for constraint in given if constraint.startswith("=")]
+    tied = {i: int(c) for i, c in enumerate(given[len(results) :]) if c.isdigit()}
+    plain = [results[int(c)].strip("=&") if c.isdigit() else c.replace("&", "") for c in given]
     if plain != [kind for kinds in expected for kind in _each(kinds)]:
         raise ValueError(f"constraints {constraints} for results {made} and arguments {taken}")
     inputs = []
     for array, kinds in zip(args, taken, strict=True):
         register = np.ascontiguousarray(array).reshape(-1).view(np.uint32).reshape(-1, len(kinds))
         inputs += [np.ascontiguousarray(register[:, i]) for i in range(len(kinds))]
-    results = [constraint for constraint in given if constraint.startswith("=")]
     with np.errstate(all="ignore"):  # infinities and their like are results, as on the chip
-        found = Machine(results, inputs).run(asm)
+        found = Machine(results, inputs, tied).run(asm)
     arrays = []
     for dtype, kinds in zip(dtypes, made, strict=True):
         here, found = found[: len(kinds)], found[len(kinds) :]

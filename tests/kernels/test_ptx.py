@@ -110,17 +110,6 @@ def _elementwise_examples() -> Iterator[tuple[str, Example]]:
         "halved_product",
         Example(lambda: _sum(ptx_gradients.halved_product(x, f, 2)), [product]),
     )
-    logits = 4 * _normal(8)
-    logits[0, :4] = -200.0, 200.0, 0.0, -50.0
-    sigma = 1 / (1 + np.exp(-_exact(logits) - _exact(g)))
-    for scale in (1.0, 2.0):
-        yield (
-            "times_slope",
-            Example(
-                lambda scale=scale: ptx_gradients.times_slope(f, logits, g, scale),
-                [_exact(f) * scale * sigma * (1 - sigma)],
-            ),
-        )
     decay = -np.abs(f)
     decay[0, :4] = 0.0, -1000.0, -1e-30, -2e38
     logarithm = np.maximum(_exact(decay) / np.log(2.0), ptx.LOWEST)
@@ -309,6 +298,7 @@ def test_every_operation_has_an_example() -> None:
         ("{ mov.b32 $1, $0; mov.b32 $0, $1; }", "=r,r", r"\$1 is no result"),
         ("{ .reg .pred p; @p mov.b32 $0, $1; }", "=r,r", "predicate p is read"),
         ("mov.b32 $0, $1;", "=r,f", "constraints =r,f for"),
+        ("{ add.f32 $0, $1, $2; }", "=f,0,f", r"\$1 is read before it is written"),
     ],
 )
 def test_the_machine_refuses_what_a_compiler_would_not(
@@ -317,12 +307,20 @@ def test_the_machine_refuses_what_a_compiler_would_not(
     letters = constraints.split(",")
     count = sum(letter.startswith("=") for letter in letters)
     kinds = {"r": np.int32, "f": np.float32}
-    args = [np.ones(4, kinds[letter]) for letter in letters[count:]]
+    args = [np.ones(4, kinds[letter]) for letter in letters[count:] if letter in kinds]
+    args = [np.ones(4, np.float32)] * letters.count("0") + args
     dtypes = [np.dtype(kinds[letter[-1]]) for letter in letters[:count]]
     if "constraints" in message:
         args = [np.ones(4, np.int32)]
     with pytest.raises(ValueError, match=message):
         ptx_machine.run(asm, constraints, 1, args, dtypes)
+
+
+def test_a_tied_argument_starts_in_the_register_of_its_result() -> None:
+    x, y = np.asarray([1.0, 2.0], np.float32), np.asarray([3.0, 5.0], np.float32)
+    asm = "{ .reg .pred p; setp.eq.s32 p, $2, 0x40400000; @p add.f32 $0, $0, $2; }"
+    (found,) = ptx_machine.run(asm, "=&f,0,f", 1, [x, y], [np.dtype(np.float32)])
+    np.testing.assert_array_equal(found, np.asarray([4.0, 2.0], np.float32))
 
 
 def test_the_machine_packs_the_first_element_low() -> None:

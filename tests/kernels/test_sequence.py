@@ -72,6 +72,20 @@ def test_long_gate_chunks_take_the_plain_kernels_one_by_one(case: Case) -> None:
     check("carve", case)
 
 
+def test_value_channels_of_few_heads_are_spread_over_programs() -> None:
+    tiles = Tiles(chunk=64, product="tf32", warps=8)
+
+    def plan(heads: int, **changes) -> op.Plan:
+        of = jax.ShapeDtypeStruct((1, 128, heads, 128), jnp.bfloat16)
+        own = Tiles(**{"chunk": 64, **changes})
+        return op.make_plan(own, 1.0, op.Inputs(*[of] * 6), None, None, interpret=True)[0]
+
+    chosen = [(plan(h).tiles.block_value, plan(h).tiles.warps) for h in (16, 32, 33, 66, 67, 128)]
+    assert chosen == [(32, 4), (32, 4), (32, 4), (64, 4), (128, 8), (128, 8)]
+    assert plan(16, solve="walk").tiles.block_value == 128  # CARVE's own walk to the bit
+    check("gated_delta", Case(1, 130, 1, 1, 16, 64), tiles=tiles)
+
+
 def test_parts_are_as_many_as_they_must_be() -> None:
     shape = (8, 4096, 16, 128)
     of = jax.ShapeDtypeStruct(shape, jnp.bfloat16)
@@ -108,11 +122,12 @@ def test_forward_keeps_inputs_one_state_a_part_and_sums(rule: str) -> None:
     inputs = sum(a.size for a in arrays[:6])
     state, content, chunks = arrays.memory.size, arrays.content.size, 512 // 64
     projections = 2 * (2 * 16 * 16)  # their rank padded to 16
-    gate = (chunks + 2) * content + projections + chunks if rule == "carve" else 0
-    # The plain rule's are known without a walk: sigmoid, the caller's own; P and A of each span.
-    heads = arrays.value.shape[2]
-    plain = arrays.erase_logits.size + 512 * heads * 2 * SPAN if rule == "gated_delta" else 0
-    assert inputs < kept <= inputs + state + gate + plain + 8  # a few scalars
+    squares = 512 * arrays.value.shape[2] * SPAN  # P, or A, of each span
+    carve = (chunks + 2) * content + projections + chunks + squares
+    # The plain rule's are known without a walk: sigmoid, the caller's own; both squares.
+    plain = arrays.erase_logits.size + 2 * squares
+    own = carve if rule == "carve" else plain
+    assert inputs < kept <= inputs + state + own + 8  # a few scalars
 
 
 @pytest.mark.parametrize(("rule", "chunk"), [("gated_delta", 64), ("carve", 16), ("carve", 32)])
