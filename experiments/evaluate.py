@@ -14,9 +14,11 @@ so give only directories that you trust. The filler of RULER's probes is --hayst
 default noise and, for those that hide in a text, Python's language reference. --reply_tokens is the
 room for a reply, if not RULER's.
 
-Every number comes with its standard error. Results go to DIR/evaluation_STEP.json after every task;
-run again, the command goes on from there, and what was measured with the same settings (parameters,
-options, and what the files that they name hold) is not measured again; --fresh does it.
+Every number comes with its standard error. Where a tokenizer is lossy, the harness's figures a byte
+or a word are marked (and named in the facts, as lossy_metrics); ours are left out. Results go to
+DIR/evaluation_STEP.json after every task; run again, the command goes on from there, and what was
+measured with the same settings (parameters, options, and what the files that they name hold) is not
+measured again; --fresh does it.
 --step=average takes the mean of the parameters of the newest checkpoints. --config.data… measures
 on other data than the run was trained on, as longer sequences.
 
@@ -27,7 +29,6 @@ HF_HOME=DIR, bring DIR, and set HF_HOME=DIR and HF_DATASETS_OFFLINE=1.
 import hashlib
 import time
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from absl import flags
@@ -55,6 +56,10 @@ from experiments import cli
 from experiments.evaluation_record import Record, settings_of, settings_of_run
 
 OWN = NamedTasks({"perplexity": held_out_perplexity})
+LOSSY = (
+    "the tokenizer does not give back every text byte for byte, so the likelihood is that of other "
+    "text than the bytes and words are counted of: not to be compared with other tokenizers"
+)
 CHANGEABLE = ("data.", "sequence_length", "batch_size")
 
 
@@ -127,16 +132,21 @@ def averages(
 
 
 def print_table(results: Mapping[str, Result]) -> None:
-    """A line for each number."""
+    """A line for each number; those that a lossy tokenizer falsifies are marked."""
     width = max([len(name) for name in results] + [8]) + 2
     print(f"{'task':<{width}} {'metric':<22} {'value':>14} {'standard error':>15} {'count':>9}")
+    lossy = False
     for name, result in results.items():
         for metric, figure in result.metrics.items():
             error = "" if figure.stderr is None else f"± {figure.stderr:,.4f}"
+            if metric in result.facts.get("lossy_metrics", ()):
+                metric, lossy = f"{metric} *", True
             print(
                 f"{name:<{width}} {metric:<22} {figure.value:>14,.4f} {error:>15} "
                 f"{figure.count:>9,}"
             )
+    if lossy:
+        print(f"* {LOSSY}")
 
 
 def changed(rest: Sequence[str], values: flags.FlagValues) -> list[str]:
@@ -182,7 +192,7 @@ def main(argv: list[str]) -> None:
             print(f"{name}: its data is here")
         return
     tasks = find_tasks(values.tasks, sources)
-    directory = Path(cli.require(values.workdir, "workdir", "the directory of a run"))
+    directory = cli.directory_of(values.workdir, "workdir", "the directory of a run")
     subject = load_subject(
         directory,
         **{

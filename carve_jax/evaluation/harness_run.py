@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import logging
 import math
+import os
 import random
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -22,9 +23,10 @@ from carve_jax.evaluation.lm_harness import CarveLM
 from carve_jax.evaluation.recall import recall_config
 from carve_jax.evaluation.subject import Subject
 from carve_jax.evaluation.tasks import Figure, Options, Result, Task, exponential, mean, ratio
-from carve_jax.files import open_regular, told
+from carve_jax.files import local_path, open_regular, told
 
 RESAMPLES = 1000
+BY_SIZE = (harness_metrics.weighted_perplexity, harness_metrics.bits_per_byte)  # of the texts
 # Where the harness keeps the papers' tasks, so that one of them does not take reading all 14,000.
 FOLDERS = {
     **{name: name for name in ("piqa", "hellaswag", "winogrande", "openbookqa", "wikitext")},
@@ -44,14 +46,15 @@ class Harness:
 
     def __init__(self, include_path: Sequence[str]) -> None:
         logging.getLogger("lm_eval").setLevel(logging.ERROR)
-        for path in include_path:
-            if not Path(path).is_dir():
-                raise UserError(f"--include_path={path}: there is no such directory")
-            _check_files(Path(path))
-        self._include = list(include_path)
+        folders = [local_path(path, "--include_path") for path in include_path]
+        for folder in folders:
+            if not os.path.isdir(folder):
+                raise UserError(f"--include_path={folder}: there is no such directory")
+            _check_files(folder)
+        self._include = list(map(str, folders))
         root = Path(lm_eval.tasks.__file__).parent
-        folders = [str(root / folder) for folder in sorted(set(FOLDERS.values()))]
-        self._manager = TaskManager(include_path=[*folders, *self._include], include_defaults=False)
+        known = [str(root / folder) for folder in sorted(set(FOLDERS.values()))]
+        self._manager = TaskManager(include_path=[*known, *self._include], include_defaults=False)
         self._complete = False
 
     def knows(self, name: str) -> bool:
@@ -108,6 +111,9 @@ class Harness:
             for metric, figure in task_figures(task, found["results"][task_name], samples):
                 figures[prefix + metric] = figure
         facts = _facts(found, tasks, subject.scorer.counts, before)
+        facts["lossless_tokenizer"] = model.lossless
+        if not model.lossless:
+            facts["lossy_metrics"] = list(_by_size(tasks, figures))
         return Result(figures, facts | ({"input_tokens": kept} if kept else {}))
 
     def fetch(self, name: str) -> None:
@@ -136,6 +142,15 @@ def _why_not(name: str, error: Exception) -> str:
         f"with a network, set HF_HOME=DIR and run --fetch --tasks={name}; without one, bring that "
         "DIR and set HF_HOME=DIR and HF_DATASETS_OFFLINE=1"
     )
+
+
+def _by_size(tasks: Mapping[str, Any], figures: Iterable[str]) -> Iterable[str]:
+    """Of the names of figures, those of likelihoods over the bytes or words of whole texts."""
+    for name in figures:
+        task, _, metric = name.rpartition("/")
+        aggregations = (tasks[task] if task else next(iter(tasks.values()))).aggregation()
+        if aggregations.get(metric.partition(",")[0]) in BY_SIZE:
+            yield name
 
 
 def _facts(found: Mapping[str, Any], tasks: Mapping[str, Any], after: Any, before: Any) -> dict:
@@ -179,7 +194,7 @@ def with_error(aggregate: Callable[..., float], value: float, values: Sequence[A
         figure = mean(values)
     elif aggregate is harness_metrics.perplexity:
         figure = exponential(mean(values), -1)
-    elif aggregate in (harness_metrics.weighted_perplexity, harness_metrics.bits_per_byte):
+    elif aggregate in BY_SIZE:
         figure = ratio(*zip(*values, strict=True))
         if aggregate is harness_metrics.weighted_perplexity:
             figure = exponential(figure, -1)

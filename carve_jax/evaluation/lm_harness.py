@@ -19,7 +19,6 @@ import inspect
 import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -33,6 +32,7 @@ from carve_jax.evaluation.continuing import continue_texts
 from carve_jax.evaluation.generation_options import Generation, read_options
 from carve_jax.evaluation.scoring import Request, Score
 from carve_jax.evaluation.subject import Subject, load_subject
+from carve_jax.files import local_path
 from carve_jax.training.settings import nearest
 
 MAX_NEW_TOKENS = 256  # where a task does not say, as for the harness's own models
@@ -48,6 +48,10 @@ class CarveLM(TemplateLM):
       input_tokens: keep so many of the last tokens of a prompt to be continued; 0 keeps all. The
         recall tasks of arXiv 2407.05483 are measured at 2,000 or so.
       answers: those that are known, and where new ones go.
+
+    Attributes:
+      lossless: whether the tokenizer gives back every text, for all that is known, and has given
+        back every document so far: the likelihood of one that it has not is that of less text.
     """
 
     def __init__(
@@ -58,6 +62,7 @@ class CarveLM(TemplateLM):
         self.subject = subject
         self.input_tokens = input_tokens
         self._tokenizer = subject.text_tokenizer()
+        self.lossless = self._tokenizer.lossless
 
     @classmethod
     def create_from_arg_obj(
@@ -74,7 +79,7 @@ class CarveLM(TemplateLM):
         input_tokens = int(options.pop("input_tokens", 0))
         if "workdir" not in options:
             raise UserError("--model_args: workdir is missing: give the directory of a run")
-        workdir = Path(str(options.pop("workdir")))
+        workdir = local_path(str(options.pop("workdir")), "--model_args: workdir")
         known = list(inspect.signature(load_subject).parameters)[1:]
         for name in options:
             if name not in known:
@@ -109,6 +114,7 @@ class CarveLM(TemplateLM):
         return {
             "model_dtype": self.subject.model.config.compute_dtype,
             "model_revision": self.subject.checkpoint,
+            "lossless_tokenizer": self.lossless,
         }
 
     def tok_encode(
@@ -150,6 +156,10 @@ class CarveLM(TemplateLM):
 
     def loglikelihood_rolling(self, requests: list[Any], disable_tqdm: bool = False) -> list[float]:
         """Of each text: log P(text | separator)."""
+        texts = (text for (text,) in (request.args for request in requests))
+        self.lossless = self.lossless and all(
+            self.tok_decode(self.tok_encode(text)) == text for text in texts
+        )
         return self._answered("loglikelihood_rolling", requests, self._roll)
 
     def _roll(self, requests: list[Any], keep: Keep) -> list[float]:

@@ -22,6 +22,7 @@ from carve_jax.evaluation.subject import Subject
 from carve_jax.evaluation.tasks import NamedTasks, Options, find_tasks
 from carve_jax.model import LanguageModel, LMConfig
 from carve_jax.training.data import ByteTokenizer
+from experiments import evaluate
 from tests.evaluation.local_tasks import CHOICES, LAST_WORDS, QUESTIONS, TEXTS, write_tasks
 from tests.mixers.parameters import random_parameters
 
@@ -120,6 +121,40 @@ def test_rolling_perplexity(tasks, subject, forward):
     jackknife = math.sqrt(2 / 3 * np.sum((left_out - np.mean(left_out)) ** 2)) / math.log(2)
     assert bits.stderr == pytest.approx(jackknife, rel=0.5)  # two estimates of one thing
     assert result.metrics["word_perplexity"].count == 3
+
+
+class Lowercase(ByteTokenizer):
+    """Passes for lossless until it meets a capital."""
+
+    def encode(self, text):
+        return super().encode(text.lower())
+
+
+class SaysSo(ByteTokenizer):
+    lossless = False
+
+
+def test_figures_by_size_are_marked_where_the_tokenizer_is_lossy(tasks, subject, capsys):
+    def measured(tokenizer):
+        result = run(tasks, subject._replace(text_tokenizer=tokenizer), "local_rolling")
+        evaluate.print_table({"local_rolling": result})
+        return result.facts, capsys.readouterr().out
+
+    facts, table = measured(Lowercase)
+    assert facts["lossless_tokenizer"]
+    assert "lossy_metrics" not in facts
+    assert "*" not in table
+    facts, table = measured(SaysSo)
+    assert not facts["lossless_tokenizer"]
+    assert facts["lossy_metrics"] == ["word_perplexity", "bits_per_byte"]
+    assert "bits_per_byte *" in table
+    assert table.count(f"* {evaluate.LOSSY}") == 1
+    model = CarveLM(subject._replace(text_tokenizer=Lowercase))
+    for text, kept in (("the rule", True), ("The Rule", False), ("the rule", False)):
+        model.loglikelihood_rolling([Instance("loglikelihood_rolling", {}, (text,), 0)])
+        assert model.lossless == model.get_model_info()["lossless_tokenizer"] == kept
+    accuracy = run(tasks, subject._replace(text_tokenizer=SaysSo), "local_last_word").facts
+    assert accuracy["lossy_metrics"] == []
 
 
 def test_last_words(tasks, subject, forward):
