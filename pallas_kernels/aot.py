@@ -97,14 +97,14 @@ def _with_xla(arch: str, flags: argparse.Namespace) -> int:
     record = budgets.record(found, arch)
     if error := _write(flags.output, record):
         return _fail(error)
-    before = json.loads(BUDGETS.read_text()) if BUDGETS.exists() else {}
+    before = json.loads(BUDGETS.read_text(encoding="utf-8")) if BUDGETS.exists() else {}
     failures = [f"{c.program}: {c.error}" for c in found if c.error]
     over = budgets.over_budget(record["kernels"])
     if flags.check:
         failures += budgets.worse(record, before, whole=not flags.programs) + over
     elif flags.record and not failures:
         merged = budgets.merge(record, before) if flags.programs else record
-        BUDGETS.write_text(json.dumps(merged, indent=1) + "\n")
+        BUDGETS.write_text(json.dumps(merged, indent=1) + "\n", encoding="utf-8")
     for failure in failures or over:
         print(f"{'error' if failures else 'over budget'}: {failure}", file=sys.stderr)
     return 1 if failures and (flags.check or flags.record) else 0
@@ -125,7 +125,7 @@ def _write(path: str | None, content: Any) -> str | None:
     """Writes JSON if asked; a sentence if that fails."""
     if path:
         try:
-            Path(path).write_text(json.dumps(content, indent=1) + "\n")
+            Path(path).write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
         except OSError as error:
             return f"--output={path} cannot be written: {error.strerror}"
     return None
@@ -158,7 +158,7 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
 
 def _judge(rows: Sequence[report.Row], flags: argparse.Namespace) -> int:
     """Says what fails, does what `--check` or `--record` asks, and returns the exit code."""
-    recorded = json.loads(LIMITS.read_text()) if LIMITS.exists() else {}
+    recorded = json.loads(LIMITS.read_text(encoding="utf-8")) if LIMITS.exists() else {}
     failures = report.hardware_failures(rows)
     if flags.check:
         failures += report.limit_failures(rows, recorded)
@@ -168,7 +168,7 @@ def _judge(rows: Sequence[report.Row], flags: argparse.Namespace) -> int:
         return 1 if flags.check or flags.record else 0
     if flags.record:
         limits = report.record(rows, recorded, keep_others=bool(flags.programs))
-        LIMITS.write_text(json.dumps(limits, indent=1) + "\n")
+        LIMITS.write_text(json.dumps(limits, indent=1) + "\n", encoding="utf-8")
     return 0
 
 

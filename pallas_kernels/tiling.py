@@ -88,7 +88,7 @@ def read_table(path: Path = TABLE) -> list[dict[str, Any]]:
     device's name, empty for any), "capabilities" (a list, where it is for those compute
     capabilities alone), "dtype", "width" (the largest padded max(K, V)), "content" (true or false
     where it is for one kind of rule alone) and the fields of `Tiles`."""
-    return json.loads(path.read_text())
+    return json.loads(path.read_text(encoding="utf-8"))
 
 
 def choose(

@@ -138,7 +138,7 @@ def _ptxas() -> str:
 
 def _driver() -> str:
     try:
-        return Path("/proc/driver/nvidia/version").read_text().splitlines()[0]
+        return Path("/proc/driver/nvidia/version").read_text(encoding="utf-8").splitlines()[0]
     except (OSError, IndexError):
         return "none"
 

@@ -89,7 +89,7 @@ def compile_triton_ir(ir_text: str, num_warps: int, num_stages: int, arch: str) 
     """
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "kernel.ttir")
-        path.write_text(ir_text)
+        path.write_text(ir_text, encoding="utf-8")
         return _compile(str(path), num_warps, num_stages, arch)
 
 

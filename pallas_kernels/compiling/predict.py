@@ -142,7 +142,7 @@ class Measured(NamedTuple):
 
 def calibration(chip: Chip, path: Path = CALIBRATION) -> list[Measured]:
     """The measured kernels, predicted from what was counted of them."""
-    return [_measured(row, chip) for row in json.loads(path.read_text())["kernels"]]
+    return [_measured(row, chip) for row in json.loads(path.read_text(encoding="utf-8"))["kernels"]]
 
 
 def _measured(row: Mapping[str, Any], chip: Chip) -> Measured:

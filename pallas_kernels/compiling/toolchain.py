@@ -55,7 +55,9 @@ def _installed(name: str) -> Iterator[str]:
 
 def version() -> str:
     """Of ptxas, as it says itself, such as `13.5.37`."""
-    said = subprocess.run([tool("ptxas"), "--version"], capture_output=True, text=True).stdout
+    said = subprocess.run(
+        [tool("ptxas"), "--version"], capture_output=True, encoding="utf-8"
+    ).stdout
     found = re.search(r"V(\d+\.\d+\.\d+)", said)
     return found[1] if found else "unknown"
 
@@ -71,7 +73,7 @@ def assemble(ptx: str) -> dict[str, Assembled]:
         raise RuntimeError("the PTX names no target")
     with tempfile.TemporaryDirectory() as folder:
         source, cubin = Path(folder, "kernel.ptx"), Path(folder, "kernel.cubin")
-        source.write_text(ptx)
+        source.write_text(ptx, encoding="utf-8")
         log = _run("ptxas", "-v", "-arch", arch[1], str(source), "-o", str(cubin))
         return _collect(log, disassemble(cubin))
 
@@ -100,7 +102,7 @@ def _collect(log: str, codes: dict[str, list[sass.Instruction]]) -> dict[str, As
 
 
 def _run(name: str, *arguments: str) -> str:
-    done = subprocess.run([tool(name), *arguments], capture_output=True, text=True)
+    done = subprocess.run([tool(name), *arguments], capture_output=True, encoding="utf-8")
     if done.returncode:
         raise RuntimeError(f"{name}: {' '.join((done.stderr or done.stdout).split())[:300]}")
     return done.stdout + done.stderr

@@ -116,7 +116,7 @@ def compile_program(program: Lowerable, arch: str) -> list[Launch]:
         # The expression keeps XLA from writing what takes a minute a program.
         lowered.compile(compiler_options={"xla_dump_to": folder, "xla_dump_emitter_re": "ptx"})
         dump = Path(folder)
-        modules = [ptx.read_text() for ptx in sorted(dump.glob("*.ptx"))]
+        modules = [ptx.read_text(encoding="utf-8") for ptx in sorted(dump.glob("*.ptx"))]
         assembled: dict[str, Assembled] = {}
         with ThreadPoolExecutor(os.cpu_count()) as pool:
             for found in pool.map(toolchain.assemble, (m for m in modules if ".entry" in m)):
@@ -155,7 +155,7 @@ def _dumped(folder: Path, pattern: str) -> str:
         raise RuntimeError(
             f"XLA of JAX {jax.__version__} writes no {pattern}; use JAX 0.11, or --compiler=triton"
         )
-    return found[-1].read_text()
+    return found[-1].read_text(encoding="utf-8")
 
 
 class Instruction(NamedTuple):
