@@ -36,7 +36,7 @@ from typing import Any, NamedTuple
 from absl import flags
 
 from carve_jax.errors import UserError
-from carve_jax.training.metrics import write_atomically
+from carve_jax.files import local_path, output_file, write_atomically
 from carve_jax.training.provenance import describe_environment
 from carve_jax.training.settings import nearest
 from experiments import benchmark_data, benchmark_evaluate, benchmark_ruler, cli
@@ -234,23 +234,22 @@ def main(argv: list[str]) -> None:
     cli.refuse_unknown(cli.parse_flags(values, argv), values)
     if values.suite not in SUITES:
         raise UserError(f"--suite: unknown suite {values.suite!r}; {nearest(values.suite, SUITES)}")
+    today = datetime.date.today().isoformat()
+    path = output_file(values.output or RESULTS / f"{today}_{values.suite}.json")
     # PyTorch's peers need room beside JAX; read when JAX first touches a device, which is below.
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
     environment = describe_environment()
     environment["command"] = cli.command_line("benchmark", argv)
-    today = datetime.date.today().isoformat()
-    path = Path(values.output or RESULTS / f"{today}_{values.suite}.json")
 
     def save(figures: dict[str, Any]) -> None:
         record = {"date": today, "suite": values.suite, **environment, **figures}
-        path.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(path, json.dumps(record, indent=2, ensure_ascii=False) + "\n")
 
     options = Options(
         repeats=values.repeats,
         only=tuple(values.only),
         train_step=values.train_step,
-        table=Path(values.table),
+        table=local_path(values.table, "--table"),
         tokens=values.tokens,
         save=save,
     )

@@ -3,6 +3,7 @@
 import errno
 import inspect
 import io
+import os
 import re
 import runpy
 import sys
@@ -14,7 +15,7 @@ from absl import flags, logging
 from ml_collections import ConfigDict, config_flags
 
 from carve_jax.errors import UserError
-from carve_jax.files import read_json, reason_of, shown
+from carve_jax.files import local_path, read_json, reason_of, shown
 from carve_jax.training.distributed import PeerLost
 from carve_jax.training.settings import OPTIONAL, from_json, nearest
 from carve_jax.training.stopping import Interrupted, TrainingDiverged
@@ -124,6 +125,15 @@ def require(value: str | None, flag: str, what: str) -> str:
     return value
 
 
+def directory_of(value: str | None, flag: str, what: str) -> Path:
+    """The directory of a flag that must be given, which need not be there; `~` is expanded.
+
+    Raises:
+      UserError: it is missing, or no path of this machine.
+    """
+    return local_path(require(value, flag, what), f"--{flag}")
+
+
 def checkpoint_step(value: str | None) -> int | Literal["best"] | None:
     """What --step names: a number, "best", or None for the newest.
 
@@ -183,7 +193,8 @@ def override(config: ConfigDict, overrides: list[str]) -> ConfigDict:
 
 
 def _run_config(path: str) -> ConfigDict:
-    if not Path(path).is_file():
+    path = str(local_path(path, "--config"))
+    if not os.path.isfile(path):
         available = sorted(str(p) for p in Path("configs").glob("*.py") if p.stem[0] != "_")
         hint = f"; there are {', '.join(available)}" if available else ""
         raise UserError(f"--config={path}: no such file{hint}")

@@ -8,6 +8,7 @@ import contextlib
 import dataclasses
 import hashlib
 import json
+import os
 import platform
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -25,6 +26,7 @@ from carve_jax.files import (
     Maybe,
     check_shape,
     digest_of,
+    local_path,
     read_json,
     reason_of,
     try_lock,
@@ -113,15 +115,16 @@ def settings_of(values: flags.FlagValues, subject: Subject, changes: Sequence[st
     """
     haystack = values.haystack
     if haystack is not None and Haystack.is_file(haystack):
-        haystack = f"sha256 {digest_of([haystack])}"
+        haystack = f"sha256 {digest_of([local_path(haystack, '--haystack')])}"
     tokenizer = values.tokenizer
-    if tokenizer is not None and Path(tokenizer).exists():
-        tokenizer = f"sha256 {digest_of([tokenizer])}"
+    if tokenizer is not None and os.path.exists(file := os.path.expanduser(tokenizer)):
+        tokenizer = f"sha256 {digest_of([file])}"
+    include_path = [local_path(path, "--include_path") for path in values.include_path]
     return {
         "dtype": subject.model.config.compute_dtype,
         "max_length": subject.scorer.max_length,
         "changes": sorted(changes),
-        "include_path": [f"sha256 {digest_of([path])}" for path in values.include_path],
+        "include_path": [f"sha256 {digest_of([path])}" for path in include_path],
         "haystack": haystack,
         "tokenizer": tokenizer,
         **{
@@ -141,7 +144,7 @@ def settings_of_run(directory: Path, subject: Subject) -> dict[str, str]:
     if data.get("tokenizer") not in (None, "bytes", "bpe"):
         named.append(data.tokenizer)
     found: list[Path] = []
-    for path in (Path(name) for name in named if name):
+    for path in (Path(name).expanduser() for name in named if name):
         found += sorted(path.glob("*.json")) if path.is_dir() else [path]
     python = platform.python_version() if data.get("source") == "stdlib" else ""
     return {

@@ -28,8 +28,9 @@ import numpy as np
 from absl import flags
 
 from carve_jax.errors import UserError
+from carve_jax.files import made_directory, output_file, write_atomically
 from carve_jax.training.checkpoint import Checkpoints
-from carve_jax.training.metrics import CLOCK, read_metrics, write_atomically
+from carve_jax.training.metrics import CLOCK, read_metrics
 from carve_jax.training.provenance import describe_environment
 from carve_jax.training.run import CHECKPOINTS, build
 from experiments import cli
@@ -239,9 +240,9 @@ def main(argv: list[str]) -> None:
         overrides = [*(f"--config.{name}={value}" for name, value in TINY.items()), *overrides]
     path = values.config or CONFIG
     config = cli.load_config(path, overrides)
+    output = output_file(values.output) if values.output else None
     with tempfile.TemporaryDirectory() as temporary:
-        directory = Path(values.workdir or temporary)
-        directory.mkdir(parents=True, exist_ok=True)
+        directory = made_directory(values.workdir or temporary, "--workdir")
         if any(directory.iterdir()):
             raise UserError(f"--workdir {directory} is not empty: give a new one")
         trainer = Trainer(path, overrides, directory)
@@ -251,10 +252,10 @@ def main(argv: list[str]) -> None:
         f"{record['seconds']} s: "
         + ("something differs" if any(record["differences"]) else "every run ended the same")
     )
-    if values.output:
+    if output:
         facts = describe_environment() | {"command": cli.command_line("faults", argv)}
         record = {"date": facts["started"][:10], **facts, **record}
-        write_atomically(Path(values.output), json.dumps(record, indent=2) + "\n")
+        write_atomically(output, json.dumps(record, indent=2) + "\n")
     if any(record["differences"]):
         sys.exit(1)
 

@@ -13,7 +13,6 @@ by then, in a file as large as its caches; --load_state goes on from such a file
 
 import math
 from collections.abc import Sequence
-from pathlib import Path
 
 import jax
 import numpy as np
@@ -141,7 +140,7 @@ def main(argv: list[str]) -> None:
     """Parses the flags and prints the continuations to stdout."""
     options = define_flags()
     cli.refuse_unknown(cli.parse_flags(options, argv), options)
-    workdir = Path(cli.require(options.workdir, "workdir", "the directory of a run"))
+    workdir = cli.directory_of(options.workdir, "workdir", "the directory of a run")
     if options.save_state:
         with told(f"--save_state={options.save_state}", "give another file"):
             there = local_path(options.save_state, "--save_state").parent.is_dir()

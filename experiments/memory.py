@@ -21,10 +21,10 @@ import jax.numpy as jnp
 from absl import flags
 
 from carve_jax.errors import UserError
+from carve_jax.files import output_file, write_atomically
 from carve_jax.mixers import MIXERS
 from carve_jax.model import LanguageModel
 from carve_jax.ops.gated_delta import IMPLEMENTATIONS
-from carve_jax.training.metrics import write_atomically
 from carve_jax.training.optimizer import make_optimizer, make_schedule
 from carve_jax.training.provenance import describe_environment
 from carve_jax.training.run import make_init
@@ -185,9 +185,10 @@ def main(argv: list[str]) -> None:
     cli.refuse_unknown(cli.parse_flags(values, argv), values)
     programs = check_names("programs", values.programs, tuple(PROGRAMS))
     chosen = check_names("implementations", values.implementations, IMPLEMENTATIONS)
+    today = datetime.date.today().isoformat()
+    path = output_file(values.output or RESULTS / f"{today}_memory.json")
     place = absent_h100()
     os.environ[device.SWITCH] = "compile"  # kernels are traced for a GPU that need not be there
-    today = datetime.date.today().isoformat()
     with traced_for_gpu():
         found = measure(place, programs, chosen)
     record = {
@@ -199,8 +200,6 @@ def main(argv: list[str]) -> None:
         "command": cli.command_line("memory", argv),
         "bytes": found,
     }
-    path = Path(values.output or RESULTS / f"{today}_memory.json")
-    path.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(path, json.dumps(record, indent=2, ensure_ascii=False) + "\n")
     print(f"\nwritten to {path}")
 

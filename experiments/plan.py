@@ -32,11 +32,19 @@ from absl import flags
 from ml_collections import ConfigDict
 
 from carve_jax.errors import UserError
-from carve_jax.files import Maybe, check_shape, parse_json, read_text, reason_of
+from carve_jax.files import (
+    Maybe,
+    check_shape,
+    local_path,
+    output_file,
+    parse_json,
+    read_text,
+    reason_of,
+    write_atomically,
+)
 from carve_jax.model import count_parameters
 from carve_jax.placement import check_mesh
 from carve_jax.sharding import AXES, make_mesh
-from carve_jax.training.metrics import write_atomically
 from carve_jax.training.provenance import describe_environment
 from carve_jax.training.run import Steps, build_steps, implementation_of, make_model
 from carve_jax.training.settings import check_settings, nearest
@@ -238,7 +246,7 @@ def find_rates(path: str | None, target: Target) -> Rates:
     if not path:
         return rates
     try:
-        record = parse_json(read_text(Path(path)))
+        record = parse_json(read_text(local_path(path, "--rates")))
         check_shape(record, MEASURED)
         measured = record["ceilings"]
         found = measured["flop_per_second"], measured["bytes_per_second"]
@@ -277,6 +285,7 @@ def main(argv: list[str]) -> None:
     paths = [first, *([values.compare] if values.compare else [])]
     configs = [cli.load_config(path, overrides) for path in paths]
     target = find_target(values.chip, values.chips, values.compile)
+    output = output_file(values.output) if values.output else None
     rates = find_rates(values.rates, target)
     found: dict[str, Any] = {}
     for path, config in zip(paths, configs, strict=True):
@@ -299,11 +308,9 @@ def main(argv: list[str]) -> None:
         "models": found,
     }
     print(table(record))
-    if values.output:
-        path = Path(values.output)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(path, json.dumps(record, indent=2, ensure_ascii=False) + "\n")
-        print(f"\nwritten to {path}")
+    if output:
+        write_atomically(output, json.dumps(record, indent=2, ensure_ascii=False) + "\n")
+        print(f"\nwritten to {output}")
 
 
 def _compiled_for(target: Target) -> str | None:

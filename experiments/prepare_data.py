@@ -29,7 +29,7 @@ import tqdm
 from absl import flags
 
 from carve_jax.errors import UserError
-from carve_jax.files import local_path, read_text, reason_of, told
+from carve_jax.files import made_directory, read_text, reason_of, told
 from carve_jax.training.data import manifest as manifests
 from carve_jax.training.data.config import check_fraction
 from carve_jax.training.data.documents import is_held_out
@@ -110,9 +110,7 @@ def prepare(
             raise UserError(f"--{name} is {value}; give at least 1.")
     passed_over: list[str] = []
     sources = list_sources(inputs, say=passed_over.append)
-    output = local_path(output, "--output")
-    with told(f"--output={output}", "give another directory", failed="cannot be made"):
-        output.mkdir(parents=True, exist_ok=True)
+    output = made_directory(output, "--output")
     before = _unfinished(output)
     for line in passed_over:
         print(line, file=sys.stderr)
@@ -351,7 +349,7 @@ def main(argv: list[str]) -> None:
         return
     if not options.input:
         raise UserError("--input is missing: give files or directories of text, or stdlib")
-    output = Path(cli.require(options.output, "output", "the directory to write"))
+    output = cli.directory_of(options.output, "output", "the directory to write")
     settings = Settings(
         options.tokenizer,
         options.vocab_size,

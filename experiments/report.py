@@ -21,7 +21,14 @@ from absl import flags
 from matplotlib.figure import Figure
 
 from carve_jax.errors import UserError
-from carve_jax.files import Maybe, inside, read_regular, write_atomically
+from carve_jax.files import (
+    Maybe,
+    inside,
+    local_path,
+    made_directory,
+    read_regular,
+    write_atomically,
+)
 from carve_jax.training.settings import nearest
 from experiments import cli
 from experiments.reporting import figures, page, text
@@ -83,7 +90,7 @@ def find_theory(given: str | None, workdir: Path) -> tuple[dict[str, Any] | None
     Raises:
       UserError: a directory was named and has none.
     """
-    directory = Path(given) if given else workdir / "theory"
+    directory = local_path(given, "--theory") if given else workdir / "theory"
     if not (directory / THEORY).exists():
         if given:
             raise UserError(
@@ -149,7 +156,7 @@ def main(argv: list[str]) -> None:
     cli.refuse_unknown(cli.parse_flags(values, argv), values)
     if not 0 < values.alpha < 1:
         raise UserError(f"--alpha={values.alpha}: give a probability between 0 and 1, as 0.05")
-    workdir = Path(cli.require(values.workdir, "workdir", "the directory of a sweep"))
+    workdir = cli.directory_of(values.workdir, "workdir", "the directory of a sweep")
     sweep = read_sweep(workdir, allow_other_commit=values.allow_other_commit)
     smallest = smallest_differences(values.min_difference, sweep)
     theory, theory_directory = find_theory(values.theory, workdir)
@@ -162,8 +169,7 @@ def main(argv: list[str]) -> None:
     }
     markdown = text.write(text.Findings(sweep, comparisons, values.alpha, shows, theory))
 
-    output = Path(values.output) if values.output else workdir / "report"
-    output.mkdir(parents=True, exist_ok=True)
+    output = made_directory(values.output or workdir / "report", "--output")
     svgs = {}
     for pictures in drawn.values():
         for name, (_, figure) in pictures.items():

@@ -23,7 +23,6 @@ import os
 import sys
 import tempfile
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -69,7 +68,7 @@ def main(argv: list[str]) -> None:
     if values.count:
         print(len(runs))
         return
-    store = Store(Path(cli.require(values.workdir, "workdir", "the directory of the sweep")))
+    store = Store(cli.directory_of(values.workdir, "workdir", "the directory of the sweep"))
     facts = probe()
     # An array job has its devices to itself.
     slots = [{}] if values.index is not None else make_slots(plan, facts, values.jobs)

@@ -18,6 +18,7 @@ from carve_jax.files import (
     Maybe,
     check_shape,
     inside,
+    made_directory,
     open_regular,
     parse_json,
     read_json,
@@ -139,9 +140,7 @@ class Store:
         Raises:
           UserError: the directory belongs to other runs, or to other code.
         """
-        if self.workdir.exists() and not self.workdir.is_dir():
-            raise UserError(f"--workdir {self.workdir} is a file: give a directory")
-        (self.workdir / RUNS).mkdir(parents=True, exist_ok=True)
+        made_directory(made_directory(self.workdir, "--workdir") / RUNS, "--workdir")
         first = {"command": command, **{name: facts[name] for name in FACTS}}
         record = {"name": plan.name, "question": plan.question, **first, **_resolved(plan)}
         path = self.workdir / FILE_NAME

@@ -16,7 +16,6 @@ those of another config; CARVE's stand beside GDN-2's unless --compare says othe
 """
 
 from collections.abc import Callable
-from pathlib import Path
 
 from absl import flags
 
@@ -62,7 +61,7 @@ def main(argv: list[str]) -> None:
                 other = cli.load_config(compare.value, []) if compare.value else twin(config)
                 print(describe(config, other))
                 return
-            directory = Path(cli.require(workdir.value, "workdir", "the directory of the run"))
+            directory = cli.directory_of(workdir.value, "workdir", "the directory of the run")
         train(config, directory)
 
 

@@ -17,7 +17,15 @@ from carve_jax.files.json_files import (
 )
 from carve_jax.files.locks import held, try_lock
 from carve_jax.files.names import digest_of, inside
-from carve_jax.files.paths import local_path, open_regular, reason_of, shown, told
+from carve_jax.files.paths import (
+    local_path,
+    made_directory,
+    open_regular,
+    output_file,
+    reason_of,
+    shown,
+    told,
+)
 from carve_jax.files.shape import Each, Maybe, Shape, check_shape
 
 __all__ = [
@@ -30,7 +38,9 @@ __all__ = [
     "held",
     "inside",
     "local_path",
+    "made_directory",
     "open_regular",
+    "output_file",
     "parse_json",
     "read_json",
     "read_json_lines",

@@ -7,6 +7,7 @@ for without end. Each is told with the path, the reason and what to do.
 import contextlib
 import errno
 import io
+import itertools
 import os
 import re
 import stat
@@ -42,6 +43,70 @@ def local_path(given: str | Path, flag: str) -> Path:
         return Path(text).expanduser()
     except RuntimeError:
         raise UserError(f"{flag}={shown(text)}: there is no such home directory") from None
+
+
+def made_directory(given: str | Path, flag: str) -> Path:
+    """The directory to write into that was meant, made unless it is there; `~` is expanded.
+
+    Where it cannot be made, none above it stay that were made for it.
+
+    Raises:
+      UserError: it is no path of this machine (`local_path`), something else is in its place, or
+        the system lets nobody make it or write there.
+    """
+    path = local_path(given, flag)
+    _make(path, f"{flag}={shown_path(path)}")
+    return path
+
+
+def _make(path: Path, fault: str) -> None:
+    if os.path.exists(path) and not os.path.isdir(path):
+        raise UserError(f"{fault} is a file: give a directory, new or of an earlier run")
+    for link in (path, *path.parents):
+        if os.path.islink(link) and not os.path.exists(link):
+            raise UserError(
+                f"{fault}: {shown_path(link)} is a link to {shown(os.readlink(link))}, which is "
+                "not there: mount or make that, or give another directory"
+            )
+    new = list(itertools.takewhile(lambda each: not os.path.lexists(each), (path, *path.parents)))
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        for each in new:
+            with contextlib.suppress(OSError):
+                each.rmdir()
+        raise UserError(
+            f"{fault} cannot be made ({reason_of(error)}): give another directory"
+        ) from error
+    if not os.access(path, os.W_OK | os.X_OK):
+        raise UserError(f"{fault} cannot be written: make it writable, or give another directory")
+
+
+def output_file(given: str | Path, flag: str = "--output") -> Path:
+    """The file to write that was meant; the directory that it goes to is made, `~` is expanded.
+
+    Raises:
+      UserError: see `made_directory`; or there is something else than a file in its place, or the
+        system allows no such name.
+    """
+    path = local_path(given, flag)
+    with told(f"{flag}={shown_path(path)}", "give another file", failed="cannot be written"):
+        try:
+            mode = path.stat().st_mode
+        except (FileNotFoundError, NotADirectoryError):
+            mode = stat.S_IFREG
+    if not stat.S_ISREG(mode):
+        raise UserError(f"{flag}={shown_path(path)} is no file: give one, new or to be replaced")
+    _make(path.parent, f"{flag}={shown_path(path)}: {shown_path(path.parent)}")
+    return path
+
+
+def shown_path(path: Path) -> str:
+    """A path for a message: as it is where it can be printed, and never long."""
+    text = str(path)
+    if not text.isprintable():
+        return shown(text)
+    return text if len(text) <= LONGEST_SHOWN else f"{text[:LONGEST_SHOWN]}…"
 
 
 def shown(value: object) -> str:

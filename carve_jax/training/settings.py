@@ -11,7 +11,7 @@ from typing import Any, get_args, get_type_hints
 from ml_collections import ConfigDict, FieldReference
 
 from carve_jax.errors import UserError
-from carve_jax.files import read_json, write_atomically
+from carve_jax.files import local_path, made_directory, read_json, write_atomically
 from carve_jax.model import LMConfig
 from carve_jax.sharding import AXES
 from carve_jax.training.guard import FIELDS as GUARD
@@ -152,18 +152,12 @@ def make_workdir(workdir: Path) -> None:
     """Makes a run directory unless it is there.
 
     Raises:
-      UserError: it cannot be made.
+      UserError: it cannot be made or written, or begins with `~`, which commands expand.
     """
-    if workdir.exists() and not workdir.is_dir():
-        raise UserError(
-            f"--workdir {workdir} is a file: give a directory, new or of an earlier run"
-        )
-    try:
-        workdir.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(
-            f"--workdir {workdir} cannot be made ({error.strerror}): give another directory"
-        ) from error
+    path = local_path(workdir, "--workdir")
+    if path != workdir:
+        raise UserError(f"--workdir={workdir}: only commands expand ~: give {path}")
+    made_directory(path, "--workdir")
 
 
 def load_config(workdir: Path) -> ConfigDict:

@@ -24,7 +24,7 @@ from typing import Any
 from absl import flags
 
 from carve_jax.errors import UserError
-from carve_jax.files import held
+from carve_jax.files import held, made_directory
 from carve_jax.training.settings import nearest
 from experiments import cli
 from experiments.rented_gpu import summary
@@ -114,11 +114,7 @@ def main(argv: list[str]) -> None:
     check_stages(values.only)
     deadline = started + 60 * values.minutes - RESERVE
     cache = Path(os.environ.get("JAX_COMPILATION_CACHE_DIR", ".jax_cache")).absolute()
-    output, variables = Path(values.output).absolute(), environment(cache)
-    try:
-        output.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"--output={output}: no folder can be made there: {error}") from error
+    output, variables = made_directory(values.output, "--output").absolute(), environment(cache)
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # stops as Ctrl-C does
     with tempfile.TemporaryDirectory() as name, held(output / ".lock", str(output)):
         facts = find_machine(Path(name), variables)

@@ -25,7 +25,7 @@ from typing import Any
 
 from absl import flags
 
-from carve_jax.training.metrics import write_atomically
+from carve_jax.files import made_directory, write_atomically
 from carve_jax.training.provenance import describe_environment
 from experiments import cli
 from experiments.memory import check_names
@@ -81,8 +81,7 @@ def main(argv: list[str]) -> None:
     cli.refuse_unknown(cli.parse_flags(values, argv), values)
     names = check_names("only", values.only, tuple(EXPERIMENTS))
     today = datetime.date.today().isoformat()
-    directory = Path(values.output or RESULTS / f"{today}_theory")
-    directory.mkdir(parents=True, exist_ok=True)
+    directory = made_directory(values.output or RESULTS / f"{today}_theory", "--output")
     record: dict[str, Any] = {
         "date": today,
         **describe_environment(),

@@ -390,7 +390,7 @@ def test_wrong_kernels_are_said_first_and_in_the_exit_code(
         (["--only=timing"], "--only: unknown stage 'timing'"),
         (["--minute=9"], "unknown flag --minute"),
         (["--minutes=0"], "minutes"),
-        (["--output=/proc/nowhere"], "--output=/proc/nowhere: no folder can be made there"),
+        (["--output=/proc/nowhere"], "--output=/proc/nowhere cannot be made"),
     ],
 )
 def test_mistakes_are_one_sentence(

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from carve_jax.errors import UserError
-from carve_jax.files import read_text, reason_of
+from carve_jax.files import local_path, read_text, reason_of
 
 NOISE = "The grass is green. The sky is blue. The sun is yellow. Here we go. There and back again."
 LARGEST = 1 << 30  # bytes of a haystack's file
@@ -61,8 +61,9 @@ class Haystack:
         Raises:
           UserError: it cannot be read as UTF-8, or there is nothing in it.
         """
+        path = local_path(path, "the haystack")
         try:
-            text = read_text(Path(path), LARGEST)
+            text = read_text(path, LARGEST)
         except (OSError, ValueError) as error:
             raise UserError(
                 f"The haystack {str(path)!r} cannot be read ({reason_of(error)}); give noise, "
