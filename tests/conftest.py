@@ -1,6 +1,9 @@
 """Strict JAX under test: no silent rank promotion, two CPU devices, warnings are errors."""
 
+import datetime
 import os
+import random
+import time
 from collections.abc import Iterator
 
 from tests.devices import xla_flags
@@ -18,6 +21,8 @@ if jax.default_backend() != "gpu":
 
 from tests.fuzz.table import pytest_terminal_summary  # noqa: F401  (a hook)
 
+BEGUN = pytest.StashKey[float]()
+
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
 
@@ -32,10 +37,36 @@ def bounded_programs() -> Iterator[None]:
     jax.clear_caches()
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Skip GPU tests where there is no GPU, with the reason."""
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """`--within=SECONDS`."""
+    parser.addoption(
+        "--within",
+        type=float,
+        metavar="SECONDS",
+        help="begin no test later than this; which tests come first changes from day to day",
+    )
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """The clock of `--within`."""
+    config.stash[BEGUN] = time.monotonic()
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Skip GPU tests where there is no GPU, with the reason; let each day begin elsewhere."""
+    if config.getoption("within") is not None:
+        files = sorted({item.path for item in items})
+        random.Random(datetime.date.today().toordinal()).shuffle(files)
+        items.sort(key=lambda item: files.index(item.path))
     if jax.default_backend() == "gpu":
         return
     for item in items:
         if "gpu" in item.keywords:
             item.add_marker(pytest.mark.skip(reason="needs an NVIDIA GPU"))
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """No test begins after the time that `--within` gives."""
+    within = item.config.getoption("within")
+    if within is not None and time.monotonic() - item.config.stash[BEGUN] > within:
+        pytest.skip(f"left to another day: --within={within:g} seconds are over")

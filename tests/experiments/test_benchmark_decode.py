@@ -21,7 +21,7 @@ def measured(pattern: str) -> list[dict[str, float]]:
     return list(found["lengths"].values())
 
 
-@pytest.mark.parametrize("pattern", ["gdn2", "carve+swa"])
+@pytest.mark.parametrize("pattern", [pytest.param("gdn2", marks=pytest.mark.slow), "carve+swa"])
 def test_memory_is_constant_without_full_attention(pattern: str) -> None:
     at = measured(pattern)
     for figure in ("cache_bytes", "held_cache_bytes", "live_bytes"):
@@ -41,6 +41,7 @@ def test_full_attention_grows_and_is_followed_a_part_of_the_way() -> None:
     assert "live_bytes" not in at[2]
 
 
+@pytest.mark.slow  # .ci/run runs the same command
 def test_the_command_writes_what_it_prints(tmp_path, capsys) -> None:
     path = tmp_path / "decode.json"
     argv = ["benchmark", "--suite=decode", "--only=gdn2", "--tokens=40,100", f"--output={path}"]

@@ -108,6 +108,7 @@ def test_batches_of_other_sizes_have_no_ratio() -> None:
     assert compare_mixers(TrainPlan(), {"gdn2": part, "carve": part})["ratio"] == 1.0
 
 
+@pytest.mark.slow
 def test_a_training_program_trains_the_mixer_asked_for() -> None:
     plan = TrainPlan(MODEL, length=8, implementation="recurrent")
     program = training_program(plan, "gdn2", 2)

@@ -102,9 +102,10 @@ def test_an_end_without_the_last_step_is_no_success(tmp_path):
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="processes learn of a killed parent on Linux")
-def test_a_killed_sweep_loses_no_run_and_repeats_none(tmp_path):
+@pytest.mark.parametrize("kills", [1, pytest.param(3, marks=pytest.mark.slow)])
+def test_a_killed_sweep_loses_no_run_and_repeats_none(tmp_path, kills):
     store, runs, rng = Store(tmp_path), make_runs(6), random.Random(0)
-    for kill in range(2):
+    for kill in range(kills):
         process = start(tmp_path)
         begun = sum(starts_of(store, run) for run in runs)
         wait_for(lambda b=begun: sum(starts_of(store, run) for run in runs) > b)

@@ -38,7 +38,17 @@ def test_the_verdict_follows_the_checks() -> None:
     assert finding(Check("c", float("nan"), at_least=0.0)).verdict == FAILS
 
 
-@pytest.mark.parametrize("name", list(theory.EXPERIMENTS))
+# The dearest; of each, what it computes is tested below.
+SLOW = ("costs", "gradients", "stability", "capacity")
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=pytest.mark.slow if name in SLOW else ())
+        for name in theory.EXPERIMENTS
+    ],
+)
 def test_an_experiment_in_quick_form(name, tmp_path, capsys) -> None:
     argv = ["theory", f"--only={name}", f"--output={tmp_path}", "--quick"]
     assert cli.call(theory.main, argv) == 0

@@ -4,8 +4,9 @@ import dataclasses
 import importlib.util
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -72,9 +73,25 @@ def kernel_program(
     return Program(name, "small", "bfloat16", call, (left, right))
 
 
-TOO_LARGE = kernel_program("large", shape=(64, 1024, 64))  # operands of 256 KB
-SPILLING = kernel_program(shape=(128, 32, 128), num_warps=1)  # 512 accumulators a thread
+TOO_LARGE = kernel_program("large", shape=(64, 1024, 64), num_warps=8)  # operands of 256 KB
+SPILLING = kernel_program(shape=(128, 16, 128), num_warps=1)  # 512 accumulators a thread
 FITTING = kernel_program()
+OUTCOMES: dict[Request, Any] = {}
+
+
+@pytest.fixture(autouse=True)
+def compiled_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What one test of this file compiled, another need not compile again."""
+    compile_all = pip_triton.compile_all
+
+    def remembered(requests: Iterable[Request], workers: int) -> dict[Request, Any]:
+        requests = list(requests)
+        missing = [request for request in requests if request not in OUTCOMES]
+        OUTCOMES.update(compile_all(missing, workers) if missing else {})
+        return {request: OUTCOMES[request] for request in requests}
+
+    for module in (pip_triton, report):
+        monkeypatch.setattr(module, "compile_all", remembered)
 
 
 def one(program: Program | TritonProgram, arch: str = "sm_90") -> Resources:

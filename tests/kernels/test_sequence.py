@@ -25,6 +25,7 @@ from tests.ops.test_gated_delta import (
     relative_error,
 )
 
+SLOW = pytest.mark.slow
 WIDE = Case(1, 200, 2, 4, 32, 32, gate_chunk=64, decay="resets", segments=True)
 
 
@@ -42,17 +43,21 @@ def check(rule: str, case: Case, dtype: str = "float32", **options) -> None:
 @pytest.mark.parametrize(
     ("rule", "tiles"),
     [
-        ("gated_delta", Tiles(chunk=64, product="tf32", block_value=16, block_key=16)),
+        pytest.param(
+            "gated_delta",
+            Tiles(chunk=64, product="tf32", block_value=16, block_key=16),
+            marks=SLOW,
+        ),
         ("gated_delta", Tiles(chunk=32, product="tf32", solve="walk", block_value=16)),
         ("carve", Tiles(chunk=32, product="tf32", block_key=16)),
-        ("carve", Tiles(chunk=64, product="tf32")),
+        pytest.param("carve", Tiles(chunk=64, product="tf32"), marks=SLOW),
     ],
 )
 def test_every_cut_gives_the_same(rule: str, tiles: Tiles) -> None:
     check(rule, WIDE, tiles=tiles)
 
 
-@pytest.mark.parametrize("rule", ["gated_delta", "carve"])
+@pytest.mark.parametrize("rule", ["gated_delta", pytest.param("carve", marks=SLOW)])
 def test_parts_one_after_another(rule: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(op, "PART_BYTES", 1)
     monkeypatch.setattr(op, "MOST_PARTS", 2)
@@ -63,10 +68,11 @@ def test_parts_one_after_another(rule: str, monkeypatch: pytest.MonkeyPatch) -> 
 @pytest.mark.parametrize(
     "case",
     [
-        Case(1, 600, 1, 2, 16, 16, gate_chunk=256, decay="resets"),
-        Case(1, 600, 1, 1, 16, 16, gate_chunk=300, norm=True, offset=37),
+        pytest.param(Case(1, 600, 1, 2, 16, 16, gate_chunk=256, decay="resets"), marks=SLOW),
+        pytest.param(Case(1, 600, 1, 1, 16, 16, gate_chunk=300, norm=True, offset=37), marks=SLOW),
+        Case(1, 320, 1, 1, 16, 16, gate_chunk=300, norm=True, offset=37),
     ],
-    ids=["256", "300 from an offset"],
+    ids=["256", "300 from an offset", "the rest of one and another"],
 )
 def test_long_gate_chunks_take_the_plain_kernels_one_by_one(case: Case) -> None:
     check("carve", case)
@@ -130,7 +136,14 @@ def test_forward_keeps_inputs_one_state_a_part_and_sums(rule: str) -> None:
     assert inputs < kept <= inputs + state + own + 8  # a few scalars
 
 
-@pytest.mark.parametrize(("rule", "chunk"), [("gated_delta", 64), ("carve", 16), ("carve", 32)])
+@pytest.mark.parametrize(
+    ("rule", "chunk"),
+    [
+        ("gated_delta", 64),
+        pytest.param("carve", 16, marks=SLOW),
+        pytest.param("carve", 32, marks=SLOW),
+    ],
+)
 def test_a_promised_floor_takes_another_path_to_the_same(rule: str, chunk: int) -> None:
     case = Case(1, 150, 1, 2, 16, 16, gate_chunk=64)
     tiles = Tiles(chunk=chunk, product="tf32", inverse="tf32")
@@ -159,9 +172,19 @@ def test_a_floor_too_low_or_segments_keep_the_exact_path() -> None:
     np.testing.assert_array_equal(promised, exact)
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-@pytest.mark.parametrize("floor", [None, -10.0, -5.0])
-@pytest.mark.parametrize("rule", ["gated_delta", "carve"])
+# Without a floor, in float32: tests/ops. Both floors, both dtypes and both rules are among these.
+FLOORS = {("gated_delta", -10.0, "float32"), ("carve", -5.0, "bfloat16")}
+
+
+@pytest.mark.parametrize(
+    ("rule", "floor", "dtype"),
+    [
+        pytest.param(*settings, marks=() if settings in FLOORS else SLOW)
+        for settings in itertools.product(
+            ("gated_delta", "carve"), (None, -10.0, -5.0), ("float32", "bfloat16")
+        )
+    ],
+)
 def test_the_future_moves_no_bit_of_the_past(rule: str, floor: float | None, dtype: str) -> None:
     """Gates, keys and all else change from a token on, with a promised floor and in partial tiles
     too; a mask that lets one entry above the diagonal through fails here."""
@@ -198,11 +221,16 @@ def test_a_broken_promise_is_refused() -> None:
         carve_rule(*arrays[:8], log_decay_floor=-0.001)
 
 
+@pytest.mark.slow  # at the width of 16: tests/ops
 @pytest.mark.parametrize("rule", ["gated_delta", "carve"])
 def test_products_in_bfloat16_with_the_shipped_tiles(rule: str) -> None:
-    case = Case(1, 130, 1, 2, 32, 32, gate_chunk=64)
-    assert tiling.choose("bfloat16", 32, 32, content=rule == "carve").product == "bf16"
-    check(rule, case, "bfloat16")
+    check(rule, Case(1, 130, 1, 2, 32, 32, gate_chunk=64), "bfloat16")
+
+
+@pytest.mark.parametrize("width", [16, 32])
+@pytest.mark.parametrize("rule", ["gated_delta", "carve"])
+def test_the_shipped_tiles_multiply_bfloat16_as_it_is(rule: str, width: int) -> None:
+    assert tiling.choose("bfloat16", width, width, content=rule == "carve").product == "bf16"
 
 
 FORWARD = ["_span_kernel", "_walk_kernel"]

@@ -167,8 +167,10 @@ def test_gradients_equal_those_of_recurrent(name: str) -> None:
         return output[:, 0], memory
 
     every = tuple(range(7))
-    ours = jax.grad(functools.partial(loss, interpreted), every)(*arrays)
-    theirs = jax.grad(functools.partial(loss, recurrent), every)(*arrays)
+    ours, theirs = (
+        jax.jit(jax.grad(functools.partial(loss, step), every))(*arrays)
+        for step in (interpreted, recurrent)
+    )
     for got, expected in zip(ours, theirs, strict=True):
         # Two orders of summation: entries that nearly cancel share the rounding of the largest.
         largest = float(jnp.abs(expected).max())

@@ -6,7 +6,11 @@ import numpy as np
 
 
 class Case(NamedTuple):
-    """Sizes and habits of one input; the gate chunk and offset matter to CARVE alone."""
+    """Sizes and habits of one input; the gate chunk and offset matter to CARVE alone.
+
+    Cases that differ in their numbers alone (decay, keys, offset) share a compiled program, so that
+    they are of one size where any size does.
+    """
 
     batch: int = 2
     length: int = 70
@@ -34,21 +38,27 @@ CASES = {
     "one tile and one token": Case(length=65, gate_chunk=64),
     "long gate chunk": Case(1, 150, gate_chunk=100),
     "one token a gate chunk": Case(1, 20, gate_chunk=1),
-    "grouped values": Case(value_heads=4),
+    "grouped values": Case(value_heads=4, write="channel"),
     "scalar gates": Case(decay="head", erase="head"),
     "channel write": Case(write="channel"),
-    "hard resets": Case(decay="resets", length=100),
+    "hard resets": Case(decay="resets"),
     "strong decay": Case(decay="strong"),
     "no decay": Case(decay="none"),
     "correlated keys": Case(1, 130, keys="correlated", decay="none", erase_scale=2.0),
     "segments": Case(length=150, segments=True),
     "offset": Case(length=90, gate_chunk=64, offset=37),
-    "offset and segments": Case(length=90, segments=True, offset=5),
+    "offset and segments": Case(length=150, segments=True, offset=5),
     "several groups": Case(2, 150, 4, 8, 64, 16, gate_chunk=48, decay="resets"),
     "several groups, segments": Case(2, 150, 4, 8, 64, 16, gate_chunk=32, segments=True, offset=5),
     "normalised content": Case(norm=True),
     "stopped content": Case(stop_gradient=True),
 }
+
+
+def program_of(case: Case) -> Case:
+    """The case without what changes numbers alone: what a program is compiled for."""
+    decay = case.decay if case.decay == "head" else "channel"
+    return case._replace(decay=decay, keys="random", offset=0)
 
 
 class Arrays(NamedTuple):

@@ -33,14 +33,14 @@ def config_of(pattern: str, **changes):
 
 
 def gradients(config):
-    """One step of training from scratch: the run, its batch, state, metrics and moments."""
+    """One step of training from scratch: the program, its state, metrics and moments."""
     run = build(config)
     batch = next(run.pipeline.train_iterator())
-    state = run.init()
-    state, metrics = run.train_step(state, batch)
+    step = run.train_step.lower(run.state_shapes, batch).compile()
+    state, metrics = step(run.init(), batch)
     # Adam's first moment after one step is the gradient, clipped, times a constant.
     paths = [(jax.tree_util.keystr(path), leaf) for path, leaf in jax.tree.leaves_with_path(state)]
-    return run, batch, state, metrics, [leaf for path, leaf in paths if ".mu" in path]
+    return step.as_text(), state, metrics, [leaf for path, leaf in paths if ".mu" in path]
 
 
 def difference(found, expected) -> float:
@@ -50,13 +50,12 @@ def difference(found, expected) -> float:
 
 
 def main(pattern: str, *meshes: str) -> None:
-    *_, expected, moments = gradients(config_of(pattern))
+    _, _, expected, moments = gradients(config_of(pattern))
     for text in meshes:
         sizes = dict(zip(AXES, map(int, text.split(",")), strict=True))
         changes = {f"mesh__{axis}": size for axis, size in sizes.items()}
-        run, batch, state, metrics, found = gradients(config_of(pattern, **changes))
-        compiled = run.train_step.lower(run.state_shapes, batch).compile()
-        lines = COLLECTIVE.findall(compiled.as_text())
+        program, state, metrics, found = gradients(config_of(pattern, **changes))
+        lines = COLLECTIVE.findall(program)
         worst = max(map(difference, found, moments))
         record = {
             "mesh": sizes,
