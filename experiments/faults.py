@@ -32,7 +32,8 @@ from carve_jax.files import made_directory, output_file, write_atomically
 from carve_jax.training.checkpoint import Checkpoints
 from carve_jax.training.metrics import CLOCK, read_metrics
 from carve_jax.training.provenance import describe_environment
-from carve_jax.training.run import CHECKPOINTS, build
+from carve_jax.training.run import build
+from carve_jax.training.settings import CHECKPOINTS
 from experiments import cli
 
 CONFIG = "configs/mqar.py"

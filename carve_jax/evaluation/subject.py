@@ -16,8 +16,8 @@ from carve_jax.model import LanguageModel
 from carve_jax.training.checkpoint import Checkpoints
 from carve_jax.training.data.tokenizer import Tokenizer
 from carve_jax.training.data.tokenizer_files import open_tokenizer
-from carve_jax.training.run import CHECKPOINTS, Trained, load_tokenizer, load_trained
-from carve_jax.training.settings import load_config
+from carve_jax.training.run import Trained, load_tokenizer, load_trained
+from carve_jax.training.settings import CHECKPOINTS, load_config
 
 Step = int | Literal["best", "average"] | None
 

@@ -29,7 +29,6 @@ from carve_jax.training.checkpoint import Checkpoints
 from carve_jax.training.data import Tokenizer, changed_facts
 from carve_jax.training.metrics import read_metrics
 from carve_jax.training.run import (
-    CHECKPOINTS,
     Run,
     Say,
     build,
@@ -37,7 +36,13 @@ from carve_jax.training.run import (
     save_tokenizer,
 )
 from carve_jax.training.session import Start, take_steps
-from carve_jax.training.settings import claim_workdir, flatten, make_workdir, require_config_of
+from carve_jax.training.settings import (
+    CHECKPOINTS,
+    claim_workdir,
+    flatten,
+    make_workdir,
+    require_config_of,
+)
 from carve_jax.training.step import TrainState
 
 LOCK = ".lock"
@@ -73,7 +78,7 @@ def train(config: ConfigDict, workdir: Path, *, say: Say = say_above_bar) -> Tra
 
 def _train(run: Run, workdir: Path, say: Say) -> TrainState:
     config, speak = run.config, for_all(say)
-    claim(workdir, run)
+    claim(workdir, run, speak)
     with Checkpoints(
         workdir / CHECKPOINTS,
         keep=config.keep_checkpoints,
@@ -128,7 +133,7 @@ def agree(config: ConfigDict, workdir: Path) -> None:
     require_same("the config", facts, "start all processes with the same command and code")
 
 
-def claim(workdir: Path, run: Run) -> None:
+def claim(workdir: Path, run: Run, say: Say) -> None:
     """The first process makes the run directory; the others see that they share it.
 
     Raises:
@@ -136,7 +141,7 @@ def claim(workdir: Path, run: Run) -> None:
     """
     with together():
         if is_first():
-            claim_workdir(workdir, run.config)
+            claim_workdir(workdir, run.config, say=say)
             save_tokenizer(workdir, run.pipeline.tokenizer)
     require_shared(workdir)
 

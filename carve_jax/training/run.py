@@ -24,6 +24,7 @@ from carve_jax.training.data.shard_header import sha256
 from carve_jax.training.guard import Guard
 from carve_jax.training.optimizer import make_optimizer, make_schedule
 from carve_jax.training.settings import (
+    CHECKPOINTS,
     check_settings,
     load_config,
     make_model_config,
@@ -39,7 +40,6 @@ from carve_jax.training.step import (
     make_train_step,
 )
 
-CHECKPOINTS = "checkpoints"
 TOKENIZER = "tokenizer.json"
 Say = Callable[[str], None]
 
@@ -323,8 +323,13 @@ def load_trained(
 
 
 def save_tokenizer(workdir: Path, tokenizer: Tokenizer | None) -> None:
-    """Leaves the tokenizer beside the checkpoints, so that a prompt needs no data set."""
-    if tokenizer is not None:
+    """Leaves the tokenizer beside the checkpoints, so that a prompt needs no data set.
+
+    Without one, none stays there of a run that never began.
+    """
+    if tokenizer is None:
+        (workdir / TOKENIZER).unlink(missing_ok=True)
+    else:
         write_atomically(workdir / TOKENIZER, tokenizer.to_json())
 
 

@@ -4,7 +4,7 @@ import dataclasses
 import difflib
 import json
 import types
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
@@ -14,11 +14,13 @@ from carve_jax.errors import UserError
 from carve_jax.files import local_path, made_directory, read_json, write_atomically
 from carve_jax.model import LMConfig
 from carve_jax.sharding import AXES
+from carve_jax.training import metrics
 from carve_jax.training.guard import FIELDS as GUARD
 from carve_jax.training.guard import Guard
 from carve_jax.training.ranges import check_numbers
 
 FILE_NAME = "config.json"
+CHECKPOINTS = "checkpoints"  # the folder of a run directory
 
 SECTIONS = ("model", "data", "optimizer", "mesh", "guard")
 OPTIMIZER = (
@@ -130,8 +132,15 @@ def make_model_config(config: ConfigDict) -> LMConfig:
         raise UserError(f"config.model: {error}") from error
 
 
-def claim_workdir(workdir: Path, config: ConfigDict) -> None:
+def claim_workdir(
+    workdir: Path, config: ConfigDict, *, say: Callable[[str], None] = lambda line: None
+) -> None:
     """Makes the run directory this config's: writes config.json, or checks the one there.
+
+    A run that left neither a figure nor a checkpoint has nothing to lose, and gives way.
+
+    Args:
+      say: takes one line for the user where it does.
 
     Raises:
       UserError: the directory belongs to another config; every differing field is named.
@@ -139,13 +148,26 @@ def claim_workdir(workdir: Path, config: ConfigDict) -> None:
     make_workdir(workdir)
     if (workdir / FILE_NAME).exists():
         differing = differences(flatten(load_config(workdir)), flatten(config))
-        if differing:
+        if differing and _has_begun(workdir):
             raise UserError(
                 f"{workdir} belongs to a run of another config: {'; '.join(differing)}; give "
                 "another --workdir, or these values"
             )
+        if differing:
+            say(
+                f"{workdir} held a run that never took a step, of another config: "
+                f"{'; '.join(differing)}; it has this config now"
+            )
     text = json.dumps(config.to_dict(), indent=2, sort_keys=True) + "\n"
     write_atomically(workdir / FILE_NAME, text)
+
+
+def _has_begun(workdir: Path) -> bool:
+    """Whether a run has left figures or checkpoints, whole or not."""
+    figures, checkpoints = workdir / metrics.FILE_NAME, workdir / CHECKPOINTS
+    if figures.exists() and figures.stat().st_size > 0:
+        return True
+    return checkpoints.exists() and any(checkpoints.iterdir())
 
 
 def make_workdir(workdir: Path) -> None:

@@ -102,6 +102,7 @@ def test_a_directory_belongs_to_its_config(tmp_path):
     claim_workdir(workdir, tiny_config())
     assert flatten(load_config(workdir)) == flatten(tiny_config())
     claim_workdir(workdir, tiny_config())
+    (workdir / "checkpoints" / "2").mkdir(parents=True)
     other = tiny_config(steps=7, model__pattern=("gdn2",))
     with pytest.raises(UserError) as caught:
         claim_workdir(workdir, other)
@@ -109,6 +110,28 @@ def test_a_directory_belongs_to_its_config(tmp_path):
         str(caught.value)
     )
     assert load_config(workdir).steps == 6
+
+
+def test_a_run_that_never_took_a_step_gives_way(tmp_path):
+    said: list[str] = []
+    claim_workdir(tmp_path, tiny_config(), say=said.append)
+    (tmp_path / "metrics.jsonl").touch()
+    (tmp_path / "checkpoints").mkdir()
+    assert said == []
+    claim_workdir(tmp_path, tiny_config(steps=7), say=said.append)
+    assert load_config(tmp_path).steps == 7
+    (line,) = said
+    assert "never took a step, of another config: steps is 6 there and 7 here; it has" in line
+
+
+@pytest.mark.parametrize("left", ["metrics.jsonl", "checkpoints/3", "checkpoints/0.tmp"])
+def test_a_run_that_left_something_does_not(tmp_path, left):
+    claim_workdir(tmp_path, tiny_config())
+    (tmp_path / "checkpoints").mkdir()
+    (tmp_path / left).write_text('{"step": 1}', encoding="utf-8")
+    with pytest.raises(UserError, match="belongs to a run of another config: steps is 6 there"):
+        claim_workdir(tmp_path, tiny_config(steps=7))
+    assert load_config(tmp_path).steps == 6
 
 
 def test_fields_that_change_nothing_learned_may_change(tmp_path):
