@@ -59,8 +59,10 @@ def fingerprint(package: Path = PACKAGE) -> str:
     digest = hashlib.sha256()
     for path in sorted(p for pattern in SOURCES for p in package.glob(pattern)):
         digest.update(f"{path.relative_to(package).as_posix()}\n".encode())
-        digest.update("\n".join(_meaning(ast.parse(path.read_text()))).encode())
-    digest.update(json.dumps(json.loads((package / "tiles.json").read_text())).encode())
+        digest.update("\n".join(_meaning(ast.parse(path.read_text(encoding="utf-8")))).encode())
+    digest.update(
+        json.dumps(json.loads((package / "tiles.json").read_text(encoding="utf-8"))).encode()
+    )
     return digest.hexdigest()[:16]
 
 

@@ -34,7 +34,7 @@ def measured(capsys, workdir, *arguments):
     out, err = capsys.readouterr()
     assert code == 0, err
     path = out.splitlines()[-1].removeprefix("written to ")
-    with open(path) as file:
+    with open(path, encoding="utf-8") as file:
         return json.load(file), out
 
 

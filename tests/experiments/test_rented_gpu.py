@@ -64,7 +64,7 @@ def is_gone(process: int) -> bool:
     """Within some seconds; one that nobody has waited for yet ("Z") is gone."""
     status = Path(f"/proc/{process}/status")
     for _ in range(100):
-        if not status.exists() or "State:\tZ" in status.read_text():
+        if not status.exists() or "State:\tZ" in status.read_text(encoding="utf-8"):
             return True
         time.sleep(0.05)
     return False
@@ -189,7 +189,7 @@ def test_results_are_saved_as_they_come(tmp_path: Path, run) -> None:
 
 
 def lines(diary: Path) -> list[str]:
-    return diary.read_text().splitlines()
+    return diary.read_text(encoding="utf-8").splitlines()
 
 
 def test_stages_are_in_order_and_timings_alone(tmp_path: Path, run) -> None:

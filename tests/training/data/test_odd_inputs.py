@@ -63,7 +63,7 @@ def test_what_a_directory_holds_besides_is_said(tmp_path):
 
 
 def test_file_names_need_not_be_utf8(tmp_path):
-    with open(os.fsencode(tmp_path) + b"/\xff.txt", "w") as file:
+    with open(os.fsencode(tmp_path) + b"/\xff.txt", "w", encoding="utf-8") as file:
         file.write("hello")
     (source,) = list_sources([str(tmp_path)])
     assert source.name == r"\xff.txt"
