@@ -68,8 +68,16 @@ def test_every_fixture_is_compared():
     assert {path.stem for path in FOLDER.glob("*.npz")} == {*CASES, "model_kda"}
 
 
-@pytest.mark.parametrize("implementation", ["recurrent", "chunked"])
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize(
+    ("name", "implementation"),
+    [
+        *((name, "recurrent") for name in CASES),
+        *(
+            pytest.param(name, "chunked", marks=() if name == "gdn2_official" else pytest.mark.slow)
+            for name in CASES
+        ),
+    ],
+)
 def test_a_layer_gives_what_it_gives_in_pytorch(name, implementation):
     weights, x, y, options = load(name)
     mixer = mixer_of(name, options, implementation=implementation)

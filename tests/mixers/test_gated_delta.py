@@ -53,8 +53,20 @@ def recorded(monkeypatch, mixer, params, x):
         return jax.jit(apply)(params, x), seen["options"]
 
 
-@pytest.mark.parametrize("implementation", ["recurrent", "chunked"])
-@pytest.mark.parametrize("name", PUBLISHED)
+# A layer asks for its rule by name; that the rules are one is tested in tests/ops.
+CHUNKED = ("gdn2", "mamba2")
+
+
+@pytest.mark.parametrize(
+    ("name", "implementation"),
+    [
+        *((name, "recurrent") for name in PUBLISHED),
+        *(
+            pytest.param(name, "chunked", marks=() if name in CHUNKED else pytest.mark.slow)
+            for name in PUBLISHED
+        ),
+    ],
+)
 def test_the_layer_is_the_published_one_written_out(name, implementation):
     groups = {"num_key_heads": 1} if name == "mamba2" else {}
     mixer = MIXERS[name](**OTHERS | groups | {"implementation": implementation})

@@ -25,7 +25,14 @@ def losses(run, state):
     return np.array([float(s.nats) / float(s.tokens) for s in sums]), state
 
 
-@pytest.mark.parametrize("name", MIXERS)
+# One of each interface; every mixer's gradients are tested in tests/mixers.
+ALWAYS = ("carve", "mamba3", "swa")
+
+
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(name, marks=() if name in ALWAYS else pytest.mark.slow) for name in MIXERS],
+)
 def test_trains_on_associative_recall_and_decodes_its_forward_pass(name):
     config = tiny_config(
         model__pattern=(name,),

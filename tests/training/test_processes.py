@@ -112,6 +112,9 @@ def runs(tmp_path_factory):
     return directory, stopped, two
 
 
+# Seven processes and a run. Always tested: two that save and stop together, and meshes of two in
+# one process (test_sharding.py) and in two (test_remesh.py).
+@pytest.mark.slow
 def test_sigterm_to_one_of_four_stops_and_saves_all(runs):
     directory, (codes, lines, errors), _ = runs
     assert codes == [143] * 4, errors
@@ -121,6 +124,7 @@ def test_sigterm_to_one_of_four_stops_and_saves_all(runs):
     assert lines[1:] == [[], [], []]
 
 
+@pytest.mark.slow
 def test_two_processes_go_on_to_the_losses_of_one(runs):
     directory, _, (codes, lines, errors) = runs
     assert codes == [0, 0], errors
@@ -135,6 +139,7 @@ def test_two_processes_go_on_to_the_losses_of_one(runs):
     np.testing.assert_allclose(many[-1]["eval_loss"], alone[-1]["eval_loss"], 1e-5)
 
 
+@pytest.mark.slow
 def test_the_directory_is_that_of_one_run(runs):
     directory, _, _ = runs
     names = {path.name for path in (directory / "many").iterdir()}
@@ -166,6 +171,7 @@ def flip_byte(path, place):
     path.write_bytes(content)
 
 
+@pytest.mark.slow
 def test_a_wrong_checksum_found_by_one_before_training(tmp_path):
     data = text_data(tmp_path / "tokens")
     data.verify = True
