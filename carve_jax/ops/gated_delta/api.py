@@ -64,7 +64,8 @@ def gated_delta_rule(
       write: w, a channel (V) or a head (1), in [0, 1].
       scale: factor of the query; K**-0.5 by default.
       initial_state: S before the first token (zero by default); belongs to a row's first segment.
-      segment_ids: non-decreasing runs; the state restarts at each new one, anywhere.
+      segment_ids: non-decreasing runs; the state restarts at each new one, anywhere. NaN and
+        infinity in the inputs of one spoil no other's outputs or gradients.
       chunk_size: most tokens of a tile of `chunked`; rounded down to a power of two. No effect on
         the result beyond rounding; others ignore it.
       implementation: "recurrent" (token by token), "chunked" (tiles, in XLA), "pallas" (the best
@@ -190,7 +191,8 @@ def carve_rule(
       initial_state: what an earlier call returned; belongs to a row's first segment.
       segment_ids: non-decreasing runs; state, content and gate chunks restart at each new one.
         Each must start on a multiple of `gate_chunk` from the start of the row (earlier calls
-        counted in): checked outside `jit`, the caller's promise inside.
+        counted in): checked outside `jit`, the caller's promise inside. What is not finite stays in
+        its own, as in `gated_delta_rule`.
       gate_chunk: L, tokens.
       erase_scale: largest erase; 2 admits negative eigenvalues.
       stop_gradient_content: no gradient through the content (ablation).
