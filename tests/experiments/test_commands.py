@@ -36,6 +36,7 @@ def test_kernels_that_cannot_run_are_refused_in_one_sentence(tmp_path, monkeypat
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow  # a mesh of two trains with the kernels, too: tests/training/test_sharding.py
 def test_training_runs_the_kernels_and_says_so(tmp_path):
     config = tiny_config(model__implementation="pallas", steps=1)
     config.data = text_data(tmp_path / "data")

@@ -29,6 +29,7 @@ def tiny_config(**changes: Any) -> ConfigDict:
             "gate_chunk": 16,
             "chunk_size": 16,
             "compute_dtype": "float32",
+            "implementation": "recurrent",  # it compiles fastest; tests/ops compares them all
         }
     )
     config.data = ConfigDict(
