@@ -18,6 +18,7 @@ import jax.numpy as jnp
 from flax import struct
 
 from carve_jax.errors import UserError
+from carve_jax.files import shown
 from carve_jax.shapes import Array, Bool, Float32, Int32
 from carve_jax.training.ranges import check_number
 
@@ -77,7 +78,8 @@ class Guard:
             check_number(f"guard.{name}", getattr(guard, name))
         if guard.action not in ACTIONS:
             raise UserError(
-                f"config.guard.action is {guard.action!r}, but must be one of {', '.join(ACTIONS)}"
+                f"config.guard.action is {shown(guard.action)}, but must be one of "
+                f"{', '.join(ACTIONS)}"
             )
         return guard
 

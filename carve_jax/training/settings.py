@@ -11,7 +11,14 @@ from typing import Any, get_args, get_type_hints
 from ml_collections import ConfigDict, FieldReference
 
 from carve_jax.errors import UserError
-from carve_jax.files import local_path, made_directory, read_json, write_atomically
+from carve_jax.files import (
+    local_path,
+    made_directory,
+    read_json,
+    reason_of,
+    shown,
+    write_atomically,
+)
 from carve_jax.model import LMConfig
 from carve_jax.sharding import AXES
 from carve_jax.training import metrics
@@ -63,9 +70,10 @@ def check_settings(config: ConfigDict) -> None:
     The sections `model` and `data` are checked, but for their numbers, by the code they belong to.
     """
     check_names(config.keys(), SECTIONS + COUNTS + COUNTS_OR_ZERO + OTHERS, "config")
-    check_names(config.optimizer.keys(), OPTIMIZER, "config.optimizer")
-    check_names(config.mesh.keys(), AXES, "config.mesh")
-    check_names(config.guard.keys(), GUARD, "config.guard")
+    sections = {name: section_of(config, name) for name in SECTIONS}
+    check_names(sections["optimizer"].keys(), OPTIMIZER, "config.optimizer")
+    check_names(sections["mesh"].keys(), AXES, "config.mesh")
+    check_names(sections["guard"].keys(), GUARD, "config.guard")
     check_numbers(config.to_dict())
     Guard.from_config(config.guard)
     check_reports(config)
@@ -76,15 +84,30 @@ def check_settings(config: ConfigDict) -> None:
         )
 
 
+def section_of(config: ConfigDict, name: str) -> ConfigDict:
+    """A section of a config.
+
+    Raises:
+      UserError: it is missing, or a value without fields.
+    """
+    section = config.get(name)
+    if not isinstance(section, ConfigDict):
+        given = f"config.{name} is {shown(section)}" if name in config else f"config lacks {name}"
+        raise UserError(f"{given}, which must be a section of fields: start from configs/base.py")
+    return section
+
+
 def check_reports(config: ConfigDict) -> None:
     """Raises UserError for a field, out of range, of what a run keeps and says."""
-    steps = tuple(config.profile_steps)
-    whole = len(steps) == 2 and all(type(step) is int for step in steps)
-    if not whole or (steps != (0, 0) and not 1 <= steps[0] <= steps[1]):
+    steps = config.profile_steps
+    pair = isinstance(steps, (list, tuple)) and [type(step) for step in steps] == [int, int]
+    if not pair or (tuple(steps) != (0, 0) and not 1 <= steps[0] <= steps[1]):
         raise UserError(
-            f"config.profile_steps is {steps!r}, but must be the first and the last step to trace, "
-            "such as (10, 12), or (0, 0) for none"
+            f"config.profile_steps is {shown(steps)}, but must be the first and the last step to "
+            "trace, such as (10, 12), or (0, 0) for none"
         )
+    if not isinstance(config.sample_prompt, str):
+        raise UserError(f"config.sample_prompt is {shown(config.sample_prompt)}, but must be text")
     often, seldom = sorted((config.eval_every, config.checkpoint_every))
     if config.keep_best and seldom % often:
         raise UserError(
@@ -99,7 +122,7 @@ def check_names(given: Iterable[str], expected: tuple[str, ...], where: str) -> 
     given = list(given)
     for name in given:
         if name not in expected:
-            raise UserError(f"{where} has no field {name!r}; {nearest(name, expected)}")
+            raise UserError(f"{where} has no field {shown(name)}; {nearest(name, expected)}")
     missing = [name for name in expected if name not in given]
     if missing:
         raise UserError(f"{where} lacks {', '.join(missing)}: start from configs/base.py")
@@ -118,18 +141,18 @@ def make_model_config(config: ConfigDict) -> LMConfig:
     Raises:
       UserError: an unknown field, or values that LMConfig refuses.
     """
-    section = config.model.to_dict()
+    section = section_of(config, "model").to_dict()
     check_numbers(section, "model.")
     fields = tuple(field.name for field in dataclasses.fields(LMConfig))
     for name in section:
         if name not in fields:
-            raise UserError(f"config.model has no field {name!r}; {nearest(name, fields)}")
+            raise UserError(f"config.model has no field {shown(name)}; {nearest(name, fields)}")
     if isinstance(section.get("pattern"), list):  # as JSON gives it back
         section["pattern"] = tuple(section["pattern"])
     try:
         return LMConfig(**section)
     except (ValueError, TypeError) as error:
-        raise UserError(f"config.model: {error}") from error
+        raise UserError(f"config.model: {reason_of(error)}") from error
 
 
 def claim_workdir(
@@ -267,7 +290,7 @@ def differences(
         but |= {"data.path", "data.paths", "data.verify"}
 
     def show(value: Any) -> str:
-        return "absent" if value is absent else repr(value)
+        return "absent" if value is absent else shown(value)
 
     return [
         f"{name} is {show(old.get(name, absent))} there and {show(new.get(name, absent))} here"

@@ -92,6 +92,64 @@ def test_unknown_and_missing_fields():
         make_model_config(config)
 
 
+@pytest.mark.parametrize("name", ["optimizer", "mesh", "guard", "data", "model"])
+@pytest.mark.parametrize("value", ["", None, 3, "x" * 100_000])
+def test_a_section_that_is_a_value(name, value):
+    config = ConfigDict(tiny_config().to_dict() | {name: value})
+    with pytest.raises(
+        UserError, match=rf"^config.{name} is .* must be a section of fields"
+    ) as told:
+        check_settings(config)
+    assert len(str(told.value)) < 400
+
+
+def test_a_config_without_a_model():
+    with pytest.raises(UserError, match=r"^config lacks model, which must be a section of fields"):
+        make_model_config(ConfigDict({"data": {}}))
+
+
+@pytest.mark.parametrize("steps", [-0.0, None, 3, "ab", (1,), (1.0, 2), (2, 1), ["x" * 100_000]])
+def test_steps_to_trace_are_two_whole_numbers(steps):
+    config = ConfigDict(tiny_config().to_dict() | {"profile_steps": steps})
+    with pytest.raises(UserError, match=r"^config.profile_steps is .* such as") as told:
+        check_settings(config)
+    assert len(str(told.value)) < 400
+
+
+@pytest.mark.parametrize(
+    ("changes", "field"),
+    [
+        ({"x" * 100_000: 1}, "config has no field 'x"),
+        ({"sample_prompt": 5}, "config.sample_prompt is 5, but must be text"),
+        ({"guard": base.get_config().guard.to_dict() | {"action": "x" * 100_000}}, "guard.action"),
+    ],
+)
+def test_other_values_are_refused_in_a_line(changes, field):
+    with pytest.raises(UserError, match=field) as told:
+        check_settings(ConfigDict(tiny_config().to_dict() | changes))
+    assert len(str(told.value)) < 900
+
+
+@pytest.mark.parametrize("name", ["compute_dtype", "decay", "pattern"])
+def test_what_the_model_refuses_is_told_in_a_line(name):
+    config = tiny_config()
+    with config.model.ignore_type():
+        config.model[name] = "x" * 100_000
+    with pytest.raises(UserError, match=rf"^config.model: .*{name}=") as told:
+        make_model_config(config)
+    assert len(str(told.value)) < 300
+
+
+def test_a_directory_of_another_long_config_is_told_in_a_line(tmp_path):
+    claim_workdir(tmp_path, tiny_config(data__path="x" * 100_000))
+    (tmp_path / "metrics.jsonl").write_text('{"step": 1}\n', "utf-8")
+    with pytest.raises(
+        UserError, match=r"belongs to a run of another config: data.path is"
+    ) as told:
+        claim_workdir(tmp_path, tiny_config(data__path="y" * 100_000))
+    assert len(str(told.value)) < 900
+
+
 def test_unknown_mixer_offers_the_nearest():
     with pytest.raises(UserError, match=r"config.model: .*'crave'.*carve"):
         make_model_config(tiny_config(model__pattern=("crave",)))

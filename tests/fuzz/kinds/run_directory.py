@@ -27,6 +27,7 @@ from tests.fuzz.kind import OTHER, REPAIRED, Kind, Say, SilentChange, same
 from tests.training.helpers import tiny_config
 
 CONFIG = "config.json"
+CONFIGS = (kept("value", 9, '""'), kept("value", 50, "long text"))
 
 
 def make_config(folder: Path, number: int) -> None:
@@ -185,6 +186,7 @@ KINDS = (
         read_config,
         ("carve_jax.training.settings:load_config",),
         json=True,
+        examples=CONFIGS,
     ),
     Kind(
         "config.json for --config",
@@ -194,6 +196,7 @@ KINDS = (
         ("experiments.cli:_run_config",),
         judge_given_config,
         json=True,
+        examples=CONFIGS,
     ),
     Kind(
         "config in Python",
