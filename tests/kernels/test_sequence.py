@@ -69,10 +69,9 @@ def test_parts_one_after_another(rule: str, monkeypatch: pytest.MonkeyPatch) -> 
     "case",
     [
         pytest.param(Case(1, 600, 1, 2, 16, 16, gate_chunk=256, decay="resets"), marks=SLOW),
-        pytest.param(Case(1, 600, 1, 1, 16, 16, gate_chunk=300, norm=True, offset=37), marks=SLOW),
-        Case(1, 320, 1, 1, 16, 16, gate_chunk=300, norm=True, offset=37),
+        Case(1, 600, 1, 1, 16, 16, gate_chunk=300, norm=True, offset=37),
     ],
-    ids=["256", "300 from an offset", "the rest of one and another"],
+    ids=["256", "300 from an offset"],
 )
 def test_long_gate_chunks_take_the_plain_kernels_one_by_one(case: Case) -> None:
     check("carve", case)
