@@ -80,7 +80,8 @@ def _with_triton(archs: Sequence[str], flags: argparse.Namespace) -> int:
 
 
 def _with_xla(arch: str, flags: argparse.Namespace) -> int:
-    programs = _chosen(catalogue.counted, arch, flags)
+    listed = catalogue.countable if flags.programs else catalogue.counted
+    programs = _chosen(listed, arch, flags)
     if isinstance(programs, str):
         return _fail(programs)
     found = []

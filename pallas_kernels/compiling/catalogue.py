@@ -199,13 +199,26 @@ def programs(device_kind: str, capability: float) -> list[Program | TritonProgra
 
 def counted(device_kind: str, capability: float) -> list[Program]:
     """The programs whose instructions are recorded: the official size, exact and bounded, and what
-    departs from it in one thing: dtype, width, grouped values, gate chunk, few heads."""
+    departs from it in one thing: dtype, width, grouped values, few heads, gate chunk."""
     listed = [(name, "bfloat16", 128, OFFICIAL) for name in RULES]
+    listed += [("gdn2", "float16", 128, OFFICIAL)]
     for name in PLAIN:
-        listed += [(name, dtype, 128, OFFICIAL) for dtype in DTYPES[1:]]
-        listed += [(name, "bfloat16", width, OFFICIAL) for width in (64, 256)]
+        listed += [(name, "bfloat16", 64, OFFICIAL)]
         listed += [(name, "bfloat16", 128, size) for size in (GROUPED, FEW_HEADS)]
     listed += [("carve", "bfloat16", 128, Size(gate_chunk=length)) for length in (16, 256)]
+    return _all_fitting(listed, device_kind, capability)
+
+
+def countable(device_kind: str, capability: float) -> list[Program]:
+    """Those, and others that take minutes each: other dtypes, and heads of 256 channels."""
+    listed = [("carve", "float16", 128, OFFICIAL)]
+    listed += [(name, "float32", 128, OFFICIAL) for name in PLAIN]
+    listed += [(name, "bfloat16", 256, OFFICIAL) for name in PLAIN]
+    others = _all_fitting(listed, device_kind, capability)
+    return [*counted(device_kind, capability), *others]
+
+
+def _all_fitting(listed: Sequence[tuple], device_kind: str, capability: float) -> list[Program]:
     found = [
         _fitting(name, dtype, width, device_kind, capability, size)
         for name, dtype, width, size in listed
