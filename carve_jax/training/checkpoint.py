@@ -144,6 +144,12 @@ class Checkpoints:
             return f"no checkpoint had been finished in {self.directory}"
         return f"the last good checkpoint is step {steps[-1]} in {self.directory / str(steps[-1])}"
 
+    def settled(self) -> str:
+        """`last_good` once the save in progress has ended, well or not."""
+        with contextlib.suppress(UserError):
+            self.wait()
+        return self.last_good()
+
     def best_step(self) -> int:
         """The step of the finished checkpoint with the lowest held-out loss.
 

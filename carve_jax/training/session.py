@@ -65,7 +65,7 @@ def take_steps(
             guard=Guard.from_config(config.guard),
             tokens=start.tokens,
             throughput=Throughput(ideal_seconds(run)),
-            last_good=checkpoints.last_good,
+            last_good=checkpoints.settled,
             say=speak,
         )
         session = Session(
