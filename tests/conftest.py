@@ -3,10 +3,8 @@
 import datetime
 import os
 import random
-import sys
 import time
 from collections.abc import Iterator
-from typing import Any
 
 from tests.devices import xla_flags
 
@@ -37,30 +35,6 @@ def bounded_programs() -> Iterator[None]:
     """
     yield
     jax.clear_caches()
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_program_a_config() -> Iterator[None]:
-    """Runs of one config and one device in a file of tests are traced and compiled once."""
-    run = sys.modules.get("carve_jax.training.run")
-    if run is None:
-        yield
-        return
-    known: dict[Any, Any] = {}
-    build_steps = run.build_steps
-
-    def remembered(config: Any, model: Any, mesh: Any) -> Any:
-        if mesh is not None:
-            return build_steps(config, model, mesh)
-        read = ("optimizer", "steps", "seed", "loss_chunk", "z_loss", "guard", "log_norms_every")
-        key = repr(([(name, config[name]) for name in read], model.config))
-        if key not in known:
-            known[key] = build_steps(config, model, mesh)
-        return known[key]
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(run, "build_steps", remembered)
-        yield
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
