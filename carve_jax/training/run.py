@@ -26,6 +26,7 @@ from carve_jax.training.optimizer import make_optimizer, make_schedule
 from carve_jax.training.settings import (
     CHECKPOINTS,
     check_settings,
+    check_sizes,
     load_config,
     make_model_config,
     require_config_of,
@@ -221,8 +222,9 @@ def implementation_of(config: ConfigDict, model: LanguageModel) -> str:
     """Name of the implementation of the rule that training runs.
 
     Raises:
-      UserError: it is named, and cannot run here.
+      UserError: it is named, and cannot run here; or the config lacks the sizes of a batch.
     """
+    check_sizes(config)
     sizes = {"B": config.batch_size, "T": config.sequence_length}
     sizes |= {"N": model.config.num_heads, "K": model.config.key_dim, "V": model.config.value_dim}
     try:

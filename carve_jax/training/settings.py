@@ -24,7 +24,7 @@ from carve_jax.sharding import AXES
 from carve_jax.training import metrics
 from carve_jax.training.guard import FIELDS as GUARD
 from carve_jax.training.guard import Guard
-from carve_jax.training.ranges import check_numbers
+from carve_jax.training.ranges import check_number, check_numbers
 
 FILE_NAME = "config.json"
 CHECKPOINTS = "checkpoints"  # the folder of a run directory
@@ -95,6 +95,14 @@ def section_of(config: ConfigDict, name: str) -> ConfigDict:
         given = f"config.{name} is {shown(section)}" if name in config else f"config lacks {name}"
         raise UserError(f"{given}, which must be a section of fields: start from configs/base.py")
     return section
+
+
+def check_sizes(config: ConfigDict) -> None:
+    """Raises UserError unless a config says how large its batches are."""
+    for name in ("batch_size", "sequence_length"):
+        if name not in config:
+            raise UserError(f"config lacks {name}: start from configs/base.py")
+        check_number(name, config[name])
 
 
 def check_reports(config: ConfigDict) -> None:

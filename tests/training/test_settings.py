@@ -8,7 +8,7 @@ from ml_collections import ConfigDict
 from carve_jax.errors import UserError
 from carve_jax.model import LMConfig
 from carve_jax.training.data import ByteTokenizer
-from carve_jax.training.run import build_pipeline, make_model
+from carve_jax.training.run import build_pipeline, load_trained, make_model
 from carve_jax.training.settings import (
     RESUMABLE,
     check_settings,
@@ -106,6 +106,17 @@ def test_a_section_that_is_a_value(name, value):
 def test_a_config_without_a_model():
     with pytest.raises(UserError, match=r"^config lacks model, which must be a section of fields"):
         make_model_config(ConfigDict({"data": {}}))
+
+
+@pytest.mark.parametrize("name", ["batch_size", "sequence_length", "model"])
+@pytest.mark.parametrize("value", ["absent", "", None, -1])
+def test_a_trained_model_needs_the_sizes_of_its_config(tmp_path, name, value):
+    fields = tiny_config().to_dict() | {name: value}
+    if value == "absent":
+        del fields[name]
+    (tmp_path / "config.json").write_text(json.dumps(fields), "utf-8")
+    with pytest.raises(UserError, match=f"^config( lacks |.){name}"):
+        load_trained(tmp_path)
 
 
 @pytest.mark.parametrize("steps", [-0.0, None, 3, "ab", (1,), (1.0, 2), (2, 1), ["x" * 100_000]])
