@@ -90,7 +90,7 @@ def _train(run: Run, workdir: Path, say: Say) -> TrainState:
         start = restore_or_init(run, checkpoints, batches, workdir)
         facts = describe(run, start.state, start.step)
         if is_first():
-            provenance.write_provenance(workdir, facts)
+            provenance.write_provenance(workdir, facts, speak)
         if facts.get("pipeline_bubble"):
             speak(
                 f"CARVE's pipeline along the sequence leaves {facts['pipeline_bubble']:.0%} of the "
@@ -198,7 +198,7 @@ def finish(run: Run, workdir: Path, state: TrainState, say: Say) -> None:
     with together():
         if not is_first():
             return
-        say(f"loss curve: {plot.plot_loss(read_metrics(workdir), workdir / plot.FILE_NAME)}")
+        say(f"loss curve: {plot.plot_loss(read_metrics(workdir, say), workdir / plot.FILE_NAME)}")
         if tokenizer is not None:
             say(f"sample:\n{sample(run, params, tokenizer)}")
 

@@ -22,13 +22,25 @@ CLOCK = frozenset({"tokens_per_second", "step_seconds", "data_wait_seconds", "mf
 """The figures that two runs of the same config do not share."""
 
 
-def read_metrics(workdir: Path) -> list[dict[str, Any]]:
+def read_metrics(
+    workdir: Path, say: Callable[[str], None] = lambda line: None
+) -> list[dict[str, Any]]:
     """The lines of a run's `metrics.jsonl` but for damaged ones; [] if there is none.
+
+    Args:
+      workdir: of the run.
+      say: takes one line for the user where some are damaged.
 
     Raises:
       UserError: it is no file of lines at all.
     """
-    return _read(workdir)[0]
+    lines, damaged = _read(workdir)
+    if damaged:
+        say(
+            f"{workdir / FILE_NAME}: {len(damaged)} damaged lines are passed over (the first: "
+            f"{damaged[0].reason})"
+        )
+    return lines
 
 
 def _read(workdir: Path) -> tuple[list[dict[str, Any]], list[Damaged]]:

@@ -4,6 +4,7 @@ import json
 import platform
 import subprocess
 import sys
+from collections.abc import Callable
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
@@ -44,10 +45,18 @@ def describe_environment() -> dict[str, Any]:
     }
 
 
-def write_provenance(workdir: Path, facts: dict[str, Any]) -> None:
-    """Writes `facts` to provenance.json; those of earlier starts go to its list "earlier"."""
+def write_provenance(
+    workdir: Path, facts: dict[str, Any], say: Callable[[str], None] = lambda line: None
+) -> None:
+    """Writes `facts` to provenance.json; those of earlier starts go to its list "earlier".
+
+    Args:
+      workdir: of the run.
+      facts: plain values.
+      say: takes one line for the user where those of earlier starts cannot be read.
+    """
     path = workdir / FILE_NAME
-    previous = _read(path)
+    previous = _read(path, say)
     earlier = previous.pop("earlier", [])
     starts = [one for one in earlier if isinstance(one, dict)] if isinstance(earlier, list) else []
     earlier = [*starts, *([previous] if previous else [])]
@@ -60,13 +69,14 @@ def add_provenance(workdir: Path, facts: dict[str, Any]) -> None:
     write_atomically(path, json.dumps({**_read(path), **facts}, indent=2) + "\n")
 
 
-def _read(path: Path) -> dict[str, Any]:
+def _read(path: Path, say: Callable[[str], None] = lambda line: None) -> dict[str, Any]:
     """What is there; of a file that does not read, that it does not: no run stops for it."""
     try:
-        return read_json(path)
+        return read_json(path, mend="it is written anew, without the earlier starts")
     except FileNotFoundError:
         return {}
     except UserError as error:
+        say(str(error))
         return {"damaged": str(error)}
 
 

@@ -6,7 +6,7 @@ import pytest
 
 from carve_jax.errors import UserError
 from carve_jax.files import held
-from carve_jax.training import loop
+from carve_jax.training import loop, provenance
 from carve_jax.training.metrics import MetricsLog, read_metrics
 from tests.training.helpers import tiny_config
 
@@ -21,6 +21,32 @@ def write(workdir, first, last, resume=0, said=None):
     with MetricsLog(workdir, resume, (said if said is not None else []).append) as log:
         for step in range(first, last + 1):
             log.write(step, {"loss": 1.0 / step})
+
+
+@pytest.mark.parametrize("content", [b"{", b"\xff", b"[]", b""])
+def test_damaged_provenance_is_told_and_written_anew(tmp_path, content):
+    path, said = tmp_path / provenance.FILE_NAME, []
+    path.write_bytes(content)
+    provenance.write_provenance(tmp_path, {"commit": "a"}, said.append)
+    (line,) = said
+    assert line.startswith(f"{path} cannot be read (")
+    assert line.endswith("): it is written anew, without the earlier starts")
+    found = json.loads(path.read_text("utf-8"))
+    assert (found["commit"], found["earlier"]) == ("a", [{"damaged": line}])
+    provenance.write_provenance(tmp_path, {"commit": "b"}, said.append)
+    assert len(said) == 1
+
+
+def test_reading_tells_of_damaged_lines(tmp_path):
+    write(tmp_path, 1, 3)
+    said = []
+    read_metrics(tmp_path, said.append)
+    assert not said
+    with (tmp_path / "metrics.jsonl").open("ab") as file:
+        file.write(b"garbage\n1\n")
+    assert len(read_metrics(tmp_path, said.append)) == 3
+    (line,) = said
+    assert line.startswith(f"{tmp_path / 'metrics.jsonl'}: 2 damaged lines are passed over (")
 
 
 @pytest.mark.parametrize("damage", DAMAGE)

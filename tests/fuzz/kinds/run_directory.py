@@ -88,7 +88,7 @@ def make_provenance(folder: Path, number: int) -> None:
 
 def read_provenance(folder: Path, say: Say) -> Any:
     """As a run that goes on: its own facts, those there before, and what is known at the end."""
-    provenance.write_provenance(folder, {"commit": "new"})
+    provenance.write_provenance(folder, {"commit": "new"}, say)
     provenance.add_provenance(folder, {"device_peak_bytes": 1})
     return json.loads((folder / provenance.FILE_NAME).read_text("utf-8"))
 
@@ -96,8 +96,8 @@ def read_provenance(folder: Path, say: Say) -> Any:
 def judge_provenance(folder: Path, value: Any, healthy: Any, said: list[str]) -> str:
     if value["commit"] != "new" or value["device_peak_bytes"] != 1:
         raise SilentChange("its own facts are lost")
-    if any("damaged" in fact for fact in value["earlier"]):
-        return REPAIRED  # the record itself says that the earlier one could not be read
+    if said:
+        return REPAIRED
     return OTHER if value["earlier"] else REPAIRED  # a file that is gone says nothing
 
 
