@@ -12,6 +12,7 @@ os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {xla_flags(2)}"
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", os.path.abspath(".jax_cache"))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.3")
 os.environ.setdefault("CARVE_SELFTEST", "off")  # the suite compares kernels itself
+os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test asks the network, or waits for it
 
 import jax
 import pytest
