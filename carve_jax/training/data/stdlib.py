@@ -6,6 +6,7 @@ version; `fingerprint` of the documents goes into a run's provenance.
 
 import ast
 import functools
+import gc
 import importlib
 import sys
 import sysconfig
@@ -59,15 +60,25 @@ def _sources() -> Iterator[Document]:
 def _docstrings() -> Iterator[Document]:
     seen: set[str] = set()  # methods of sibling classes share many
     for name, source in _modules():
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # invalid escapes in old modules
-            tree = ast.parse(source)
         entries = []
-        for qualified, text in _walk(tree, name):
+        for qualified, text in _documented(name, source):
             if text not in seen:
                 seen.add(text)
                 entries.append(f"{qualified}\n\n{text}\n")
         yield Document(f"docstrings/{name}", "\n".join(entries).encode())
+
+
+def _documented(name: str, source: bytes) -> list[tuple[str, str]]:
+    """The docstrings of a module, each with its qualified name."""
+    collects = gc.isenabled()
+    gc.disable()  # it would look through the syntax tree again and again: half of the time
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # invalid escapes in old modules
+            return list(_walk(ast.parse(source), name))
+    finally:
+        if collects:
+            gc.enable()
 
 
 def _walk(node: ast.AST, qualified: str) -> Iterator[tuple[str, str]]:
