@@ -58,8 +58,9 @@ def prefill(
             to a multiple of the gate chunk, of which it takes one at least.
         decoding: goes on from there, and is used up (its arrays are donated). Rows then read what
             the shortest prompt has in chunks, and the rest token by token.
-        pad_to: length that rows are padded to at least; batches of like lengths then share their
-            programs. Rows of one length are padded too, and read as those of different lengths.
+        pad_to: length that rows are padded to at least, as far as there is room; batches of like
+            lengths then share their programs. Above 1, rows of one length are padded too, and read
+            as those of different lengths.
 
     Returns:
         The rows after their prompts; ``logits`` are those of each row's last token.
@@ -79,8 +80,11 @@ def prefill(
         alignment = model.config.segment_alignment
         ragged = bool((lengths != lengths[0]).any()) or pad_to > 1
         together = lengths - lengths % alignment if ragged else lengths
-        pad_to = -(-pad_to // alignment) * alignment
         decoding = _empty(model, len(rows), max_length)
+        if pad_to > 1:  # else no row is padded that need not be
+            room = slots(model.config, decoding.cache)
+            pad_to = -(-pad_to // alignment) * alignment
+            pad_to = pad_to if room is None else min(pad_to, room - room % alignment)
     else:
         if len(rows) != len(decoding.position):
             raise ValueError(

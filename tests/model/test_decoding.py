@@ -68,6 +68,17 @@ def _kind(leaf):
     return leaf.shape, str(leaf.dtype)
 
 
+@pytest.mark.parametrize("pattern", [("carve", "swa"), ("carve", "attention")])
+@pytest.mark.parametrize("pad_to", [1, 5])
+def test_prompts_and_rooms_below_a_gate_chunk(pattern, pad_to):
+    model, params = build(pattern)
+    row = prompts((3,))[0]
+    decoding = prefill(model, params, [row], max_length=5, pad_to=pad_to)
+    expected, _ = model.apply({"params": params}, jnp.asarray(row)[None])
+    np.testing.assert_allclose(decoding.logits[0], expected[0, -1], rtol=2e-5, atol=2e-5)
+    assert decoding.position.tolist() == [3]
+
+
 def prompts(lengths=LENGTHS):
     return [np.asarray(random_tokens(n, below=50, seed=n)) for n in lengths]
 
