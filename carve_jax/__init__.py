@@ -4,6 +4,7 @@ The rules are pure functions (`gated_delta_rule`, `carve_rule`); mixers and mode
 modules over them.
 """
 
+from carve_jax import interop
 from carve_jax.config import LMConfig
 from carve_jax.decoding import Decoding, extend, prefill
 from carve_jax.decoding_file import load_decoding, save_decoding
@@ -42,6 +43,7 @@ __all__ = [
     "extend",
     "gated_delta_rule",
     "generate",
+    "interop",
     "load_decoding",
     "prefill",
     "resolve_implementation",

@@ -1,6 +1,7 @@
 """What a model costs, printed before it is trained; `experiments.train --describe` calls it."""
 
 import copy
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from ml_collections import ConfigDict
@@ -19,8 +20,13 @@ def twin(config: ConfigDict) -> ConfigDict | None:
     if not TWINS.keys() & set(config.model.pattern):
         return None
     other = copy.deepcopy(config)
-    other.model.pattern = tuple(TWINS.get(name, name) for name in config.model.pattern)
+    other.model.pattern = exchanged(config.model.pattern)
     return other
+
+
+def exchanged(pattern: Iterable[str]) -> tuple[str, ...]:
+    """The pattern with GDN-2 for CARVE and CARVE for GDN-2."""
+    return tuple(TWINS.get(name, name) for name in pattern)
 
 
 def describe(config: ConfigDict, other: ConfigDict | None) -> str:
@@ -50,8 +56,10 @@ def describe(config: ConfigDict, other: ConfigDict | None) -> str:
         f"\nOf a sequence of {context} tokens. Activations are those that backward keeps, with",
         f"remat={models[0].remat!r} and the rule as it runs on this device.",
     ]
-    if {model.pattern.count("carve") > 0 for model in models} == {True, False}:
-        lines.append(fewer(*sorted(found, key=lambda cost: "carve" not in cost.mixers)))
+    if other is not None and models[1].pattern == exchanged(models[0].pattern):
+        by_mixer = {name: cost for cost in found for name in cost.mixers.keys() & TWINS.keys()}
+        if by_mixer.keys() == TWINS.keys() and by_mixer["carve"] is not by_mixer["gdn2"]:
+            lines.append(against(by_mixer["carve"], by_mixer["gdn2"]))
     return "\n".join(lines)
 
 
@@ -92,11 +100,12 @@ def number(value: float) -> str:
     return f"{round(value):,}"
 
 
-def fewer(carve: Costs, gdn2: Costs) -> str:
-    """What CARVE saves against GDN-2, by what one counts."""
+def against(carve: Costs, gdn2: Costs) -> str:
+    """What CARVE saves against GDN-2 in the same pattern, by what one counts."""
 
-    def share(count: Any) -> str:
-        return f"{100 * (1 - count(carve) / count(gdn2)):.1f}%"
+    def change(count: Callable[[Costs], int]) -> str:
+        saved = 1 - count(carve) / count(gdn2)
+        return f"{100 * abs(saved):.1f}% {'fewer' if saved >= 0 else 'more'}"
 
     def fed(cost: Costs) -> int:
         recurrent = [m for name, m in cost.mixers.items() if name in TWINS]
@@ -106,8 +115,8 @@ def fewer(carve: Costs, gdn2: Costs) -> str:
         return sum(sum(m.values()) for name, m in cost.mixers.items() if name in TWINS)
 
     return (
-        f"\nCARVE has {share(gated)} fewer parameters than GDN-2 in the layers that differ,\n"
-        f"{share(fed)} without their output projection (the count nearest to the paper's 19%),\n"
-        f"{share(lambda cost: cost.parameters['mixer'])} in all mixers and "
-        f"{share(lambda cost: cost.parameters['total'])} in the model."
+        f"\nCARVE has {change(gated)} parameters than GDN-2 in the layers that differ,\n"
+        f"{change(fed)} without their output projection (the count nearest to the paper's 19%),\n"
+        f"{change(lambda cost: cost.parameters['mixer'])} in all mixers and "
+        f"{change(lambda cost: cost.parameters['total'])} in the model."
     )

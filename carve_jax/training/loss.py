@@ -19,7 +19,7 @@ class LossSums(NamedTuple):
     nats: Float32[Array, ""]  # cross-entropy
     tokens: Float32[Array, ""]  # tokens whose loss counts
     bytes: Float32[Array, ""]  # bytes of text those tokens stand for; 0 when it is not text
-    correct: Float32[Array, ""]  # tokens ranked first by the model
+    correct: Float32[Array, ""]  # tokens that the model ranks above all others; no ties
     penalty: Float32[Array, ""]  # z_loss · log(Z)², in the objective but in no report
 
 
@@ -71,7 +71,8 @@ def next_token_loss(
             nats=jnp.sum(mask * (log_z - picked)),
             tokens=jnp.sum(mask),
             bytes=jnp.sum(jnp.where(counted, size, 0)).astype(jnp.float32),
-            correct=jnp.sum(mask * (picked >= jnp.max(logits, axis=-1))),
+            # Itself alone: a model that has collapsed to equal logits is right of nothing.
+            correct=jnp.sum(mask * (jnp.sum(logits >= picked[..., None], axis=-1) == 1)),
             penalty=z_loss * jnp.sum(mask * jnp.square(log_z)),
         )
 

@@ -10,6 +10,7 @@ from carve_jax.mixers import SOFTMAX
 from carve_jax.model import count_parameters
 from carve_jax.training.settings import make_model_config
 from experiments import cli, train
+from experiments.describe import describe, twin
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 OFFICIAL = sorted(
@@ -66,7 +67,7 @@ def test_describe_sets_carve_beside_gdn2(capsys):
     assert rows["recurrent state, floats a layer"] == ["262,144", "262,144", "1.000"]
     assert {"training FLOPs a token", "activation bytes a token"} <= rows.keys()
     assert "15.7% fewer" in out
-    assert "18.7% without their output projection" in out
+    assert "18.7% fewer without their output projection" in out
 
 
 def test_describe_compares_any_two_and_takes_overrides(capsys):
@@ -85,6 +86,16 @@ def test_a_model_without_a_twin_stands_alone(capsys):
     expected = make_model_config(load("quickstart").get_config())
     assert "ratio" not in out
     assert f"{costs(expected, context=256).parameters['head']:,}" in out
+
+
+@pytest.mark.parametrize("pattern", [("attention",), ("mamba2",), ("carve", "swa")])
+def test_only_twins_are_said_to_have_fewer_parameters(pattern):
+    config = load("quickstart").get_config()
+    other = twin(config)
+    assert "fewer parameters than GDN-2 in the layers that differ" in describe(config, other)
+    other.model.pattern = pattern
+    assert "CARVE has" not in describe(config, other)
+    assert "CARVE has" not in describe(other, config)
 
 
 @pytest.mark.parametrize(

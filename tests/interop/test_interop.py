@@ -174,9 +174,10 @@ def test_safetensors_files_and_folders(tmp_path):
         from_torch(path, KDA)
 
 
-def test_neither_pytorch_nor_safetensors_is_imported():
+def test_it_comes_with_the_package_and_without_pytorch_or_safetensors():
     program = (
-        "import sys, carve_jax.interop; print({'torch', 'safetensors'} & sys.modules.keys() or 0)"
+        "import sys, carve_jax; carve_jax.interop.from_torch;"
+        "print({'torch', 'safetensors'} & sys.modules.keys() or 0)"
     )
     assert subprocess.check_output([sys.executable, "-c", program], text=True).strip() == "0"
 

@@ -48,6 +48,13 @@ def test_sums_equal_the_plain_loss(length, loss_chunk):
     assert sums.correct == (mask * (logits.argmax(-1) == targets)).sum()
 
 
+def test_a_tie_is_not_right():
+    hidden, kernel, targets, mask = inputs(2, 5)
+    collapsed = chunked(hidden, jnp.zeros_like(kernel), targets, mask, 8)
+    np.testing.assert_allclose(collapsed.nats, mask.sum() * math.log(VOCAB), rtol=1e-6)
+    assert collapsed.correct == 0
+
+
 @pytest.mark.parametrize("z_loss", [0.0, 0.01])
 def test_gradients_equal_the_plain_ones(z_loss):
     hidden, kernel, targets, mask = inputs(2, 13)
