@@ -1,6 +1,6 @@
 """What content does to the erase logits (CARVE, arXiv 2606.27229), over whole arrays, in XLA.
 
-The walks find the same for one head's content in registers (`triton/walk.py`).
+The walks find the same for one head's content in registers (`triton/scan.py`).
 """
 
 import jax

@@ -24,9 +24,9 @@ from pallas_kernels.tiling import Tiles, padded
 from pallas_kernels.triton.gradients import SpanGradients, SpanInputs, gradients
 from pallas_kernels.triton.pairs import PairInputs, Pairs, pairs
 from pallas_kernels.triton.plan import Content, Gate, Operands, Plan
+from pallas_kernels.triton.scan import walk
+from pallas_kernels.triton.scan_backward import BackwardWalk, GateInputs, walk_back
 from pallas_kernels.triton.span import KEYS, score
-from pallas_kernels.triton.walk import walk
-from pallas_kernels.triton.walk_back import BackwardWalk, GateInputs, walk_back
 
 PART_BYTES = 1 << 27
 MOST_PARTS = 32

@@ -6,7 +6,7 @@ One tile of C tokens, in the notation of GDN-2 (arXiv 2605.22791) with start sta
 
 A is the inverse of I + T; T and P are the decayed scores of (b⊙k, k) and (q, k). One inverse serves
 all value channels, because the erase gate acts on the key axis alone. What does not depend on the
-state is computed for a group of tiles at once here; `walk` does the rest in order. Groups follow
+state is computed for a group of tiles at once here; `scan` does the rest in order. Groups follow
 one another, so that what a tile needs besides its inputs never exists for the whole sequence.
 
 Residuals are the inputs, the state at the start of each tile and the content of each gate chunk.
@@ -19,9 +19,10 @@ import jax
 import jax.numpy as jnp
 
 from carve_jax.ops.content_gate import CarveState, ContentGate, erase_gate, erase_shift
-from carve_jax.ops.gated_delta import tiles, walk
+from carve_jax.ops.gated_delta import scan, tiles
 from carve_jax.ops.gated_delta.isolation import isolated
 from carve_jax.ops.gated_delta.reference import RESTART, RuleInputs, segment_starts
+from carve_jax.ops.gated_delta.scan import Events
 from carve_jax.ops.gated_delta.tiles import matmul
 from carve_jax.ops.gated_delta.tiling import (
     cut,
@@ -32,7 +33,6 @@ from carve_jax.ops.gated_delta.tiling import (
     tile_size,
     uncut,
 )
-from carve_jax.ops.gated_delta.walk import Events
 from carve_jax.shapes import Array, Float, Float32, Int
 
 CARVE_TILE = 64
@@ -119,7 +119,7 @@ def _carve(
 ) -> tuple[Array, CarveState]:
     batch, length = inputs.value.shape[:2]
     tile = tile_size(CARVE_TILE, length)
-    chunks = walk.most_chunks(tile, gate.chunk, aligned)
+    chunks = scan.most_chunks(tile, gate.chunk, aligned)
     plan = Plan(tile, group_size(inputs.query, inputs.value, tile), scale, gate[2:], chunks)
     phase = (state.position[:, None] + jnp.arange(length)[None]) % gate.chunk
     events = Events(segment_starts(segment_ids, batch, length), phase == gate.chunk - 1)
@@ -150,12 +150,12 @@ def _cut_inputs(plan: Plan, inputs: RuleInputs, starts: Array) -> Tiles:
     return t._replace(query=plan.scale * t.query, log_decay=log_decay)
 
 
-def _shared(t: Tiles) -> walk.Shared:
+def _shared(t: Tiles) -> scan.Shared:
     """Everything that depends on neither state nor erase gate."""
     decay = tiles.decay_factors(t.log_decay)
     key_columns = tiles.lower_halves(t.key, decay)
     query_rows = tiles.upper_halves(t.query, decay)
-    return walk.Shared(
+    return scan.Shared(
         decay=decay,
         key_rows=tiles.upper_halves(t.key, decay),
         key_columns=key_columns,
@@ -170,11 +170,11 @@ def _shared(t: Tiles) -> walk.Shared:
 
 def _content(
     plan: Plan, projections: Projections, events: Events
-) -> tuple[ContentGate, walk.ChunkMarks]:
+) -> tuple[ContentGate, scan.ChunkMarks]:
     """The content gate, and the places of the gate chunks."""
     assert plan.gate is not None
     down, up = projections
-    return ContentGate(down, up, *plan.gate), walk.mark_chunks(*events, plan.tile, plan.chunks)
+    return ContentGate(down, up, *plan.gate), scan.mark_chunks(*events, plan.tile, plan.chunks)
 
 
 def _forward_group(
@@ -184,12 +184,12 @@ def _forward_group(
     t = _cut_inputs(plan, inputs, events.starts)
     s = _shared(t)
     if plan.gate is None:
-        inverse, erased = walk.open_system(t.erase, s)
-        memory, (memories, residual) = walk.forward(carry.memory, inverse, erased, s)
+        inverse, erased = scan.open_system(t.erase, s)
+        memory, (memories, residual) = scan.forward(carry.memory, inverse, erased, s)
         carry, contents = Carry(memory), None
     else:
         gate, marks = _content(plan, projections, events)
-        (memory, *content), (memories, residual, contents) = walk.forward_carve(
+        (memory, *content), (memories, residual, contents) = scan.forward_carve(
             (carry.memory, *carry.content), t.erase, s, gate, marks
         )
         carry = Carry(memory, tuple(content))
@@ -262,20 +262,20 @@ def _backward_group(
     erase, slope = t.erase, None
     if plan.gate is not None:
         gate, marks = _content(plan, projections, events)
-        shift = walk.shift_rows(contents, gate, marks)
-        erase, slope = erase_gate(t.erase, shift, gate), walk.gate_slope(t.erase + shift, gate)
-    inverse, erased = walk.open_system(erase, s)
-    residual = walk.residuals(inverse, erased, s.written, memories)
+        shift = scan.shift_rows(contents, gate, marks)
+        erase, slope = erase_gate(t.erase, shift, gate), scan.gate_slope(t.erase + shift, gate)
+    inverse, erased = scan.open_system(erase, s)
+    residual = scan.residuals(inverse, erased, s.written, memories)
     if slope is None:
-        d_memory, (d_memories, d_written) = walk.backward(
+        d_memory, (d_memories, d_written) = scan.backward(
             d_carry.memory, d_output, inverse, erased, s
         )
         d_carry = Carry(d_memory)
-        d_rows = walk.edit_rows_gradient(
-            walk.system_gradient(d_written, residual), d_written, memories, s
+        d_rows = scan.edit_rows_gradient(
+            scan.system_gradient(d_written, residual), d_written, memories, s
         )
     else:
-        (d_memory, *d_content), found = walk.backward_carve(
+        (d_memory, *d_content), found = scan.backward_carve(
             (d_carry.memory, *d_carry.content),
             d_output,
             (t.key, inverse, erased, residual, memories, contents, slope),
@@ -301,7 +301,7 @@ def _backward_group(
 
 def _input_gradients(
     t: Tiles,
-    s: walk.Shared,
+    s: scan.Shared,
     erase: Array,
     residual: Array,
     memories: Array,
@@ -315,8 +315,8 @@ def _input_gradients(
     d_scores = matmul("...rv,...sv->...rs", d_output, residual)
     query_blocks = tiles.score_blocks(d_scores)
     d_diagonal = jnp.diagonal(d_scores, axis1=-2, axis2=-1)[..., None]
-    system_blocks = walk.system_gradient(d_written, residual)
-    erase_rows = walk.erase_rows(erase, s.key_rows)
+    system_blocks = scan.system_gradient(d_written, residual)
+    erase_rows = scan.erase_rows(erase, s.key_rows)
 
     d_query = tiles.sum_upper(tiles.rows_gradient(query_blocks, s.key_columns), s.decay.upper)
     d_query += s.decay.start * matmul("...cv,...kv->...ck", d_output, memories)

@@ -10,7 +10,7 @@ those of its lower half (columns), and both are measured from the boundary betwe
 two factors of at most 1 for every g ≤ 0. The sums are built by doubling, so no small decay is ever
 found as the difference of two large ones.
 
-All arrays carry leading batch axes; imported by `chunked` and `walk` alone.
+All arrays carry leading batch axes; imported by `chunked` and `scan` alone.
 """
 
 import functools

@@ -16,7 +16,7 @@ from jax.experimental import pallas as pl
 
 from pallas_kernels.blocks.decay import SPAN
 from pallas_kernels.blocks.wy import Array
-from pallas_kernels.triton import ptx, ptx_walk
+from pallas_kernels.triton import ptx, ptx_scan
 from pallas_kernels.triton.plan import Content, Gate, Operands, Plan, memory_view, view
 from pallas_kernels.triton.solve import Solver, solver
 from pallas_kernels.triton.span import EDITS, READS, TAILS, Scores
@@ -34,7 +34,7 @@ def erase_shift(gate: Gate, content: Array, down: Array, up: Array) -> Array:
 def minus_erase_gate(gate: Gate, logits: Array, shift: Array) -> Array:
     """−b [C, K] of logits as they are read, rounded as a gate handed to the plain rule would be."""
     if logits.dtype == ptx.BF16 and gate.dtype == logits.dtype.name:
-        return ptx_walk.minus_gate(logits, shift, gate.scale)
+        return ptx_scan.minus_gate(logits, shift, gate.scale)
     erase = gate.scale * jax.nn.sigmoid(logits.astype(jnp.float32) + shift[None, :])
     return -erase.astype(gate.dtype)
 
@@ -101,11 +101,11 @@ def _walk_kernel(inputs: _WalkInputs, *rest: Any, plan: Plan) -> None:
             # R and what it is found of are negated here: fused adds take −v ⊙ w as they are.
             wanted = product(memory, edits, tb=True) - _written(plan, x, here, zero)
             inverse = own_block(scores.squares, SPAN, start, tile)
-            residual = ptx_walk.minus_rounded(product(wanted, inverse, tb=True), product.dtype)
+            residual = ptx_scan.minus_rounded(product(wanted, inverse, tb=True), product.dtype)
         else:
             if content is None:
                 minus = product.operand(jnp.broadcast_to(x.erase[here, :], (tile, channels)))
-                minus = ptx_walk.minus(minus)
+                minus = ptx_scan.minus(minus)
             else:
                 minus = product.operand(minus_erase_gate(plan.gate, x.erase[here, :], shift))
             if scores.squares.shape[1] == SPAN:

@@ -17,10 +17,10 @@ from jax.experimental import pallas as pl
 
 from pallas_kernels.blocks.decay import SPAN
 from pallas_kernels.blocks.wy import Array
-from pallas_kernels.triton import ptx, ptx_walk, solve
+from pallas_kernels.triton import ptx, ptx_scan, solve
 from pallas_kernels.triton.plan import Gate, Plan, memory_view, rows, view
+from pallas_kernels.triton.scan import own_block, tile_at
 from pallas_kernels.triton.span import EDITS, KEYS, READS, TAILS, Scores
-from pallas_kernels.triton.walk import own_block, tile_at
 
 
 class GateInputs(NamedTuple):
@@ -121,7 +121,7 @@ def _walk_back_kernel(inputs: _Inputs, out: BackwardWalk, *, plan: Plan) -> None
         if g is not None:
             added = _shift_gradient(plan, inputs, n, here, d_written)
             edits = ptx.times(product.operand(g.erase[here, :]), edits)
-        d_memory = d_memory + product(ptx_walk.minus(d_written), edits)
+        d_memory = d_memory + product(ptx_scan.minus(d_written), edits)
         # Stored where few values live: in the iteration before, for the tile that comes next.
         before = jax.lax.rem(n + count, count + 1)
         out.d_states[before + zero] = d_memory.astype(out.d_states.dtype)
@@ -144,7 +144,7 @@ def _raise_output(plan: Plan, d_output: Array, d_sum: Array, zero: Array) -> tup
     nothing = jnp.zeros(d_output.shape, dtype)
     # In a loop of one turn, which Triton does not repeat in another layout.
     return solve.once(
-        lambda _: ptx_walk.raised(d_output, d_sum, plan.scale, dtype), zero, (nothing, nothing)
+        lambda _: ptx_scan.raised(d_output, d_sum, plan.scale, dtype), zero, (nothing, nothing)
     )
 
 
@@ -167,24 +167,24 @@ def _shift_gradient(plan: Plan, inputs: _Inputs, n: Array, here: Any, d_written:
     )
     d_system = product.operand(d_system)
     nothing = jnp.zeros((channels, tile), jnp.float32)
-    d_erase = ptx_walk.add_times(nothing, kept(EDITS).T, loaded(g.states[n], d_written, ta=True))
+    d_erase = ptx_scan.add_times(nothing, kept(EDITS).T, loaded(g.states[n], d_written, ta=True))
 
     def add(d_erase: Array, part: Array, rows: Any, columns: Any) -> Array:
         found = loaded(kept(KEYS + columns), part, ta=True)
-        return ptx_walk.add_times(d_erase, kept(KEYS + rows).T, found)
+        return ptx_scan.add_times(d_erase, kept(KEYS + rows).T, found)
 
     def add_level(place: Any, d_erase: Array) -> Array:
         low = jnp.right_shift(1 << plan.levels[0], place)
-        return add(d_erase, ptx_walk.counted_level(d_system, ordered, low), place, place)
+        return add(d_erase, ptx_scan.counted_level(d_system, ordered, low), place, place)
 
     if plan.levels:
         # Up to what only Triton knows to be a constant: LLVM would unroll it, and spill.
         d_erase = jax.lax.fori_loop(0, len(plan.levels) + zero, add_level, d_erase)
     if plan.anchor > 1:
         place = len(plan.levels)
-        part = ptx_walk.below(d_system, ordered, plan.anchor)
+        part = ptx_scan.below(d_system, ordered, plan.anchor)
         d_erase = add(d_erase, part, place, place + 1)
-    weighted = ptx_walk.add_times(nothing, g.slope[here, :].T, d_erase)
+    weighted = ptx_scan.add_times(nothing, g.slope[here, :].T, d_erase)
     return solve.once(lambda c: c - jnp.sum(weighted, 1), zero, jnp.zeros((channels,), jnp.float32))
 
 
