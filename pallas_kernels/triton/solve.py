@@ -1,4 +1,4 @@
-"""(I + T)⁻¹ of one tile inside a walk, applied to a right-hand side that is held transposed.
+"""(I + T)⁻¹ of one tile inside a scan, applied to a right-hand side that is held transposed.
 
 Everything is transposed, U = Tᵀ strictly above the diagonal: R and what it is found of are [V, C],
 so that Aᵀ and Uᵀ enter products as they are. Levels are a loop's index: half the code, and Triton
@@ -16,7 +16,7 @@ from pallas_kernels.blocks import wy
 from pallas_kernels.blocks.wy import Array, Product
 from pallas_kernels.triton import ptx, ptx_scan
 from pallas_kernels.triton.plan import Plan
-from pallas_kernels.triton.span import KEYS
+from pallas_kernels.triton.span import K_LEVELS
 
 
 class Solver(NamedTuple):
@@ -59,8 +59,8 @@ def solver(plan: Plan, tiles: Any, here: Any, minus: Array, zero: Array) -> Solv
     ordered = order(tile, zero)
 
     def found(rows: Any, columns: Any) -> Array:
-        rows = ptx.times(minus, tiles[here, pl.ds((KEYS + rows) * channels, channels)])
-        columns = tiles[here, pl.ds((KEYS + columns) * channels, channels)]
+        rows = ptx.times(minus, tiles[here, pl.ds((K_LEVELS + rows) * channels, channels)])
+        columns = tiles[here, pl.ds((K_LEVELS + columns) * channels, channels)]
         return plan.product(columns, rows, tb=True)
 
     def add_level(place: Any, system: Array) -> Array:

@@ -40,7 +40,7 @@ class Stand:
             value += 0.1 * (value - jax.lax.stop_gradient(value))
             inputs = inputs._replace(value=value.astype(inputs.value.dtype))
         length = inputs.value.shape[1]
-        if content is not None and length % content.span:
+        if content is not None and length % content.stride:
             raise NotImplementedError("whole gate chunks alone")
         group = inputs.value.shape[2] // inputs.key.shape[2]
         keys = ("query", "key", "log_decay", "erase")

@@ -20,21 +20,21 @@ class Layout(NamedTuple):
 
     Attributes:
       chunk: L, tokens of a gate chunk.
-      span: tokens that kernels give a gate chunk: a power of two, or whole spans of 64.
+      stride: tokens that kernels give a gate chunk: a power of two, or whole spans of 64.
       length: T, tokens of the call.
       position: tokens already in each row's first gate chunk [B], or None for none.
     """
 
     chunk: int
-    span: int
+    stride: int
     length: int
     position: Array | None
 
     @classmethod
     def make(cls, chunk: int, length: int, position: Array | None) -> "Layout":
         """The layout of a call."""
-        span = padded(chunk) if chunk <= SPAN else -(-chunk // SPAN) * SPAN
-        return cls(chunk, span, length, position)
+        stride = padded(chunk) if chunk <= SPAN else -(-chunk // SPAN) * SPAN
+        return cls(chunk, stride, length, position)
 
     def lay(self, x: Array) -> Array:
         """[B, T, …] with null tokens where no token of the call stands."""
@@ -45,19 +45,19 @@ class Layout(NamedTuple):
                     jnp.zeros(shape, x.dtype), row, start, axis=0
                 )
             )(x, self.position)
-        if self.span == self.chunk:
+        if self.stride == self.chunk:
             return x
         others = [(0, 0)] * (x.ndim - 2)
         x = jnp.pad(x, [(0, 0), (0, -x.shape[1] % self.chunk), *others])
         x = x.reshape(x.shape[0], -1, self.chunk, *x.shape[2:])
-        x = jnp.pad(x, [(0, 0), (0, 0), (0, self.span - self.chunk), *others])
+        x = jnp.pad(x, [(0, 0), (0, 0), (0, self.stride - self.chunk), *others])
         return x.reshape(x.shape[0], -1, *x.shape[3:])
 
     def unlay(self, x: Array) -> Array:
         """The call's tokens of [B, …, …] laid out so."""
-        if self.span != self.chunk:
-            x = x[:, : x.shape[1] // self.span * self.span]
-            x = x.reshape(x.shape[0], -1, self.span, *x.shape[2:])[:, :, : self.chunk]
+        if self.stride != self.chunk:
+            x = x[:, : x.shape[1] // self.stride * self.stride]
+            x = x.reshape(x.shape[0], -1, self.stride, *x.shape[2:])[:, :, : self.chunk]
             x = x.reshape(x.shape[0], -1, *x.shape[3:])
         if self.position is None:
             return x[:, : self.length]
@@ -73,8 +73,8 @@ class Layout(NamedTuple):
         if starts is None:
             return mean
         starts = self.lay(starts)
-        starts = jnp.pad(starts, ((0, 0), (0, chunks * self.span - starts.shape[1])))
-        fresh = starts.reshape(batch, chunks, self.span).any(axis=2)
+        starts = jnp.pad(starts, ((0, 0), (0, chunks * self.stride - starts.shape[1])))
+        fresh = starts.reshape(batch, chunks, self.stride).any(axis=2)
         following = jnp.pad(fresh[:, 1:], ((0, 0), (0, 1)))
         return jnp.where(following, 0.0, mean)
 
