@@ -113,7 +113,7 @@ def carve_rule_over(
 
     Args:
       axis: name of the mesh axis that cuts T.
-      arrays: the first eight arguments of `carve_rule`: this device's shard of six, and the last two
+      arrays: the first eight arguments of `carve_rule`: this device's shard of six, the last two
         replicated.
       micro_batches: a divisor of B.
       initial_state: before the whole sequence, the same on every device; None for zero.
