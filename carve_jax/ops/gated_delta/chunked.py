@@ -51,7 +51,7 @@ class Plan(NamedTuple):
 
     Attributes:
       tile: C, tokens.
-      group: tiles whose state-free part is computed at once.
+      group: tiles of which what depends on no state is computed at once.
       scale: factor of the query.
       gate: settings of the content gate, or None for the plain rule.
       chunks: the most gate chunks that meet in a tile.
@@ -280,7 +280,7 @@ def _backward_group(
     d_output = cut(d_output, plan.tile, inputs.value.shape[2])  # [tiles, B, N, C, V]
     d_projections: Projections = ()
     erase, slope = t.erase, None
-    if plan.gate is not None:
+    if contents is not None:
         gate, marks = _content(plan, projections, events)
         shift = scan.shift_rows(contents, gate, marks)  # [tiles, B, N, C, K]
         erase, slope = erase_gate(t.erase, shift, gate), scan.gate_slope(t.erase + shift, gate)
@@ -288,7 +288,7 @@ def _backward_group(
     residual = scan.residuals(inverse, bk_decayed, s.written, memories)
 
     # Stage 2: the backward scan. dS_C [tiles, B, N, K, V], dW [tiles, B, N, C, V].
-    if slope is None:
+    if contents is None:
         d_memory, (d_memories, d_written) = scan.backward(
             d_carry.memory, d_output, inverse, bk_decayed, s
         )
