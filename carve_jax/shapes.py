@@ -22,17 +22,23 @@
 
 Inside the ops also:
 
+| name   | meaning                                                                        |
+|--------|--------------------------------------------------------------------------------|
 | C      | tokens of a tile                                                               |
 | L      | tokens of a gate chunk                                                         |
 | tiles  | tiles of a row, or of a group of them                                          |
 | chunks | gate chunks of a row, or the most that meet in a tile                          |
 | X      | channels of any kind                                                           |
+| laid   | tokens of a row with null tokens among them, as `Layout` lays them out         |
+| rest   | further axes, any number of them                                               |
 
 Words, each with one meaning everywhere:
 
 * tile: C tokens that one WY system covers, the chunk of other libraries. `chunk_size` (`chunked`)
   and `Tiles.chunk` (kernels) are its length; it changes rounding and nothing else.
 * gate chunk: L = `gate_chunk` tokens whose erase gates see one content. It belongs to the model.
+  "Chunk" alone is short for it, except in the terms of the field that have no other word:
+  `chunk_size`, `Tiles.chunk`, `chunked`, inter-chunk scan, where it is the tile.
 * group: tiles of which `chunked` computes at once what does not depend on the state.
 * span and part: the kernels' cuts; `pallas_kernels/__init__.py` defines them.
 * scan: the inter-chunk scan, which carries the state from tile to tile in order; backward, its

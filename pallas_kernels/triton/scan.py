@@ -1,4 +1,4 @@
-"""The forward inter-tile scan: one program for each head (and block of value channels).
+"""The forward inter-chunk scan: one program for each head (and block of value channels).
 
     b = gate(content)   T, A (under a content gate)   R = A (Z − Ē S)   O = (γ⊙q) S + P R   S
 
@@ -92,6 +92,7 @@ class _ScanInputs(NamedTuple):
     zero: Any
 
 
+# Its name is that of its launches in budgets, limits and dated results.
 def _walk_kernel(inputs: _ScanInputs, *refs: Any, plan: Plan) -> None:
     out: ScanOutputs
     *_continued, out = refs  # an output of earlier parts, which this one continues, comes first

@@ -1,4 +1,4 @@
-"""The backward inter-tile scan, last tile to first: what carries gradient from tile to tile.
+"""The backward inter-chunk scan, last tile to first: what carries gradient from tile to tile.
 
     dR = Pᵀ dO + K_tail dS        dW = Aᵀ dR        dS ← Diag(γ_C) dS + (γ⊙q)ᵀ dO − Ēᵀ dW
 
@@ -92,6 +92,7 @@ def _content_gradient(gate: Gate, d_shift: Array, content: Array, down: Array, u
     return inverse * (d_content - inverse * inverse * along * content)
 
 
+# Its name is that of its launches in budgets, limits and dated results.
 def _walk_back_kernel(inputs: _Inputs, out: BackwardScanOutputs, *, plan: Plan) -> None:
     scores, g, product, tile = inputs.scores, inputs.gate, plan.product, plan.tiles.chunk
     length, channels = inputs.d_output.shape[0], out.d_memory.shape[1]

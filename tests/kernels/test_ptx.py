@@ -179,7 +179,7 @@ def _square_examples() -> Iterator[tuple[str, Example]]:
         )
 
 
-def _walk_examples() -> Iterator[tuple[str, Example]]:
+def _scan_examples() -> Iterator[tuple[str, Example]]:
     x, f, row = _normal(0), _normal(3, np.float32), _normal(4, np.float32)[0]
     a, bf16 = _exact(x), jnp.dtype(jnp.bfloat16)
     nearest = _exact(f.astype(BF16))
@@ -222,7 +222,7 @@ def _sum(parts: Sequence[Any]) -> Any:
 
 
 EXAMPLES = [*_decayed_examples(), *_elementwise_examples(), *_square_examples()]
-EXAMPLES += [*_walk_examples(), *_transposed_examples()]
+EXAMPLES += [*_scan_examples(), *_transposed_examples()]
 NAMES = [name for name, _ in EXAMPLES]
 
 

@@ -171,8 +171,8 @@ def test_what_ships_is_checked_and_the_most_used_first() -> None:
     assert kinds == {(d, w) for d in ("bfloat16", "float32", "float16") for w in (128, 256)} | {
         ("bfloat16", 64)
     }
-    walks = [c for c in every if c.tiles is not None and c.tiles.solve == "walk"]
-    assert any(c.rule == "gated_delta" for c in walks)
+    in_scan = [c for c in every if c.tiles is not None and c.tiles.solve == "walk"]
+    assert any(c.rule == "gated_delta" for c in in_scan)
     assert any(c.decay_floor is not None for c in every)
 
 
