@@ -1,4 +1,4 @@
-"""One glossary of dimensions, used in every signature through jaxtyping.
+"""One glossary: dimensions, used in every signature through jaxtyping, and words for cuts of time.
 
 | name | meaning                                                                          |
 |------|----------------------------------------------------------------------------------|
@@ -9,20 +9,45 @@
 | N    | value heads; a multiple of H, and equal to it unless values are grouped          |
 | K    | channels of a key head                                                           |
 | V    | channels of a value head                                                         |
-| Kg   | channels of a key-axis gate: K (a gate a channel) or 1 (a gate a head)           |
+| Kg   | channels of a key-axis gate: K (one per channel) or 1 (one per head)             |
 | Vg   | channels of a value-axis gate: V or 1                                            |
 | R    | rank of the content gate                                                         |
 | W    | width of the short convolution                                                   |
 | M    | rank of Mamba-3's MIMO                                                           |
-| J    | rotated pairs of key channels                                                    |
+| J    | rotated pairs of key channels (Mamba-3)                                          |
 | A    | query heads of softmax attention                                                 |
 | G    | key/value heads of softmax attention                                             |
 | E    | channels of an attention head                                                    |
 | S    | slots of an attention cache                                                      |
 
-Inside the ops, C is the number of tokens of a tile and L that of a gate chunk.
+Inside the ops also:
+
+| name   | meaning                                                                        |
+|--------|--------------------------------------------------------------------------------|
+| C      | tokens of a tile                                                               |
+| L      | tokens of a gate chunk                                                         |
+| tiles  | tiles of a row, or of a group of them                                          |
+| chunks | gate chunks of a row, or the most that meet in a tile                          |
+| X      | channels of any kind                                                           |
+| laid   | tokens of a row with null tokens among them, as `Layout` lays them out         |
+| rest   | further axes, any number of them                                               |
+
+Words, each with one meaning everywhere:
+
+* tile: C tokens that one WY system covers, the chunk of other libraries. `chunk_size` (`chunked`)
+  and `Tiles.chunk` (kernels) are its length; it changes rounding and nothing else.
+* gate chunk: L = `gate_chunk` tokens whose erase gates see one content. It belongs to the model.
+  "Chunk" alone is short for it, except in the terms of the field that have no other word:
+  `chunk_size`, `Tiles.chunk`, `chunked`, inter-chunk scan, where it is the tile.
+* group: tiles of which `chunked` computes at once what does not depend on the state.
+* span and part: the kernels' cuts; `pallas_kernels/__init__.py` defines them.
+* scan: the inter-chunk scan, which carries the state from tile to tile in order; backward, its
+  gradient from the last tile to the first. Records of the kernels call it walk.
+* segment: a run of tokens of one document in a row.
+* shard: the tokens of a row that one device holds, where the sequence is sharded over devices.
+* stride: tokens from the start of one gate chunk to that of the next, as kernels lay them out.
 """
 
-from jaxtyping import Array, Bool, Float, Float32, Int, Int32
+from jaxtyping import Array, Bool, Float, Float32, Int, Int32, Shaped
 
-__all__ = ["Array", "Bool", "Float", "Float32", "Int", "Int32"]
+__all__ = ["Array", "Bool", "Float", "Float32", "Int", "Int32", "Shaped"]

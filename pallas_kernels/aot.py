@@ -8,11 +8,12 @@
     python -m pallas_kernels.aot --compiler=triton --arch=sm_90,sm_80 --check
 
 `--compiler=xla` compiles with XLA, which will run them, at the size of the papers' models (B8 T4096
-H16 K=V=128, and sizes that depart from it in one thing): instructions a warp executes, occupancy,
-predicted time. Needs the extra `aot`; its limits are `compiling/budgets.json`. `--compiler=triton`
-compiles every tile of the table with pip's Triton, quickly and everywhere: that everything lowers,
-fits its chip and takes no more stack or spills than `compiling/limits.json` says. It says little of
-the code that XLA makes. The default is xla where it is installed. Neither needs a GPU.
+H16 K=V=128, and sizes that depart from it in one thing): instructions that a warp executes,
+occupancy, predicted time. Needs the extra `aot`; its limits are `compiling/budgets.json`.
+`--compiler=triton` compiles every tile of the table with pip's Triton, quickly and everywhere: that
+everything lowers, fits its chip and takes no more stack or spills than `compiling/limits.json`
+says. It says little of the code that XLA makes. The default is xla where it is installed. Neither
+needs a GPU.
 """
 
 import argparse
@@ -48,7 +49,7 @@ def main(argv: Sequence[str]) -> int:
     if flags.calibration:
         print(counts.calibration_table())
         return 0
-    compiler = flags.compiler or ("triton" if xla.why_not() else "xla")
+    compiler = flags.compiler or ("triton" if xla.unsupported_reason() else "xla")
     archs = list(dict.fromkeys(flags.arch.split(",")))
     if compiler not in COMPILERS:
         return _fail(f"--compiler={compiler} is not known; choose from {', '.join(COMPILERS)}")
@@ -58,7 +59,7 @@ def main(argv: Sequence[str]) -> int:
         return _fail("the triton package is not installed: run pip install -e '.[dev]'")
     if compiler == "triton":
         return _with_triton(archs, flags)
-    if reason := xla.why_not():
+    if reason := xla.unsupported_reason():
         return _fail(reason)
     if len(archs) > 1 or ((flags.check or flags.record) and archs != ["sm_90"]):
         return _fail(f"--arch={flags.arch}: instructions are recorded for sm_90, counted for one")

@@ -42,7 +42,7 @@ class Options(NamedTuple):
 
 
 class Content(NamedTuple):
-    """The content gate of a call (CARVE), of gate chunks that stand `span` tokens apart.
+    """The content gate of a call (CARVE), of gate chunks that start `stride` tokens apart.
 
     Attributes:
       down: P_down [N, V, R].
@@ -51,8 +51,8 @@ class Content(NamedTuple):
       partial_sum: of that chunk's outputs before the call [B, N, V] float32.
       mean: [B, chunks] float32, what makes the content of the next chunk of a chunk's sum: 1/L,
         or 0 where the next one starts a segment.
-      span: tokens from one gate chunk to the next, a power of two or whole spans of 64; those past
-        L are null tokens.
+      stride: tokens from the start of one gate chunk to that of the next, a power of two or whole
+        spans of 64; those past L are null tokens.
       scale: erase_scale.
       stop_gradient: no gradient through the content.
       norm_eps: added to the mean square by whose root content is divided; None for no norm.
@@ -64,7 +64,7 @@ class Content(NamedTuple):
     content: jax.Array
     partial_sum: jax.Array
     mean: jax.Array
-    span: int
+    stride: int
     scale: float
     stop_gradient: bool
     norm_eps: float | None

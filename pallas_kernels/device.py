@@ -23,7 +23,7 @@ def mode() -> str:
     return found
 
 
-def why_not() -> str | None:
+def unsupported_reason() -> str | None:
     """Why the kernels cannot run on this machine, or None."""
     version = jax.__version_info__[:2]
     if not OLDEST <= version <= NEWEST:

@@ -48,7 +48,7 @@ def recurrence(inputs: Any, memory: Array, scale: float, content: Content | None
         total = before + output.sum(axis=0)
         return (memory, mean[:, None, None] * total, jnp.zeros_like(before)), (output, total)
 
-    chunks = tuple(x.reshape(-1, content.span, *x.shape[1:]) for x in tokens)
+    chunks = tuple(x.reshape(-1, content.stride, *x.shape[1:]) for x in tokens)
     carry = (memory, content.content, content.partial_sum)
     (memory, _, _), (output, sums) = jax.lax.scan(gate_chunk, carry, (chunks, content.mean.T))
     output = output.reshape(-1, *output.shape[2:])

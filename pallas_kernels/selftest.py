@@ -239,8 +239,8 @@ def _checks_of(backend: str, dtype: str, width: int, quick: bool) -> Iterator[Ch
     sizes = {"B": BATCH, "T": TOKENS, "N": HEADS, "K": width, "V": width}
     requests = [Request(dtype, sizes, content) for content in (False, True)]
     if not quick:  # the plain rule on CARVE's path, with which it then agrees to the bit
-        walk = BACKENDS[backend].choose_tiles(requests[1])
-        requests.append(Request(dtype, sizes, False, dataclasses.replace(walk, solve="walk")))
+        own = BACKENDS[backend].choose_tiles(requests[1])
+        requests.append(Request(dtype, sizes, False, dataclasses.replace(own, solve="walk")))
     for request in requests:
         if BACKENDS[backend].unsupported_reason(request) is None:
             check = check_of(backend, request)
@@ -273,7 +273,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--quick", action="store_true", help="the most used tiles alone")
     arguments = parser.parse_args(argv)
     try:
-        reason = device.why_not()
+        reason = device.unsupported_reason()
         if reason is None and device.mode() == "compile":
             reason = f"{device.SWITCH}=compile traces kernels for a GPU that need not be there"
     except ValueError as error:

@@ -19,17 +19,17 @@ class Tiles:
 
     Attributes:
       chunk: C, tokens of a tile (16, 32 or 64). A gate chunk is cut into such tiles.
-      block_value: most value channels of a program that walks without content gate.
+      block_value: most value channels of a program that scans without content gate.
       block_key: most key channels of a program of the gradients' kernel.
       span_key: most key channels that the span kernel has in registers at once.
-      warps: of the kernels that walk the sequence.
-      stages: loads in flight in the forward walk.
-      backward_stages: the same in the backward walk.
+      warps: of the kernels that scan the sequence.
+      stages: loads in flight in the forward scan.
+      backward_stages: the same in the backward scan.
       parallel_warps: of the kernels that are parallel over tiles.
       product: precision of the matrix products ("bf16", "tf32", "tf32x3", "f32").
       inverse: precision of the products inside (I + T)⁻¹; one correction follows "bf16".
-      solve: where the plain rule's inverse is found: "parallel", before the walk, or "walk", as
-        CARVE must; CARVE with P_up = 0 equals GDN-2 to the bit under "walk".
+      solve: where the plain rule's inverse is found: "parallel", before the scan, or "walk", inside
+        it, as CARVE must; CARVE with P_up = 0 equals GDN-2 to the bit under "walk".
     """
 
     chunk: int = 32

@@ -1,4 +1,4 @@
-"""What the self-test found, kept between processes: one small JSON file a check.
+"""What the self-test found, kept between processes: one small JSON file for each check.
 
 In `$XDG_CACHE_HOME/carve_jax/selftest` (~/.cache by default), under a digest of all that the
 finding depends on: the check, the device, the versions of JAX, its CUDA plugin, the compilers and

@@ -11,7 +11,7 @@ from carve_jax.shapes import Array, Bool, Float, Int32
 class AttentionCache(NamedTuple):
     """The last S keys and values of each row's present document, as a ring.
 
-    The token at position p of the document lies in slot ``p % S``, so ``position``, the number of
+    The token at position p of the document lies in slot `p % S`, so `position`, the number of
     tokens seen, says which slots are in use and which position each holds.
     """
 
@@ -29,7 +29,7 @@ def init_attention_cache(
     window: int | None = None,
     dtype: jnp.dtype = jnp.float32,
 ) -> AttentionCache:
-    """An empty cache of ``max_length`` slots, or of ``window`` when that is less."""
+    """An empty cache of `max_length` slots, or of `window` when that is less."""
     slots = max_length if window is None else min(window, max_length)
     if slots < 1:
         raise ValueError(f"max_length={max_length} and window={window}: both must be at least 1.")
@@ -67,7 +67,7 @@ def document_positions(
 ) -> Int32[Array, "B T"]:
     """Positions counted from the start of each token's document.
 
-    ``start`` is the position at which the row's first document goes on (0 if None).
+    `start` is the position at which the row's first document goes on (0 if None).
     """
     index = jnp.broadcast_to(jnp.arange(length, dtype=jnp.int32)[None], (batch, length))
     start = jnp.zeros((batch,), jnp.int32) if start is None else start
@@ -89,24 +89,24 @@ def attention(
     cache: AttentionCache | None = None,
     segment_ids: Int32[Array, "B T"] | None = None,
 ) -> tuple[Float[Array, "B T A E"], AttentionCache | None]:
-    """Causal softmax attention over ``jax.nn.dot_product_attention``; softmax in float32.
+    """Causal softmax attention over `jax.nn.dot_product_attention`; softmax in float32.
 
     Args:
-        query, key, value: one dtype; G divides A (grouped query heads).
-        window: a token sees itself and the ``window - 1`` before it; None for all.
-        rope_theta: base of the rotary embedding put on queries and keys; None for none.
-        cache: what came before, of the row's first document. Any split of a sequence into calls
-            gives what one call gives, to rounding.
-        segment_ids: non-decreasing document numbers; a token sees its own document alone.
+      query, key, value: one dtype; G divides A (grouped query heads).
+      window: a token sees itself and the `window - 1` before it; None for all.
+      rope_theta: base of the rotary embedding put on queries and keys; None for none.
+      cache: what came before, of the row's first document. Any split of a sequence into calls
+        gives what one call gives, to rounding.
+      segment_ids: non-decreasing document numbers; a token sees its own document alone.
 
     Returns:
-        The output, in query's dtype, and the cache for the next call (None if none was given).
+      The output, in query's dtype, and the cache for the next call (None if none was given).
 
     Raises:
-        ValueError: when a shape does not fit, or the tokens do not fit the cache. Inside ``jit``
-            the fill of the cache is unknown and only a call longer than the whole cache is seen;
-            a full cache then forgets its oldest tokens.
-        TypeError: when dtypes differ.
+      ValueError: when a shape does not fit, or the tokens do not fit the cache. Inside `jit`
+        the fill of the cache is unknown and only a call longer than the whole cache is seen;
+        a full cache then forgets its oldest tokens.
+      TypeError: when dtypes differ.
     """
     _check_arguments(query, key, value, window, cache, segment_ids)
     batch, length = query.shape[:2]

@@ -34,8 +34,8 @@ class ContentGate(NamedTuple):
     """How the erase gate reads content; static but for the two projections.
 
     Attributes:
-      down: P_down, a projection a head.
-      up: P_up, a projection a head; zero at initialisation.
+      down: P_down, one projection per head.
+      up: P_up, one projection per head; zero at initialisation.
       chunk: L, tokens of a gate chunk.
       scale: erase_scale, the largest erase (2 admits negative eigenvalues).
       stop_gradient: cut the gradient through the content (ablation).
@@ -52,8 +52,10 @@ class ContentGate(NamedTuple):
     dtype: jnp.dtype
 
 
-def erase_shift(contents: Float[Array, "*B N J V"], gate: ContentGate) -> Array:
-    """Shifts of the erase logits, m P_down P_up, of J gate chunks: [*B, N, J, K]."""
+def erase_shift(
+    contents: Float[Array, "*B N chunks V"], gate: ContentGate
+) -> Float[Array, "*B N chunks K"]:
+    """Shifts of the erase logits, m P_down P_up, of several gate chunks."""
     return content.erase_shift(
         contents,
         gate.down,
@@ -63,7 +65,9 @@ def erase_shift(contents: Float[Array, "*B N J V"], gate: ContentGate) -> Array:
     )
 
 
-def erase_gate(logits: Array, shift: Array, gate: ContentGate) -> Array:
+def erase_gate(
+    logits: Float[Array, "*rest K"], shift: Float[Array, "*rest K"], gate: ContentGate
+) -> Float[Array, "*rest K"]:
     """b = erase_scale · σ(logits + shift), rounded to the dtype of the logits as given.
 
     The rounding makes b what a caller of `gated_delta_rule` would hand over, so that CARVE with

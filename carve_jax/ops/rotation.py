@@ -22,18 +22,18 @@ def cumulative_turns(
     """Sum of the increments from the start of each document up to each token, itself included.
 
     Args:
-        increment: how far each token turns, in turns (1 is 2π); finite.
-        initial: what an earlier call returned, which belongs to the row's first document; None
-            for 0. Any split of a sequence into calls gives the same bits.
-        segment_ids: non-decreasing document numbers; the sum restarts in each document.
+      increment: how far each token turns, in turns (1 is 2π); finite.
+      initial: what an earlier call returned, which belongs to the row's first document; None
+        for 0. Any split of a sequence into calls gives the same bits.
+      segment_ids: non-decreasing document numbers; the sum restarts in each document.
 
     Returns:
-        The sums modulo whole turns, in [−1, 1], and the last of them in units of 2⁻³¹ turns, for
-        the next call. Gradients flow to ``increment``.
+      The sums modulo whole turns, in [−1, 1], and the last of them in units of 2⁻³¹ turns, for
+      the next call. Gradients flow to `increment`.
 
     Raises:
-        ValueError: when a shape does not fit.
-        TypeError: when a dtype does not.
+      ValueError: when a shape does not fit.
+      TypeError: when a dtype does not.
     """
     none = jnp.zeros((increment.shape[0], *increment.shape[2:]), jnp.int32)
     initial = none if initial is None else initial
@@ -54,7 +54,7 @@ def cumulative_turns(
 def rotate_pairs(
     x: Float[Array, "B T M N K"], turns: Float32[Array, "B T N J"]
 ) -> Float32[Array, "B T M N K"]:
-    """Rotate channels (2i, 2i+1) of each head by ``turns[..., i]``; those from 2J on stay.
+    """Rotate channels (2i, 2i+1) of each head by `turns[..., i]`; those from 2J on stay.
 
     Computed in float32.
     """
@@ -87,7 +87,7 @@ def _sum_since(x: Array, start: Int32[Array, "B T"] | None) -> Array:
 
 @jax.custom_jvp
 def _as_turns(increment: Array, total: Int32[Array, "..."], start: Array | None) -> Array:
-    """``total`` in turns; to the gradient it is the sum of ``increment`` that it stands for."""
+    """`total` in turns; to the gradient it is the sum of `increment` that it stands for."""
     del increment, start
     return total.astype(jnp.float32) / UNITS
 

@@ -12,23 +12,23 @@ def short_conv(
     cache: Float[Array, "B W-1 D"] | None = None,
     segment_ids: Int32[Array, "B T"] | None = None,
 ) -> tuple[Float[Array, "B T D"], Float[Array, "B W-1 D"]]:
-    """Depthwise causal convolution without bias: ``y_t = Σ_j kernel[W-1-j] · x_{t-j}``.
+    """Depthwise causal convolution without bias: `y_t = Σ_j kernel[W-1-j] · x_{t-j}`.
 
-    The last row of ``kernel`` weighs the present token (PyTorch's order). Tokens before the
-    start of a document count as zero. Sums are float32 at least; ``y`` has x's dtype.
+    The last row of `kernel` weighs the present token (PyTorch's order). Tokens before the
+    start of a document count as zero. Sums are float32 at least; `y` has x's dtype.
 
     Args:
-        x: the inputs.
-        kernel: one filter a channel.
-        cache: the W-1 inputs before ``x``, which belong to the row's first document; None for
-            none. Any split of a sequence into calls gives what one call gives.
-        segment_ids: non-decreasing document numbers; the convolution sees one document alone.
+      x: the inputs.
+      kernel: one filter per channel.
+      cache: the W-1 inputs before `x`, which belong to the row's first document; None for
+        none. Any split of a sequence into calls gives what one call gives.
+      segment_ids: non-decreasing document numbers; the convolution sees one document alone.
 
     Returns:
-        ``y`` and the cache for the next call (inputs of the row's last document, else zero).
+      `y` and the cache for the next call (inputs of the row's last document, else zero).
 
     Raises:
-        ValueError: when a shape does not fit.
+      ValueError: when a shape does not fit.
     """
     _check_shapes(x, kernel, cache, segment_ids)
     width = kernel.shape[0]

@@ -30,7 +30,7 @@ class TrapezoidState(NamedTuple):
 def init_trapezoid_state(
     batch: int, rank: int, heads: int, key_dim: int, value_dim: int, dtype: jnp.dtype
 ) -> TrapezoidState:
-    """The state before any token; keys and values have ``dtype``."""
+    """The state before any token; keys and values have `dtype`."""
     return TrapezoidState(
         memory=jnp.zeros((batch, heads, key_dim, value_dim), jnp.float32),
         key=jnp.zeros((batch, rank, heads, key_dim), dtype),
@@ -69,23 +69,23 @@ def trapezoidal_rule(
     added with the others. So the state does not grow with the rank.
 
     Args:
-        query: not scaled; of the dtype of key and value.
-        key: k.
-        value: v.
-        log_decay: at most 0.
-        timestep: Δ ≥ 0.
-        trapezoid: λ in [0, 1]; 1 is Euler's rule, which looks at the present token alone.
-        initial_state: what an earlier call returned, which belongs to the row's first segment;
-            None for zero. Any split of a sequence into calls gives what one call gives.
-        segment_ids: non-decreasing runs; a new one sees neither state nor last token.
-        chunk_size: tokens of a tile of the rule, of which a token here makes M.
-        implementation: as in ``gated_delta_rule``.
+      query: not scaled; of the dtype of key and value.
+      key: k.
+      value: v.
+      log_decay: at most 0.
+      timestep: Δ ≥ 0.
+      trapezoid: λ in [0, 1]; 1 is Euler's rule, which looks at the present token alone.
+      initial_state: what an earlier call returned, which belongs to the row's first segment;
+        None for zero. Any split of a sequence into calls gives what one call gives.
+      segment_ids: non-decreasing runs; a new one sees neither state nor last token.
+      chunk_size: tokens of a tile of the rule, of which a token here makes M.
+      implementation: as in `gated_delta_rule`.
 
     Returns:
-        Output in float32, and the state after the last token.
+      Output in float32, and the state after the last token.
 
     Raises:
-        ValueError, TypeError, NotImplementedError: as ``gated_delta_rule``.
+      ValueError, TypeError, NotImplementedError: as `gated_delta_rule`.
     """
     sizes = _check(query, key, value, log_decay, timestep, trapezoid, segment_ids)
     batch, rank, heads = sizes["B"], sizes["M"], sizes["N"]
@@ -140,17 +140,17 @@ def _reads(
 
 
 def _shifted(x: Float[Array, "B T *rest"], first: Float[Array, "B *rest"]) -> Array:
-    """``x`` one token later, behind ``first``."""
+    """`x` one token later, behind `first`."""
     return jnp.concatenate([first[:, None], x[:, :-1]], axis=1)
 
 
-def _subtokens(x: Float[Array, "B T M N C"]) -> Float[Array, "B T*M N C"]:
+def _subtokens(x: Float[Array, "B T M N X"]) -> Float[Array, "B T*M N X"]:
     """A token of rank M as M tokens."""
     return x.reshape(x.shape[0], x.shape[1] * x.shape[2], *x.shape[3:])
 
 
 def _first_alone(x: Float[Array, "B T N"], rank: int) -> Float[Array, "B T M N 1"]:
-    """``x`` for the first of each token's M, and 0 for the others."""
+    """`x` for the first of each token's M, and 0 for the others."""
     return jnp.pad(x[:, :, None, :, None], ((0, 0), (0, 0), (0, rank - 1), (0, 0), (0, 0)))
 
 

@@ -1,6 +1,6 @@
 """What content does to the erase logits (CARVE, arXiv 2606.27229), over whole arrays, in XLA.
 
-The walks find the same for one head's content in registers (`triton/walk.py`).
+The scans find the same for one head's content in registers (`triton/scan.py`).
 """
 
 import jax
@@ -18,17 +18,17 @@ def erase_shift(
     norm_eps: float | None = None,
     channels: int | None = None,
 ) -> Array:
-    """Shifts of the erase logits, m P_down P_up, of J gate chunks.
+    """Shifts of the erase logits, m P_down P_up, of several gate chunks.
 
     Args:
-      contents: m [..., N, J, V], float32 or float64.
+      contents: m [..., N, chunks, V], float32 or float64.
       down: P_down [N, V, R]; up: P_up [N, R, K]. Cast to the dtype of the contents.
       stop_gradient: no gradient through the contents.
       norm_eps: divide m by the root of its mean square over V plus this; None for m as it is.
       channels: V before padding with zeros, over which that mean is taken.
 
     Returns:
-      [..., N, J, K] in the dtype of the contents.
+      [..., N, chunks, K] in the dtype of the contents.
     """
     if stop_gradient:
         contents = jax.lax.stop_gradient(contents)

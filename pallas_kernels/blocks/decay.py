@@ -1,4 +1,4 @@
-"""Log-decay distances within a span of tokens as products with matrices of zeros and ones.
+"""Log-decay distances within a span as products with matrices of zeros and ones.
 
 The strictly lower triangle of a tile is cut dyadically: at level h = 1, 2, …, C/2 the rows in the
 upper half of each block of 2h tokens meet the columns in its lower half, and both measure their
@@ -16,7 +16,7 @@ import math
 
 import numpy as np
 
-SPAN = 64  # tokens of a program that is parallel over spans
+SPAN = 64  # tokens of a span
 LARGEST_EXPONENT = 120.0  # base 2, of an anchored block's columns: half of float32's range
 LOWEST_ANCHORED = -10.0  # a floor as promised in benchmarks and tests: admits blocks of 8
 LOG2E = math.log2(math.e)

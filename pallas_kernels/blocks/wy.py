@@ -65,8 +65,8 @@ def order(tile: int, zero: Array | int = 0) -> Array:
     """[C, C]: r ^ c below the diagonal, 0 on it, `ABOVE` above.
 
     An entry belongs to level h iff its value lies in [h, 2h): one tile of integers replaces a mask
-    a level. C is 64 at most. `zero` is a zero that the compiler does not know, loaded where the
-    tile is used; it keeps the masks from being hoisted out of the loop over tiles and spilled.
+    for each level. C is 64 at most. `zero` is a zero that the compiler does not know, loaded where
+    the tile is used; it keeps the masks from being hoisted out of the loop over tiles and spilled.
     """
     row = jax.lax.broadcasted_iota(jnp.int32, (tile, tile), 0) + zero
     column = jax.lax.broadcasted_iota(jnp.int32, (tile, tile), 1)

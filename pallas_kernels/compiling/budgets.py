@@ -91,7 +91,7 @@ def _holder(node: ast.AST) -> Any:
 
 
 def record(found: Sequence[Counted], arch: str) -> dict[str, Any]:
-    """What `budgets.json` holds: versions, the sources' fingerprint, and a row a kernel."""
+    """What `budgets.json` holds: versions, the sources' fingerprint, and one row per kernel."""
     rows = [row for counted in found for row in counted.kernels]
     return {
         "arch": arch,
@@ -126,7 +126,7 @@ def over_budget(kernels: Mapping[str, Mapping[str, Any]]) -> list[str]:
         for phase in ("forward", "backward"):
             for key, row in _rows(kernels, program, phase, SPILL_FREE):
                 if row["spills"]:
-                    failures.append(f"{key}: {row['spills']} bytes of spills in a walk; none may")
+                    failures.append(f"{key}: {row['spills']} bytes of spills in a scan; none may")
     return failures
 
 

@@ -1,4 +1,4 @@
-"""What each kernel executes as XLA compiles it, and the time that predicts: a row a kernel."""
+"""What each kernel executes as XLA compiles it, and the time that predicts: one row per kernel."""
 
 from collections import Counter
 from collections.abc import Collection, Sequence
@@ -28,9 +28,9 @@ class Count:
       phase: "forward" or "backward".
       kernel: its name; `name#2`, … where a phase launches several of one name.
       warps: of a block.
-      registers: a thread.
-      stack_bytes, spill_bytes: a thread, as ptxas reports them.
-      shared_bytes: a block.
+      registers: per thread.
+      stack_bytes, spill_bytes: per thread, as ptxas reports them.
+      shared_bytes: per block.
       occupancy: blocks on an SM.
       programs: blocks of a launch.
       launches: of the kernel in the whole call, one for each part of the sequence.
@@ -178,7 +178,7 @@ def check_loops(loops: Sequence[sass.Loop], expected: Collection[int]) -> None:
 
 
 def table(rows: Sequence[Counted]) -> str:
-    """The kernels as aligned text, a line each, and a line of the sums of each program."""
+    """The kernels as aligned text, one line each, and one line of sums per program."""
     head = "program tile dtype phase kernel warps regs spills shared blocks/SM grid instructions"
     head += " for_64_tokens IPC code_ms bytes_ms predicted_ms bound"
     lines = [head.split()]
@@ -220,7 +220,7 @@ def _sum(found: Counted, phase: str) -> list[str]:
 
 
 def compare(rows: Sequence[Counted], arch: str, workers: int | None) -> str:
-    """Warp instructions a program of the same kernels, as XLA and as pip's Triton compile them."""
+    """Warp instructions per program of the same kernels, by XLA and by pip's Triton."""
     kernels = [row for found in rows for row in found.kernels]
     asked = [
         Request(k.ir_text, k.num_warps, k.num_stages, arch) for k in (r.lowered for r in kernels)

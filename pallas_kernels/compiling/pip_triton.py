@@ -51,11 +51,11 @@ class Resources:
     """What one compiled kernel takes.
 
     Attributes:
-      registers: 32-bit registers a thread (255 at most).
+      registers: 32-bit registers per thread (255 at most).
       stack_bytes: local-memory frame of a thread; spilled values and indexed arrays live there.
-      spill_bytes: bytes that spilling stores and loads a thread, counted once an instruction.
-      shared_bytes: shared memory a block.
-      tensor_memory_columns: of tensor memory a block (sm_100; 0 elsewhere).
+      spill_bytes: bytes that spilling stores and loads per thread, counted once per instruction.
+      shared_bytes: shared memory per block.
+      tensor_memory_columns: of tensor memory per block (sm_100; 0 elsewhere).
       wgmma, mma_sync, tcgen05: tensor-core instructions in the PTX, by family.
       wgmma_serialized: ptxas gave up overlapping wgmma instructions, which costs speed.
       seconds: wall time of the compilation, from IR to machine code.

@@ -5,14 +5,14 @@ was measured, none of them often waits for another to issue):
 
     cycles = 4.4 × instructions + 26 × (barriers + tensor-core instructions) + 32 × spilled words
 
-The blocks that fit an SM hide each other's cycles up to `MOST_ISSUED` instructions a cycle. A grid
-takes whole waves, so that 128 programs that walk the sequence take one program's time and leave 4
-of an H100's 132 SMs idle. Memory takes the bytes of every array, each counted once, at the rate of
-a copy. Both go on side by side, but not without holding each other up: t^1.5 = t_code^1.5 +
+The blocks that fit an SM hide each other's cycles up to `MOST_ISSUED` instructions per cycle. A
+grid takes whole waves, so that 128 programs that scan the sequence take one program's time and
+leave 4 of an H100's 132 SMs idle. Memory takes the bytes of every array, each counted once, at the
+rate of a copy. Both go on side by side, but not without holding each other up: t^1.5 = t_code^1.5 +
 t_bytes^1.5. `calibration.json` has the kernels of commit dca1c53 as counted here and as Nsight
 Compute measured them: over these twelve the model is off by 9% (root mean square) and by 22% at
-most, in a walk that reads but a part of its arrays; by 10% for a kernel that it was not fitted to.
-All of them had 8 warps an SM. `python -m pallas_kernels.aot --calibration` prints the table.
+most, in a scan that reads but a part of its arrays; by 10% for a kernel that it was not fitted to.
+All of them had 8 warps per SM. `python -m pallas_kernels.aot --calibration` prints the table.
 """
 
 import json
@@ -43,7 +43,7 @@ class Prediction(NamedTuple):
     """What a kernel will take, in milliseconds.
 
     Attributes:
-      ipc: instructions that an SM with work issues a cycle, all told.
+      ipc: instructions that an SM with work issues per cycle, all told.
       code_ms: its instructions alone.
       bytes_ms: the floor of its bytes.
       total_ms: both.
@@ -64,9 +64,9 @@ def occupancy(registers: int, warps: int, shared_bytes: int, chip: Chip) -> Occu
     """How many blocks of `warps` warps fit an SM.
 
     Args:
-      registers: a thread.
-      warps: a block.
-      shared_bytes: a block, without what the driver takes.
+      registers: per thread.
+      warps: per block.
+      shared_bytes: per block, without what the driver takes.
       chip: whose SM.
     """
     warp = -(-registers * 32 // REGISTER_UNIT) * REGISTER_UNIT

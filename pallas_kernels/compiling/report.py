@@ -1,4 +1,4 @@
-"""Kernels as pip's Triton compiles them: a row each, held against chips and recorded limits."""
+"""Kernels as pip's Triton compiles them: one row each, held against chips and recorded limits."""
 
 import dataclasses
 import importlib.metadata
@@ -43,7 +43,7 @@ class Row:
 def report(
     programs: Sequence[Program | TritonProgram], arch: str, workers: int | None = None
 ) -> list[Row]:
-    """Compiles the kernels of all programs for one chip: a row a kernel, in the programs' order.
+    """Compiles the kernels of all programs for one chip: one row for each, in the programs' order.
 
     A program that cannot be lowered, or that holds no kernel, has one row that says so, with `-`
     for the kernel.
@@ -154,7 +154,7 @@ def record(rows: Sequence[Row], recorded: Mapping[str, Any], keep_others: bool) 
 
 
 def table(rows: Sequence[Row]) -> str:
-    """The report as aligned text, a line a kernel."""
+    """The report as aligned text, one line per kernel."""
     head = (
         "arch program kernel tile dtype warps stages regs stack spills shared tensor-core seconds"
     )
@@ -175,7 +175,7 @@ def table(rows: Sequence[Row]) -> str:
 
 
 def as_json(rows: Sequence[Row]) -> dict[str, Any]:
-    """The report as one JSON object: versions, and a flat object a kernel."""
+    """The report as one JSON object: versions, and one flat object per kernel."""
     kernels = []
     for row in rows:
         entry = dataclasses.asdict(row)

@@ -1,11 +1,11 @@
-"""Counts the instructions a warp executes, from the machine code (SASS) of a compiled kernel.
+"""Counts the instructions that a warp executes, from the machine code (SASS) of a compiled kernel.
 
 What steers a kernel of this package, its loops' counters, is known when it is compiled. So its
-code is walked as the processor would, with the few integer instructions that feed branches carried
-out and all others counted: unrolled, peeled and pipelined loops need no special care. A value that
-only the GPU will know (an index of a thread, a word of memory) is None; where such a value decides
-a jump forward the code jumped over is counted, where it decides a loop there is no count but a
-`CountError`.
+code is followed as the processor would follow it, with the few integer instructions that feed
+branches carried out and all others counted: unrolled, peeled and pipelined loops need no special
+care. A value that only the GPU will know (an index of a thread, a word of memory) is None; where
+such a value decides a jump forward the code jumped over is counted, where it decides a loop there
+is no count but a `CountError`.
 """
 
 import re
@@ -23,7 +23,7 @@ from pallas_kernels.compiling.sass_values import (
     written,
 )
 
-MOST_STEPS = 2_000_000  # blocks of instructions; a walk over 4096 tokens takes some thousand
+MOST_STEPS = 2_000_000  # blocks of instructions; a scan over 4096 tokens takes some thousand
 _SPIN = 16  # a loop this short that waits for memory ends at once
 
 _TEXT = re.compile(r"^\.text\.(\S+):")

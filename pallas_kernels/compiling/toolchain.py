@@ -20,9 +20,9 @@ class Assembled:
     """One kernel as assembled.
 
     Attributes:
-      registers: 32-bit registers a thread (255 at most).
+      registers: 32-bit registers per thread (255 at most).
       stack_bytes: local-memory frame of a thread; spilled values and indexed arrays live there.
-      spill_bytes: bytes that spilling stores and loads a thread, counted once an instruction.
+      spill_bytes: bytes that spilling stores and loads per thread, counted once per instruction.
       code: its instructions.
     """
 

@@ -62,7 +62,7 @@ class Launch(NamedTuple):
         return self.lowered is not None
 
 
-def why_not() -> str | None:
+def unsupported_reason() -> str | None:
     """Why nothing can be compiled with XLA here, or None."""
     if not any(importlib.util.find_spec(plugin) for plugin in PLUGINS):
         return f"XLA for a GPU is not installed: {HINT}"
@@ -96,7 +96,7 @@ def _uncached() -> Iterator[None]:
     """Without JAX's cache: an executable that comes from there leaves nothing to read."""
     enabled = jax.config.jax_enable_compilation_cache  # type: ignore[attr-defined]
     jax.config.update("jax_enable_compilation_cache", False)
-    compilation_cache.reset_cache()  # it asks once a process whether it is wanted
+    compilation_cache.reset_cache()  # it asks once per process whether it is wanted
     try:
         yield
     finally:
@@ -113,7 +113,7 @@ def compile_program(program: Lowerable, arch: str) -> list[Launch]:
     """
     lowered = lower(program, arch, _sharding(arch))
     with tempfile.TemporaryDirectory() as folder, _uncached():
-        # The expression keeps XLA from writing what takes a minute a program.
+        # The expression keeps XLA from writing what takes a minute per program.
         lowered.compile(compiler_options={"xla_dump_to": folder, "xla_dump_emitter_re": "ptx"})
         dump = Path(folder)
         modules = [ptx.read_text(encoding="utf-8") for ptx in sorted(dump.glob("*.ptx"))]

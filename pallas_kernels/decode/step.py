@@ -58,7 +58,7 @@ def decode_step(
     Args:
       query, key: [B, H, K], bfloat16, float16 or float32; K up to 256.
       value: [B, N, V], N a multiple of H; value head n reads key head n // (N // H).
-      log_decay: g ≤ 0, [B, H, K], or [B, H, 1] for a gate a head.
+      log_decay: g ≤ 0, [B, H, K], or [B, H, 1] for one gate per head.
       erase: b, [B, H, K] or [B, H, 1].
       write: w, [B, N, V] or [B, N, 1].
       memory: S, [B, N, K, V] float32; donate it under `jit` and it is edited in place.
@@ -90,7 +90,7 @@ def step_tile(inputs: StepInputs, memory: jax.Array, scale: float) -> tuple[jax.
     """The step of one head, or of a block of its value channels: what every kernel computes.
 
     Args:
-      inputs: query, key [K], value [V], gates [K] or [V], or [] for a gate a head; any float dtype.
+      inputs: query, key [K], value [V], gates [K] or [V], or [] for one per head; any float dtype.
       memory: [K, V] float32.
       scale: factor of the query.
 

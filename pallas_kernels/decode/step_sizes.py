@@ -33,7 +33,7 @@ class StepTiles:
 
 
 class StepSizes(NamedTuple):
-    """Sizes of a step; those of the gates are 1 for a gate a head."""
+    """Sizes of a step; those of the gates are 1 for one gate per head."""
 
     batch: int
     key_heads: int
@@ -75,7 +75,7 @@ def default_tiles(sizes: StepSizes) -> StepTiles:
     the tile; where that leaves the chip idle, 16 channels and a warp for each 512.
 
     With few programs nothing hides a warp's latency, so each is to have little to do. XLA compiles
-    the step of 16 heads, K = V = 128, bfloat16, for an H100 to these instructions a warp: 441 (32
+    the step of 16 heads, K = V = 128, bfloat16, for an H100 to these instructions per warp: 441 (32
     channels, 4 warps), 463 (16, 2 warps), 336 (16, 4 warps), 275 (8, 4 warps). Large batches were
     measured at 87% and 91% of a copy's bytes a second; the rest is reasoned, not yet measured.
     """

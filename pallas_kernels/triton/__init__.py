@@ -2,9 +2,9 @@
 
 ptx.py          elementwise work as single instructions, each beside its plain form
 plan.py         what the kernels share: plan, operands, views
-span.py         parallel over spans of 64 tokens: decayed tiles, scores, inverse
-walk.py         along the sequence, first token to last; walk_back.py, last to first
-solve.py        (I + T)⁻¹ inside a walk; ptx_walk.py, the walks' elementwise work
+span.py         parallel over spans: decayed tiles, scores, inverse
+scan.py         inter-chunk scan, first token to last; scan_backward.py, last to first
+solve.py        (I + T)⁻¹ inside a scan; ptx_scan.py, the scans' elementwise work
 pairs.py        parallel over spans: gradients of scores and system, of v and w
 gradients.py    parallel over spans: gradients of q, k, g, b; ptx_gradients.py, its elementwise work
 op.py           the kernels in order, as one differentiable operation

@@ -29,8 +29,8 @@ class Triton:
         if jnp.dtype(request.dtype) == jnp.float64:
             return "the kernels compute in float32 and were given float64 inputs"
         if request.sizes is None:
-            return device.why_not()
-        return _too_large(request.sizes) or device.why_not() or _state_too_large(request)
+            return device.unsupported_reason()
+        return _too_large(request.sizes) or device.unsupported_reason() or _state_too_large(request)
 
     def choose_tiles(self, request: Request) -> Tiles:
         """The tiles of such a call: its own, or the table's for this device."""
@@ -54,7 +54,7 @@ class Triton:
         )
         gate = arrays = None
         if content is not None:
-            tiles = dataclasses.replace(tiles, chunk=min(tiles.chunk, content.span))
+            tiles = dataclasses.replace(tiles, chunk=min(tiles.chunk, content.stride))
             gate = _gate(content, tiles, width)
         plan, whole = make_plan(
             tiles,
@@ -65,7 +65,7 @@ class Triton:
             device.mode() == "interpret",
         )
         if content is not None:
-            arrays = _gate_arrays(content, whole // content.span)
+            arrays = _gate_arrays(content, whole // content.stride)
         filled = _fill(inputs, whole, gated=content is not None)
         output, last, sums = run(plan, filled, _transposed(memory), arrays)
         if content is not None and sums is not None:
@@ -102,7 +102,7 @@ def _state_too_large(request: Request) -> str | None:
 
 def _gate(content: Content, tiles: Tiles, width: int) -> Gate:
     return Gate(
-        tiles=content.span // tiles.chunk,
+        tiles=content.stride // tiles.chunk,
         scale=content.scale,
         stop_gradient=content.stop_gradient,
         norm_eps=content.norm_eps,

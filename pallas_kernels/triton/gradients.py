@@ -1,6 +1,6 @@
 """Gradients of a span's q, k, g and b, parallel over spans and blocks of key channels.
 
-From what the backward walk left: the gradients of the outputs (the content's share added), of
+From what the backward scan left: the gradients of the outputs (the content's share added), of
 W = Z − Ē S_0 and of the states at the ends of the tiles; and from dP and dT (`pairs.py`).
 
 Every decayed product exp(G_r − G_s) between two tokens gives G_r what it takes from G_s, so that,
@@ -66,8 +66,8 @@ class SpanInputs(NamedTuple):
 
 
 class SpanGradients(NamedTuple):
-    """Gradients [B, T, N, X] of the whole sequence, the part's rows written; X = 1 a block of key
-    channels where the gate has one channel."""
+    """Gradients [B, T, N, X] of the whole sequence, the part's rows written; X = 1 for each
+    block of key channels where the gate has one channel."""
 
     query: Any
     key: Any
@@ -75,8 +75,9 @@ class SpanGradients(NamedTuple):
     erase: Any
 
 
-def _gradients_kernel(m: Any, x: SpanInputs, *rest: Any, plan: Plan) -> None:
-    out: SpanGradients = rest[-1]  # outputs to be continued come before it
+def _gradients_kernel(m: Any, x: SpanInputs, *refs: Any, plan: Plan) -> None:
+    out: SpanGradients
+    *_continued, out = refs  # outputs of other parts, which this one continues, come first
     channels = x.query.shape[1]
     block = pl.ds(0, channels)
     gates = Operands(x.query, x.key, None, x.log_decay, x.erase, None)
@@ -84,17 +85,17 @@ def _gradients_kernel(m: Any, x: SpanInputs, *rest: Any, plan: Plan) -> None:
     scores, system = _squares(plan, x)
     sums = _level_products(plan, m, a, scores, system)
     sums, d_log_decay = _state_products(plan, m, x, a, sums)
-    d_query, d_edit, d_key = sums
+    d_query, d_bk, d_key = sums
 
-    pieces = ptx_gradients.decay_gradient(a.query, a.edit, a.key, sums, plan.pieces)
+    pieces = ptx_gradients.decay_gradient(a.query, a.bk, a.key, sums, plan.pieces)
     d_log_decay = _summed_onto(plan, d_log_decay, m[decay.SUFFIX], pieces)
     diagonal = jnp.broadcast_to(x.diagonal[...], d_query.shape)
     d_query = ptx_gradients.multiply_add(a.key, diagonal, d_query)
-    d_key = ptx_gradients.multiply_add(_erase(x, block, channels), d_edit, d_key)
+    d_key = ptx_gradients.multiply_add(_erase(x, block, channels), d_bk, d_key)
     d_key = ptx_gradients.multiply_add(a.query, diagonal, d_key)
     out.query[...] = d_query.astype(out.query.dtype)
     out.key[...] = d_key.astype(out.key.dtype)
-    d_erase = a.key.astype(jnp.float32) * d_edit
+    d_erase = a.key.astype(jnp.float32) * d_bk
     if x.slope is not None:
         d_erase = d_erase * x.slope[...].astype(jnp.float32)
     for ref, gate in ((out.log_decay, d_log_decay), (out.erase, d_erase)):
@@ -111,7 +112,7 @@ def _summed_onto(plan: Plan, found: Array, matrix: Array, pieces: list[Array]) -
 
 
 def _erase(x: SpanInputs, block: Any, channels: int) -> Array:
-    """b of a block of key channels, in its own dtype where it has one value a channel."""
+    """b of a block of key channels, in its own dtype where it has one value per channel."""
     if x.erase.shape[1] == channels:
         return x.erase[:, block]
     return gate_block(x.erase, block, channels)
@@ -133,19 +134,19 @@ def _state_products(plan: Plan, m: Any, x: SpanInputs, a: Any, sums: tuple) -> t
     """Gradients of q, b⊙k and k by way of the states; the share of g's gradient that all tokens of
     a tile have in common: of the state that passes it whole, and of the keys that reach its end
     (which k ⊙ dk takes away again from those that do not decay them)."""
-    of = _over_states(plan, x)
+    over_states = _over_states(plan, x)
     start = ptx.exp2(summed(plan, m[decay.FROM_START], a.pieces))
-    d_query = ptx_gradients.multiply_add(plan.scale * start, of(READS), sums[0])
-    d_edit = ptx_gradients.multiply_add(-start, of(EDITS), sums[1])
+    d_query = ptx_gradients.multiply_add(plan.scale * start, over_states(D_Q), sums[0])
+    d_bk = ptx_gradients.multiply_add(-start, over_states(D_BK), sums[1])
     end = ptx.exp2(summed(plan, m[decay.TO_END], a.pieces))
-    common = start * end * of(KEPT)
-    tails = end * of(TAILS)
-    through = ptx_gradients.halved_product(a.key, tails, plan.pieces)
+    common = start * end * over_states(D_DECAY)
+    d_k_to_end = end * over_states(D_K)
+    through = ptx_gradients.halved_product(a.key, d_k_to_end, plan.pieces)
     common = _summed_onto(plan, common, m[decay.TILE], through)
-    return (d_query, d_edit, sums[2] + tails), common
+    return (d_query, d_bk, sums[2] + d_k_to_end), common
 
 
-READS, EDITS, KEPT, TAILS = range(4)
+D_Q, D_BK, D_DECAY, D_K = range(4)  # what a sum of `_over_states` is a share of
 
 
 def _over_states(plan: Plan, x: SpanInputs) -> Callable[[int], Array]:
@@ -158,25 +159,25 @@ def _over_states(plan: Plan, x: SpanInputs) -> Callable[[int], Array]:
     tiles = SPAN // tile
     row = jax.lax.broadcasted_iota(jnp.int32, (SPAN, 1), 0)
 
-    def part(which: int, n: Any, block: Any) -> Array:
-        if which == KEPT:
+    def of_tile(which: int, n: Any, block: Any) -> Array:
+        if which == D_DECAY:
             left = jnp.ones((SPAN, count), product.dtype)
             right = ptx.times(x.states[n, block, :], x.d_states[n, block, :])
         else:
-            rows = {READS: x.d_output, EDITS: x.d_written, TAILS: x.residual}[which]
+            rows = {D_Q: x.d_output, D_BK: x.d_written, D_K: x.residual}[which]
             left = product.operand(rows[:, block])
-            right = (x.d_states if which == TAILS else x.states)[n, block, :]
+            right = (x.d_states if which == D_K else x.states)[n, block, :]
         found = product(left, right)
         inside = (row >= n * tile) & (row < (n + 1) * tile)
         return found if tile == SPAN else jnp.where(inside, found, 0.0)
 
     if tile == SPAN and count == width:
-        return lambda which: part(which, 0, pl.ds(0, width))
+        return lambda which: of_tile(which, 0, pl.ds(0, width))
 
     def step(i: Array, found: tuple) -> tuple:
         block = pl.ds(jax.lax.div(i, tiles) * count, count)
         n = jax.lax.rem(i, tiles)
-        return tuple(sum + part(which, n, block) for which, sum in enumerate(found))
+        return tuple(sum + of_tile(which, n, block) for which, sum in enumerate(found))
 
     zeros = (jnp.zeros((SPAN, channels), jnp.float32),) * 4
     found = jax.lax.fori_loop(0, tiles * (width // count), step, zeros)
@@ -194,16 +195,16 @@ def _level_products(plan: Plan, m: Any, a: Any, scores: Array, system: Array) ->
         distance = summed(plan, m[level], a.pieces)
         row = jax.lax.broadcasted_iota(jnp.int32, distance.shape, 0)
         upper = -((row >> level) & 1)
-        queries, edits, factor = ptx_gradients.decayed_choices(
-            upper, a.query, a.key, a.edit, distance
+        q_decayed, bk_decayed, factor = ptx_gradients.decayed_choices(
+            upper, a.query, a.key, a.bk, distance
         )
         of_scores, of_system = ptx_gradients.on_level(scores, system, paired, level)
-        d_query, d_edit, d_key = sums
-        found = product(of_scores, queries)
+        d_query, d_bk, d_key = sums
+        found = product(of_scores, q_decayed)
         d_query, d_key = ptx_gradients.accumulate(d_query, d_key, found, factor, upper)
-        found = product(of_system, edits)
-        d_edit, d_key = ptx_gradients.accumulate(d_edit, d_key, found, factor, upper)
-        return d_query, d_edit, d_key
+        found = product(of_system, bk_decayed)
+        d_bk, d_key = ptx_gradients.accumulate(d_bk, d_key, found, factor, upper)
+        return d_query, d_bk, d_key
 
     # Rolled: unrolled, the compiler puts off the sums of a level into the next ones, and spills.
     sums = (jnp.zeros(a.query.shape, jnp.float32),) * 3
@@ -223,16 +224,16 @@ def _anchored_products(
     below, above = inside & (row > column), inside & (row < column)
     distance = summed(plan, m[decay.FROM_ANCHOR], a.pieces)
     columns = ptx.decayed(a.key, -distance)
-    queries, edits, factor = ptx.decayed_pair(a.query, a.edit, distance)
+    q_decayed, bk_decayed, factor = ptx.decayed_pair(a.query, a.bk, distance)
 
-    def part(square: Array, where: Array) -> Array:
+    def masked(square: Array, where: Array) -> Array:
         return operand(jnp.where(where, square, zero))
 
-    d_query, d_edit, d_key = sums
-    d_query = d_query + factor * product(part(scores, below), columns)
-    d_edit = d_edit + factor * product(part(system, below), columns)
-    both = product(part(scores, above), queries) + product(part(system, above), edits)
-    return d_query, d_edit, d_key + ptx.exp2(-distance) * both
+    d_query, d_bk, d_key = sums
+    d_query = d_query + factor * product(masked(scores, below), columns)
+    d_bk = d_bk + factor * product(masked(system, below), columns)
+    both = product(masked(scores, above), q_decayed) + product(masked(system, above), bk_decayed)
+    return d_query, d_bk, d_key + ptx.exp2(-distance) * both
 
 
 def gradients(
@@ -296,8 +297,8 @@ class _Views(NamedTuple):
         return pl.BlockSpec((None, SPAN, None, width), place)
 
     def keys(self, a: Any) -> pl.BlockSpec:
-        """A block of key channels; of a gate of one channel that one (of its gradient, one a
-        block)."""
+        """A block of key channels; of a gate of one channel that one (of its gradient, one
+        per block)."""
         width = self.block if a.shape[3] == self.channels else 1
         return self.rows(a, width, by_block=a.shape[3] > 1)
 

@@ -1,12 +1,12 @@
 """The rule as one differentiable operation: kernels in order, part after part of the sequence.
 
 Forward leaves behind the inputs, the state before each part, the sums of outputs of the gate chunks
-and P of each span, with A where it is known before the walk (128 bytes a token and head in
+and P of each span, with A where it is known before the scan (128 bytes per token and head in
 bfloat16, 256 with A): the backward span kernel then finds A alone, or neither. Everything else is
 found again. The trade: what a token needs for its gradients (decayed tiles, scores, inverse, R,
-states) is 2 to 4 times its inputs (bfloat16, K = V = 128: GDN-2 3.1 KB a head against 1.8, CARVE
+states) is 2 to 4 times its inputs (bfloat16, K = V = 128: GDN-2 3.1 KB per head against 1.8, CARVE
 5.6 against 1.5); finding it again costs the kernels that are parallel over tiles and, since the
-inverses then need no walk, a walk of the plain rule, about a quarter of CARVE's instructions a
+inverses then need no scan, a scan of the plain rule, about a quarter of CARVE's instructions per
 tile. Parts keep even that small: the tiles of a part take at most about `PART_BYTES`.
 """
 
@@ -24,14 +24,14 @@ from pallas_kernels.tiling import Tiles, padded
 from pallas_kernels.triton.gradients import SpanGradients, SpanInputs, gradients
 from pallas_kernels.triton.pairs import PairInputs, Pairs, pairs
 from pallas_kernels.triton.plan import Content, Gate, Operands, Plan
-from pallas_kernels.triton.span import KEYS, score
-from pallas_kernels.triton.walk import walk
-from pallas_kernels.triton.walk_back import BackwardWalk, GateInputs, walk_back
+from pallas_kernels.triton.scan import ScanOperands, ScanOutputs, scan
+from pallas_kernels.triton.scan_backward import BackwardScanOutputs, GateInputs, scan_backward
+from pallas_kernels.triton.span import K_LEVELS, Scores, holds_inverse, score
 
 PART_BYTES = 1 << 27
 MOST_PARTS = 32
-PROGRAMS = 132  # that walk at once on an H100, one on each multiprocessor
-SMALLEST_BLOCK = 32  # of value channels: below it a walk's instructions no longer get fewer
+PROGRAMS = 132  # that scan at once on an H100, one on each multiprocessor
+SMALLEST_BLOCK = 32  # of value channels: below it a scan's instructions no longer get fewer
 LONG_CHUNK = 256  # tokens of a gate chunk that is worth a pass of the plain rule's kernels
 
 
@@ -82,7 +82,7 @@ def make_plan(
     if gate is not None and unit >= LONG_CHUNK and units <= MOST_PARTS and tiles.solve != "walk":
         return plan._replace(parts=units, by_chunk=True), units * unit
     channels = padded(inputs.query.shape[3])
-    columns = KEYS + (plan.key_tiles if plan.solves else 0)
+    columns = K_LEVELS + (plan.key_tiles if plan.solves else 0)
     row = columns * channels * plan.product.dtype.itemsize
     parts = -(-batch * length * heads * row // PART_BYTES)
     parts = max(1, min(parts, MOST_PARTS, units))
@@ -93,7 +93,7 @@ def make_plan(
 
 
 def _spread(tiles: Tiles, heads: int, width: int) -> Tiles:
-    """Tiles for few heads: the value channels of the plain rule, which walk apart, are spread over
+    """Tiles for few heads: the value channels of the plain rule, which scan apart, are spread over
     programs until there are about `PROGRAMS`; blocks of 64 or fewer take 4 warps."""
     block = min(tiles.block_value, width)
     while block > SMALLEST_BLOCK and 2 * heads * (width // block) <= PROGRAMS:
@@ -121,7 +121,7 @@ def run(
 
 def _forward(plan: Plan, inputs: Inputs, memory: Array, gate: GateArrays | None) -> tuple:
     output, memories, sums, squares = None, [], [], []
-    known = not plan.solves  # b, and so the inverse, before the walk
+    known = not plan.solves  # b, and so the inverse, before the scan
     seen: Any = None if gate is None else gate.content
     for part in range(plan.parts):
         ready, memory = _in_order((inputs, memory), part > 0)
@@ -136,8 +136,16 @@ def _forward(plan: Plan, inputs: Inputs, memory: Array, gate: GateArrays | None)
         scores = score(plan, x if known else x._replace(erase=None), part, with_keys=not known)
         memories.append(memory)
         squares.append(scores.squares)
-        x = x._replace(erase=None) if known else x
-        found = walk(plan, x, scores, memory, part, content=here, output=output, sums=plan.by_chunk)
+        found = scan(
+            plan,
+            ScanOperands(x.value, None if known else x.erase, x.write),
+            scores,
+            memory,
+            part,
+            content=here,
+            output=output,
+            sums=plan.by_chunk,
+        )
         output, memory = found.output, found.memory
         if gate is not None:
             added = gate.partial_sum[:, None] if plan.by_chunk and part == 0 else 0.0
@@ -211,7 +219,7 @@ def _backward(plan: Plan, residuals: tuple, cotangents: tuple) -> tuple:
     d_output, d_memory, d_sums = cotangents
     seen = None if plan.gate is None else _seen(plan.gate, arrays, sums)
     found: Found | None = None
-    parts: list[BackwardWalk] = []
+    parts: list[BackwardScanOutputs] = []
     d_content = None
     for part in reversed(range(plan.parts)):
         ready, d_memory, found = _in_order((inputs, d_memory, found), part < plan.parts - 1)
@@ -249,6 +257,18 @@ def _backward(plan: Plan, residuals: tuple, cotangents: tuple) -> tuple:
     return _collect(inputs, found), d_memory, d_arrays
 
 
+class Found(NamedTuple):
+    """Gradients of the whole sequence, of the parts that have been scanned backward.
+
+    Attributes:
+      pairs: those of v and w.
+      spans: those of q, k, g and b.
+    """
+
+    pairs: Pairs
+    spans: SpanGradients
+
+
 def _backward_part(
     plan: Plan,
     inputs: Inputs,
@@ -259,8 +279,8 @@ def _backward_part(
     cotangents: tuple,
     part: int,
     found: Any,
-) -> tuple[BackwardWalk, Any]:
-    """One part: its scores and walk again, the walk back, and its rows of the gradients."""
+) -> tuple[BackwardScanOutputs, Any]:
+    """One part: its scores and scan again, the backward scan, and its rows of the gradients."""
     d_output, d_memory, d_sums = cotangents
     x = Operands(*inputs)
     own = slope = None
@@ -269,13 +289,9 @@ def _backward_part(
         x = x._replace(erase=_erase(plan, inputs, own.shift, part))
         slope = _slope(plan, inputs, own.shift, part)
     gated = own is not None and not plan.by_chunk
-    if squares.shape[-1] == SPAN:
-        scores = score(plan, x, part, with_keys=gated, pairs=squares)
-    else:
-        scores = score(plan, x, part, with_keys=gated, with_squares=False)
-        scores = scores._replace(squares=squares)
-    ready = x if gated else x._replace(erase=None)
-    again = walk(plan, ready, scores, memory, part, replay=True)
+    scores = _score_again(plan, x, squares, part, with_keys=gated)
+    ready = ScanOperands(x.value, x.erase if gated else None, x.write)
+    again = scan(plan, ready, scores, memory, part, replay=True)
     gate = None
     if plan.by_chunk:
         wide = _part(d_output, plan, part).astype(jnp.float32) + d_sums[:, part : part + 1]
@@ -292,14 +308,41 @@ def _backward_part(
             down=arrays.down,
             up=arrays.up,
         )
-    back = walk_back(plan, scores, d_output, d_memory, part, gate)
+    back = scan_backward(plan, scores, d_output, d_memory, part, gate)
     d_output = back.d_output if gated else d_output
-    pair_inputs = PairInputs(inputs.value, inputs.write, d_output, again.residual, back.d_written)
+    made = _gradients(plan, x, slope, d_output, again, back, part, found)
+    if plan.by_chunk:
+        assert own is not None
+        d_shift = jnp.sum(_part(made.spans.erase, plan, part), axis=1, keepdims=True)
+        back = back._replace(d_shift=d_shift, d_sums=d_sums[:, part : part + 1])
+    return back, made
+
+
+def _score_again(plan: Plan, x: Operands, squares: Any, part: int, with_keys: bool) -> Scores:
+    """The scores of a part, of which `squares` were kept: P and A, or P alone."""
+    if holds_inverse(squares):
+        scores = score(plan, x, part, with_keys=with_keys, with_squares=False)
+        return scores._replace(squares=squares)
+    return score(plan, x, part, with_keys=with_keys, pairs=squares)
+
+
+def _gradients(
+    plan: Plan,
+    x: Operands,
+    slope: Array | None,
+    d_output: Array,
+    again: ScanOutputs,
+    back: BackwardScanOutputs,
+    part: int,
+    found: Any,
+) -> Found:
+    """Gradients of a part's inputs, written into those of the parts after it (`found`, if any)."""
+    pair_inputs = PairInputs(x.value, x.write, d_output, again.residual, back.d_written)
     paired = pairs(plan, pair_inputs, part, None if found is None else found.pairs)
     spans = SpanInputs(
-        query=inputs.query,
-        key=inputs.key,
-        log_decay=inputs.log_decay,
+        query=x.query,
+        key=x.key,
+        log_decay=x.log_decay,
         erase=x.erase,
         pairs=paired.squares,
         diagonal=paired.diagonal,
@@ -311,28 +354,12 @@ def _backward_part(
         slope=slope,
     )
     before = None if found is None else found.spans
-    made = gradients(plan, spans, part, _like(plan, inputs), before)
-    if plan.by_chunk:
-        assert own is not None
-        d_shift = jnp.sum(_part(made.erase, plan, part), axis=1, keepdims=True)
-        back = back._replace(d_shift=d_shift, d_sums=d_sums[:, part : part + 1])
-    return back, Found(paired._replace(squares=None, diagonal=None), made)
+    made = gradients(plan, spans, part, _like(plan, x), before)
+    return Found(paired._replace(squares=None, diagonal=None), made)
 
 
-class Found(NamedTuple):
-    """Gradients of the whole sequence, of the parts that have been walked back.
-
-    Attributes:
-      pairs: those of v and w.
-      spans: those of q, k, g and b.
-    """
-
-    pairs: Pairs
-    spans: SpanGradients
-
-
-def _like(plan: Plan, inputs: Inputs) -> SpanGradients:
-    """Shapes and dtypes of what the gradients' kernel writes, a value head each."""
+def _like(plan: Plan, inputs: Operands) -> SpanGradients:
+    """Shapes and dtypes of what the gradients' kernel writes, each for all value heads."""
     batch, length, heads, _ = inputs.value.shape
     channels = inputs.query.shape[3]
     grouped = heads != inputs.query.shape[2]

@@ -53,8 +53,9 @@ class Pairs(NamedTuple):
     write: Any
 
 
-def _pairs_kernel(x: PairInputs, *rest: Any, plan: Plan) -> None:
-    out: Pairs = rest[-1]  # outputs to be continued come before it
+def _pairs_kernel(x: PairInputs, *refs: Any, plan: Plan) -> None:
+    out: Pairs
+    *_continued, out = refs  # outputs of other parts, which this one continues, come first
     product, operand = plan.product, plan.product.operand
     width = x.residual.shape[1]
     zero = jnp.zeros((SPAN, SPAN), jnp.float32)

@@ -46,7 +46,7 @@ class Plan(NamedTuple):
       gate: a `Gate`, or None for the plain rule.
       anchor: A, tokens of the blocks whose levels are done at once, for a floor that has been
         promised of g; 1 for none.
-      by_chunk: each part is one gate chunk: b is known before it is walked.
+      by_chunk: each part is one gate chunk: b is known before it is scanned.
       interpret: run without a GPU.
     """
 
@@ -60,7 +60,7 @@ class Plan(NamedTuple):
 
     @property
     def solves(self) -> bool:
-        """The walk finds the inverses."""
+        """The scan finds the inverses."""
         return (self.gate is not None and not self.by_chunk) or self.tiles.solve == "walk"
 
     @property
@@ -87,7 +87,7 @@ class Plan(NamedTuple):
 
     @property
     def pieces(self) -> int:
-        """bfloat16 parts of what is multiplied by the matrices of `decay`."""
+        """bfloat16 pieces of what is multiplied by the matrices of `decay`."""
         return 2 if self.tiles.product == "bf16" else 3
 
     @property
@@ -97,7 +97,7 @@ class Plan(NamedTuple):
 
     @property
     def key_tiles(self) -> int:
-        """Tiles of decayed keys that a walk which solves needs: one a level, in their order, then
+        """Tiles of decayed keys that a scan which solves needs: one per level, in their order, then
         the rows and the columns of the anchored blocks."""
         return len(self.levels) + (2 if self.anchor > 1 else 0)
 
@@ -114,7 +114,8 @@ class Operands(NamedTuple):
       query, key: [B, T, H, K].
       value: [B, T, N, V].
       log_decay: [B, T, H, K or 1].
-      erase: b, or its logits under a content gate, [B, T, H, K or 1].
+      erase: b [B, T, H or N, K or 1], or its logits under a content gate; for the span kernel None
+        where b is not known before the scan.
       write: [B, T, N, V or 1].
     """
 

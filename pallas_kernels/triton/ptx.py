@@ -125,11 +125,11 @@ def _times_factors(source: str, target: str) -> str:
     return f"fma.rn.bf16x2 {target}, {source}, t, z; "
 
 
-def split(g: Array, parts: int) -> list[Array]:
-    """g · log2 e, at least `LOWEST`, as bfloat16 parts whose sum it is: to 2^-17 of its size in two
-    parts, to float32's own precision in three. g float32."""
-    if parts != 2:
-        return _split_plain(g, parts)
+def split(g: Array, pieces: int) -> list[Array]:
+    """g · log2 e, at least `LOWEST`, as bfloat16 pieces whose sum it is: in two pieces to 2^-17 of
+    its size, in three to float32's own precision. g float32."""
+    if pieces != 2:
+        return _split_plain(g, pieces)
     asm = (
         "{ .reg .b32 lo, hi; .reg .f32 a, b, c, d; "
         "mul.f32 a, $2, 0f3FB8AA3B; mul.f32 b, $3, 0f3FB8AA3B; "
@@ -140,14 +140,14 @@ def split(g: Array, parts: int) -> list[Array]:
     return _ptx(asm, "=&r,=&r,f,f", 2, [g], [BF16] * 2, _split_plain)
 
 
-def _split_plain(g, parts=2):
-    return halves(jnp.maximum(g * LOG2E, LOWEST), parts)
+def _split_plain(g, pieces=2):
+    return halves(jnp.maximum(g * LOG2E, LOWEST), pieces)
 
 
-def halves(x: Array, parts: int = 2) -> list[Array]:
-    """x float32 as the sum of bfloat16 parts."""
+def halves(x: Array, pieces: int = 2) -> list[Array]:
+    """x float32 as the sum of bfloat16 pieces."""
     found = []
-    for _ in range(parts):
+    for _ in range(pieces):
         found.append(_rounded(x))
         x = x - _wide(found[-1])
     return found

@@ -16,7 +16,7 @@ def _unpacked(source: str, low: str, high: str) -> str:
     )
 
 
-# a and b as two bfloat16 parts, by way of c and d.
+# a and b as two bfloat16 pieces, by way of c and d.
 _HALVED = "cvt.rn.bf16x2.f32 $0, b, a; " + _unpacked("$0", "c", "d")
 _HALVED += "sub.f32 a, a, c; sub.f32 b, b, d; cvt.rn.bf16x2.f32 $1, b, a; }"
 
@@ -103,12 +103,12 @@ def _accumulate_plain(above, below, x, factor, upper):
 
 
 def decay_gradient(
-    query: Array, edit: Array, key: Array, sums: tuple[Array, Array, Array], parts: int
+    query: Array, bk: Array, key: Array, sums: tuple[Array, Array, Array], pieces: int
 ) -> list[Array]:
-    """q s_0 + e s_1 − k s_2 as the sum of bfloat16 parts (`ptx.halves`); s float32."""
-    args = [query, edit, key, *sums]
-    if query.dtype != BF16 or parts != 2:
-        return ptx.halves(_decay_gradient(*args), parts)
+    """q s_0 + (b⊙k) s_1 − k s_2 as the sum of bfloat16 pieces (`ptx.halves`); s float32."""
+    args = [query, bk, key, *sums]
+    if query.dtype != BF16 or pieces != 2:
+        return ptx.halves(_decay_gradient(*args), pieces)
     asm = "{ .reg .b32 lo, hi; .reg .f32 a, b, c, d; "
     asm += _unpacked("$2", "c", "d") + "mul.f32 a, c, $5; mul.f32 b, d, $6; "
     asm += _unpacked("$3", "c", "d") + "fma.rn.f32 a, c, $7, a; fma.rn.f32 b, d, $8, b; "
@@ -118,19 +118,19 @@ def decay_gradient(
     return ptx._ptx(asm, constraints, 2, args, [BF16] * 2, _decay_gradient_plain)
 
 
-def _decay_gradient(query, edit, key, *sums):
-    query, edit, key = query.astype(F32), edit.astype(F32), key.astype(F32)
-    return query * sums[0] + edit * sums[1] - key * sums[2]
+def _decay_gradient(query, bk, key, *sums):
+    query, bk, key = query.astype(F32), bk.astype(F32), key.astype(F32)
+    return query * sums[0] + bk * sums[1] - key * sums[2]
 
 
 def _decay_gradient_plain(*args):
     return ptx.halves(_decay_gradient(*args))
 
 
-def halved_product(x: Array, y: Array, parts: int) -> list[Array]:
-    """x y as the sum of bfloat16 parts; y float32."""
-    if x.dtype != BF16 or parts != 2:
-        return ptx.halves(x.astype(F32) * y, parts)
+def halved_product(x: Array, y: Array, pieces: int) -> list[Array]:
+    """x y as the sum of bfloat16 pieces; y float32."""
+    if x.dtype != BF16 or pieces != 2:
+        return ptx.halves(x.astype(F32) * y, pieces)
     asm = "{ .reg .b32 lo, hi; .reg .f32 a, b, c, d; " + _unpacked("$2", "c", "d")
     asm += "mul.f32 a, c, $3; mul.f32 b, d, $4; " + _HALVED
     return ptx._ptx(asm, "=&r,=&r,r,f,f", 2, [x, y], [BF16] * 2, _halved_product_plain)

@@ -1,4 +1,4 @@
-"""(I + T)⁻¹ of one tile inside a walk, applied to a right-hand side that is held transposed.
+"""(I + T)⁻¹ of one tile inside a scan, applied to a right-hand side that is held transposed.
 
 Everything is transposed, U = Tᵀ strictly above the diagonal: R and what it is found of are [V, C],
 so that Aᵀ and Uᵀ enter products as they are. Levels are a loop's index: half the code, and Triton
@@ -14,9 +14,9 @@ from jax.experimental import pallas as pl
 
 from pallas_kernels.blocks import wy
 from pallas_kernels.blocks.wy import Array, Product
-from pallas_kernels.triton import ptx, ptx_walk
+from pallas_kernels.triton import ptx, ptx_scan
 from pallas_kernels.triton.plan import Plan
-from pallas_kernels.triton.span import KEYS
+from pallas_kernels.triton.span import K_LEVELS
 
 
 class Solver(NamedTuple):
@@ -35,7 +35,7 @@ class Solver(NamedTuple):
         found = product(x, self.inverse)
         if not self.system:
             return found
-        rounded, wide = ptx_walk.rounded(found)
+        rounded, wide = ptx_scan.rounded(found)
         for piece in self.system:
             x = x + product(rounded, piece)
         return wide + product(x, self.inverse)
@@ -59,8 +59,8 @@ def solver(plan: Plan, tiles: Any, here: Any, minus: Array, zero: Array) -> Solv
     ordered = order(tile, zero)
 
     def found(rows: Any, columns: Any) -> Array:
-        rows = ptx.times(minus, tiles[here, pl.ds((KEYS + rows) * channels, channels)])
-        columns = tiles[here, pl.ds((KEYS + columns) * channels, channels)]
+        rows = ptx.times(minus, tiles[here, pl.ds((K_LEVELS + rows) * channels, channels)])
+        columns = tiles[here, pl.ds((K_LEVELS + columns) * channels, channels)]
         return plan.product(columns, rows, tb=True)
 
     def add_level(place: Any, system: Array) -> Array:
@@ -83,7 +83,7 @@ def invert(plan: Plan, system: Array, ordered: Array, zero: Array) -> Solver:
     """Doubling as in `wy.unit_inverse`, of −U [C, C] float32, whose diagonal may hold anything."""
     product = plan.inverse
     operand = product.operand
-    rounded, rest, inverse = ptx_walk.begin_inverse(system, ordered, product.dtype)
+    rounded, rest, inverse = ptx_scan.begin_inverse(system, ordered, product.dtype)
     block = operand(inverse)
 
     def add(carry: tuple, inner: Array) -> tuple:
@@ -92,7 +92,7 @@ def invert(plan: Plan, system: Array, ordered: Array, zero: Array) -> Solver:
         return operand(inverse), inverse
 
     for level in range(1, system.shape[0].bit_length() - 1):
-        corner = ptx_walk.level(rounded, ordered, 1 << level)
+        corner = ptx_scan.level(rounded, ordered, 1 << level)
         inner = once(lambda c, d=block: operand(product(c, d)), zero, corner)
         block, inverse = once(lambda c, n=inner: add(c, n), zero, (block, inverse))
     return Solver(block, (rounded, rest) if plan.tiles.inverse == "bf16" else ())

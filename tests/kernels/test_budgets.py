@@ -60,7 +60,7 @@ def test_budgets_are_of_the_official_size() -> None:
     both = {f"carve/128x128c64/bfloat16/backward/{name}": row(30_000) for name in budgets.GRADIENTS}
     assert len(budgets.over_budget(both)) == 1  # counted together
     (spill,) = budgets.over_budget({"carve/128x128c64/bfloat16/backward/_walk_back_kernel": over})
-    assert "8 bytes of spills in a walk" in spill
+    assert "8 bytes of spills in a scan" in spill
 
 
 def test_what_got_worse_is_told() -> None:

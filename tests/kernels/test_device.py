@@ -24,7 +24,7 @@ def on_gpu(monkeypatch: pytest.MonkeyPatch):
 @pytest.mark.parametrize("capability", ["8.0", "8.6", "8.9", "9.0", "10.0", "12.0"])
 def test_gpus_are_taken_by_capability(on_gpu, capability: str) -> None:
     on_gpu(capability)
-    assert device.why_not() is None
+    assert device.unsupported_reason() is None
     assert device.capability() == float(capability)
 
 
@@ -39,12 +39,12 @@ def test_gpus_are_taken_by_capability(on_gpu, capability: str) -> None:
 )
 def test_others_are_refused_by_name(on_gpu, capability, kind: str, said: str) -> None:
     on_gpu(capability, kind)
-    assert said in device.why_not()
+    assert said in device.unsupported_reason()
 
 
 def test_no_gpu(on_gpu, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(jax, "default_backend", lambda: "tpu")
-    assert device.why_not() == "the kernels need an NVIDIA GPU, and JAX runs on tpu here"
+    assert device.unsupported_reason() == "the kernels need an NVIDIA GPU, and JAX runs on tpu here"
 
 
 @pytest.mark.parametrize("version", [(0, 9, 1), (0, 13, 0)])
@@ -52,4 +52,4 @@ def test_jax_outside_the_range(monkeypatch: pytest.MonkeyPatch, version: tuple) 
     monkeypatch.setattr(jax, "__version_info__", version)
     monkeypatch.setattr(jax, "__version__", ".".join(map(str, version)))
     said = f"the kernels support JAX 0.10 to 0.12, and this is {jax.__version__}"
-    assert device.why_not() == said
+    assert device.unsupported_reason() == said

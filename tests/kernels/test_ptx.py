@@ -16,13 +16,13 @@ import pytest
 
 from pallas_kernels import triton
 from pallas_kernels.blocks import wy
-from pallas_kernels.triton import ptx, ptx_gradients, ptx_walk
+from pallas_kernels.triton import ptx, ptx_gradients, ptx_scan
 from tests.kernels import ptx_machine
 from tests.kernels.ptx_machine import BF16
 
 SHAPE = (4, 64)
 SQUARE = (64, 64)
-MODULES = (ptx, ptx_gradients, ptx_walk)
+MODULES = (ptx, ptx_gradients, ptx_scan)
 
 
 class Example(NamedTuple):
@@ -179,21 +179,21 @@ def _square_examples() -> Iterator[tuple[str, Example]]:
         )
 
 
-def _walk_examples() -> Iterator[tuple[str, Example]]:
+def _scan_examples() -> Iterator[tuple[str, Example]]:
     x, f, row = _normal(0), _normal(3, np.float32), _normal(4, np.float32)[0]
     a, bf16 = _exact(x), jnp.dtype(jnp.bfloat16)
     nearest = _exact(f.astype(BF16))
-    yield "minus", Example(lambda: ptx_walk.minus(x), [-a])
-    yield "minus_rounded", Example(lambda: ptx_walk.minus_rounded(f, bf16), [-nearest])
-    yield "rounded", Example(lambda: ptx_walk.rounded(f), [nearest, nearest])
-    yield "add_times", Example(lambda: ptx_walk.add_times(f, x, f), [_exact(f) + a * f])
+    yield "minus", Example(lambda: ptx_scan.minus(x), [-a])
+    yield "minus_rounded", Example(lambda: ptx_scan.minus_rounded(f, bf16), [-nearest])
+    yield "rounded", Example(lambda: ptx_scan.rounded(f), [nearest, nearest])
+    yield "add_times", Example(lambda: ptx_scan.add_times(f, x, f), [_exact(f) + a * f])
     total = a + _exact(row)
-    yield "raised", Example(lambda: ptx_walk.raised(x, row, 0.125, bf16), [total, 0.125 * total])
+    yield "raised", Example(lambda: ptx_scan.raised(x, row, 0.125, bf16), [total, 0.125 * total])
     logits = 4 * x
     logits[0, :4] = -200.0, 200.0, 0.0, -50.0
     sigma = 1 / (1 + np.exp(-_exact(logits) - _exact(row)))
     for scale in (1.0, 2.0):
-        call = functools.partial(ptx_walk.minus_gate, logits, row, scale)
+        call = functools.partial(ptx_scan.minus_gate, logits, row, scale)
         yield "minus_gate", Example(call, [-scale * sigma])
 
 
@@ -203,17 +203,17 @@ def _transposed_examples() -> Iterator[tuple[str, Example]]:
     x, f = _normal(0, shape=SQUARE), np.triu(_normal(3, np.float32, SQUARE))
     minus = np.where(ordered == 0, -1.0, _exact(f))
     lowest = np.where(ordered == 0, 1.0, np.where(ordered == 1, f, 0.0))
-    call = functools.partial(ptx_walk.begin_inverse, f, ordered, bf16)
+    call = functools.partial(ptx_scan.begin_inverse, f, ordered, bf16)
     yield "begin_inverse", Example(lambda: [_sum(call()[:2]), call()[2]], [minus, lowest])
     for low in (1, 2, 32):
         expected = [np.where((ordered >= low) & (ordered < 2 * low), _exact(x), 0)]
-        counted = functools.partial(ptx_walk.counted_level, x, ordered, jnp.int32(low))
+        counted = functools.partial(ptx_scan.counted_level, x, ordered, jnp.int32(low))
         yield "counted_level", Example(counted, expected)
         if low > 1:
-            yield "level", Example(functools.partial(ptx_walk.level, x, ordered, low), expected)
+            yield "level", Example(functools.partial(ptx_scan.level, x, ordered, low), expected)
     for bound in (2, 8, 64):
         expected = [np.where((ordered > 0) & (ordered < bound), _exact(x), 0)]
-        yield "below", Example(functools.partial(ptx_walk.below, x, ordered, bound), expected)
+        yield "below", Example(functools.partial(ptx_scan.below, x, ordered, bound), expected)
 
 
 def _sum(parts: Sequence[Any]) -> Any:
@@ -222,7 +222,7 @@ def _sum(parts: Sequence[Any]) -> Any:
 
 
 EXAMPLES = [*_decayed_examples(), *_elementwise_examples(), *_square_examples()]
-EXAMPLES += [*_walk_examples(), *_transposed_examples()]
+EXAMPLES += [*_scan_examples(), *_transposed_examples()]
 NAMES = [name for name, _ in EXAMPLES]
 
 

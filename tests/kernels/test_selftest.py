@@ -40,7 +40,7 @@ class Stand:
             value += 0.1 * (value - jax.lax.stop_gradient(value))
             inputs = inputs._replace(value=value.astype(inputs.value.dtype))
         length = inputs.value.shape[1]
-        if content is not None and length % content.span:
+        if content is not None and length % content.stride:
             raise NotImplementedError("whole gate chunks alone")
         group = inputs.value.shape[2] // inputs.key.shape[2]
         keys = ("query", "key", "log_decay", "erase")
@@ -171,8 +171,8 @@ def test_what_ships_is_checked_and_the_most_used_first() -> None:
     assert kinds == {(d, w) for d in ("bfloat16", "float32", "float16") for w in (128, 256)} | {
         ("bfloat16", 64)
     }
-    walks = [c for c in every if c.tiles is not None and c.tiles.solve == "walk"]
-    assert any(c.rule == "gated_delta" for c in walks)
+    in_scan = [c for c in every if c.tiles is not None and c.tiles.solve == "walk"]
+    assert any(c.rule == "gated_delta" for c in in_scan)
     assert any(c.decay_floor is not None for c in every)
 
 

@@ -87,7 +87,7 @@ def test_value_channels_of_few_heads_are_spread_over_programs() -> None:
 
     chosen = [(plan(h).tiles.block_value, plan(h).tiles.warps) for h in (16, 32, 33, 66, 67, 128)]
     assert chosen == [(32, 4), (32, 4), (32, 4), (64, 4), (128, 8), (128, 8)]
-    assert plan(16, solve="walk").tiles.block_value == 128  # CARVE's own walk to the bit
+    assert plan(16, solve="walk").tiles.block_value == 128  # as CARVE does it, to the bit
     check("gated_delta", Case(1, 130, 1, 1, 16, 64), tiles=tiles)
 
 
@@ -112,7 +112,7 @@ def test_parts_are_as_many_as_they_must_be() -> None:
 
 
 @pytest.mark.parametrize("rule", ["gated_delta", "carve"])
-def test_forward_keeps_inputs_one_state_a_part_and_sums(rule: str) -> None:
+def test_forward_keeps_inputs_one_state_per_part_and_sums(rule: str) -> None:
     case = Case(1, 512, value_channels=16, gate_chunk=64)
     arrays = Arrays(*map(jnp.float32, make_arrays(case)))
 
@@ -129,7 +129,7 @@ def test_forward_keeps_inputs_one_state_a_part_and_sums(rule: str) -> None:
     projections = 2 * (2 * 16 * 16)  # their rank padded to 16
     squares = 512 * arrays.value.shape[2] * SPAN  # P, or A, of each span
     carve = (chunks + 2) * content + projections + chunks + squares
-    # The plain rule's are known without a walk: sigmoid, the caller's own; both squares.
+    # The plain rule's are known without a scan: sigmoid, the caller's own; both squares.
     plain = arrays.erase_logits.size + 2 * squares
     own = carve if rule == "carve" else plain
     assert inputs < kept <= inputs + state + own + 8  # a few scalars

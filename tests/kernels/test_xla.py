@@ -15,7 +15,7 @@ from pallas_kernels.compiling import catalogue, counts, toolchain, xla
 from pallas_kernels.compiling.catalogue import Program
 from pallas_kernels.compiling.lowering import Kernel
 
-needs_xla = pytest.mark.skipif(xla.why_not() is not None, reason="needs the extra aot")
+needs_xla = pytest.mark.skipif(xla.unsupported_reason() is not None, reason="needs the extra aot")
 
 MODULE = """HloModule jit_train
 
@@ -72,7 +72,7 @@ def test_launches() -> None:
 
 def test_missing_tools_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(xla, "PLUGINS", ("no_such_plugin",))
-    reason = xla.why_not()
+    reason = xla.unsupported_reason()
     assert reason is not None
     assert "pip install -e '.[aot]'" in reason
     with pytest.raises(FileNotFoundError, match=r"no_such_tool is not installed: pip install"):

@@ -42,7 +42,7 @@ def rules(name: str, case: Case):
         state = CarveState(*a[8:], position)
         return carve_rule(*a[:8], initial_state=state, segment_ids=segments, **carve)
 
-    def stretch(arrays, projections, state, segments):
+    def shard(arrays, projections, state, segments):
         start = {"segment_ids": segments}
         if name.startswith("gdn2"):
             erase = jax.nn.sigmoid(arrays[4])
@@ -56,7 +56,7 @@ def rules(name: str, case: Case):
     mesh = jax.make_mesh((8,), ("sequence",), axis_types=(AxisType.Auto,))
     cut = P(None, "sequence")
     specs = ((cut,) * 6, P(), P(), None if segments is None else cut)
-    over = jax.shard_map(stretch, mesh=mesh, in_specs=specs, out_specs=(cut, P()), check_vma=False)
+    over = jax.shard_map(shard, mesh=mesh, in_specs=specs, out_specs=(cut, P()), check_vma=False)
     return alone, lambda a: over(a[:6], a[6:8], a[8:], segments)
 
 

@@ -32,7 +32,7 @@ def measured(*names):
 @pytest.mark.parametrize(
     "name", [pytest.param(name, marks=pytest.mark.slow if name in SLOW else ()) for name in CASES]
 )
-def test_eight_stretches_are_one_sequence(name):
+def test_eight_shards_are_one_sequence(name):
     names = (other for other in CASES if (other in SLOW) == (name in SLOW))
     record = measured(*names)[name]
     assert record["outputs"] < 5e-6

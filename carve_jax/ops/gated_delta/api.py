@@ -57,11 +57,13 @@ def gated_delta_rule(
       query: q, usually of unit norm; bfloat16, float16, float32 (float64: `recurrent`).
       key: k, usually of unit norm.
       value: v; its heads are a multiple of the key heads.
-      log_decay: g ≤ 0, natural logarithm of the decay, a channel (K) or a head (1); −1000 is a hard
-        reset. Positive entries raise outside `jit`; inside, g ≤ 0 is the caller's promise. The
-        gates (log_decay, erase, write) may be float32 beside half-precision query, key and value.
-      erase: b, a channel (K) or a head (1), in [0, 1], or [0, 2] with negative eigenvalues.
-      write: w, a channel (V) or a head (1), in [0, 1].
+      log_decay: g ≤ 0, natural logarithm of the decay, per channel `[..., K]` or per head
+        `[..., 1]`; −1000 is a hard reset. Positive entries raise outside `jit`; inside, g ≤ 0 is
+        the caller's promise. The gates (log_decay, erase, write) may be float32 beside
+        half-precision query, key and value.
+      erase: b, per channel `[..., K]` or per head `[..., 1]`, in [0, 1], or in [0, 2] with negative
+        eigenvalues.
+      write: w, per channel `[..., V]` or per head `[..., 1]`, in [0, 1].
       scale: factor of the query; K**-0.5 by default.
       initial_state: S before the first token (zero by default); belongs to a row's first segment.
       segment_ids: non-decreasing runs; the state restarts at each new one, anywhere. NaN and
@@ -79,10 +81,10 @@ def gated_delta_rule(
       Output in the shape and dtype of value, and the state after the last token.
 
     Raises:
-      ValueError: a wrong shape, an empty sequence, heads that do not divide, positive log-decay, an
-        unknown implementation.
-      TypeError: mixed or non-floating dtypes.
-      NotImplementedError: the named implementation does not support these inputs here.
+      ValueError: when a shape is wrong, the sequence is empty, the key heads do not divide the
+        value heads, a log-decay is positive, or the implementation is unknown.
+      TypeError: when dtypes are mixed or not floating.
+      NotImplementedError: when the named implementation does not support these inputs here.
     """
     arrays = {
         "query": query,
@@ -125,11 +127,11 @@ def value_axis_erase_rule(
     """The ablation that CARVE argues against: an erase mask on the value axis as well.
 
     As `gated_delta_rule`, with residual w_t ⊙ v_t − c_t ⊙ (S̄_tᵀ (b_t ⊙ k_t)) for the mask
-    c = `value_erase` in [0, 1]. The system inside a chunk then depends on the value channel, V
+    c = `value_erase` in [0, 1]. The system inside a tile then depends on the value channel, V
     triangular solves instead of one (arXiv 2606.27229), so the rule runs token by token alone.
 
     Raises:
-      As `gated_delta_rule`.
+      What `gated_delta_rule` raises.
     """
     arrays = {
         "query": query,
@@ -202,7 +204,7 @@ def carve_rule(
       Output in the shape and dtype of value, and the state after the last token.
 
     Raises:
-      As `gated_delta_rule`; ValueError also for segments off the gate chunks.
+      What `gated_delta_rule` raises; ValueError also when a segment does not start on a gate chunk.
     """
     arrays = {
         "query": query,
@@ -217,14 +219,7 @@ def carve_rule(
     sizes = _check_inputs(arrays)
     checks.check_positive("gate_chunk", gate_chunk)
     checks.check_floor(log_decay, log_decay_floor)
-    state = zero_state(sizes, query.dtype)
-    if initial_state is not None:
-        given, expected = (
-            {f"initial_state.{name}": array for name, array in s._asdict().items()}
-            for s in (initial_state, state)
-        )
-        checks.check_state(given, expected)
-        state = initial_state
+    state = _start_carve(initial_state, sizes, query.dtype)
     position = None if initial_state is None else state.position
     checks.check_segments(segment_ids, sizes, gate_chunk, position)
     gate = ContentGate(
@@ -274,9 +269,9 @@ def resolve_implementation(
       "recurrent", "chunked" or a backend's name: of "pallas", that of the kernels that run.
 
     Raises:
-      ValueError: an unknown name.
-      NotImplementedError: the named implementation does not support the inputs here, or its kernels
-        fail their self-test on this GPU.
+      ValueError: when the name is unknown.
+      NotImplementedError: when the named implementation does not support the inputs here, or its
+        kernels fail their self-test on this GPU.
     """
     return registry.choose(implementation, Request(dtype, sizes, content))
 
@@ -296,6 +291,19 @@ def _start(memory: Array | None, sizes: dict[str, int], dtype: jnp.dtype) -> Car
         return state
     checks.check_state({"initial_state": memory}, {"initial_state": state.memory})
     return state._replace(memory=memory)
+
+
+def _start_carve(given: CarveState | None, sizes: dict[str, int], dtype: jnp.dtype) -> CarveState:
+    """The state of CARVE before the first token."""
+    state = zero_state(sizes, dtype)
+    if given is None:
+        return state
+    found, expected = (
+        {f"initial_state.{name}": array for name, array in s._asdict().items()}
+        for s in (given, state)
+    )
+    checks.check_state(found, expected)
+    return given
 
 
 def zero_state(sizes: dict[str, int], dtype: jnp.dtype) -> CarveState:

@@ -17,7 +17,7 @@ def check_arrays(arrays: Mapping[str, Array], shapes: Mapping[str, tuple]) -> di
     admitted sizes for one axis) and return the sizes of the dimensions.
 
     Raises:
-      ValueError: a rank or a size is wrong.
+      ValueError: when a rank or a size is wrong.
     """
     sizes: dict[str, int] = {}
     for name, array in arrays.items():
@@ -48,7 +48,7 @@ def check_dtypes(arrays: Mapping[str, Array]) -> None:
     """One floating dtype for all; gates may also be float32 beside half-precision inputs.
 
     Raises:
-      TypeError: a dtype is not floating, or differs from the query's.
+      TypeError: when a dtype is not floating, or differs from the query's.
     """
     for name, array in arrays.items():
         if str(array.dtype) not in FLOAT_DTYPES:
@@ -70,7 +70,7 @@ def check_sizes(sizes: Mapping[str, int]) -> None:
     """Refuse empty axes and value heads that the key heads do not divide.
 
     Raises:
-      ValueError: as said.
+      ValueError: when a dimension is 0, or N is not a multiple of H.
     """
     if sizes["T"] == 0:
         raise ValueError(
@@ -90,7 +90,7 @@ def check_log_decay(log_decay: Array) -> None:
     """Refuse growth, where values can be seen: under `jit` this is the caller's promise.
 
     Raises:
-      ValueError: an entry is positive or NaN.
+      ValueError: when an entry is positive or NaN.
     """
     if is_concrete(log_decay) and not bool(jnp.all(log_decay <= 0)):
         largest = float(jnp.max(log_decay))
@@ -104,7 +104,7 @@ def check_floor(log_decay: Array, floor: float | None) -> None:
     """Refuse a promise that is broken, where values can be seen.
 
     Raises:
-      ValueError: an entry lies below the floor.
+      ValueError: when an entry lies below the floor.
     """
     if floor is not None and is_concrete(log_decay) and bool(jnp.any(log_decay < floor)):
         raise ValueError(
@@ -125,8 +125,9 @@ def check_segments(
     numbers.
 
     Raises:
-      ValueError: wrong shape, decreasing ids, or (content gate) a start off the gate chunks.
-      TypeError: ids that are not integers.
+      ValueError: when the shape is wrong, ids decrease, or (under a content gate) a segment does
+        not start on a gate chunk.
+      TypeError: when ids are not integers.
     """
     if segment_ids is None:
         return
@@ -160,8 +161,8 @@ def check_state(given: Mapping[str, Array], expected: Mapping[str, Array]) -> No
     """Refuse a state whose shapes or dtypes are not those of a state made for these inputs.
 
     Raises:
-      ValueError: a wrong shape.
-      TypeError: a wrong dtype.
+      ValueError: when a shape is wrong.
+      TypeError: when a dtype is wrong.
     """
     for name, array in given.items():
         if array.shape != expected[name].shape:
@@ -174,7 +175,7 @@ def check_positive(name: str, number: int) -> None:
     """Refuse a count below 1.
 
     Raises:
-      ValueError: as said.
+      ValueError: when the number is less than 1.
     """
     if number < 1:
         raise ValueError(f"{name} is {number}; it must be at least 1")

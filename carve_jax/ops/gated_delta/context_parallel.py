@@ -1,7 +1,7 @@
-"""The rule on a sequence whose tokens are cut over devices; called inside `jax.shard_map`.
+"""The rule on a sequence that is sharded over devices; called inside `jax.shard_map`.
 
-Each device holds a stretch of T tokens of every row, in order along a named axis. The plain rule is
-affine in its first state, so the stretches run side by side and their maps are composed. CARVE's
+Each device holds a shard of T tokens of every row, in order along a named axis. The plain rule is
+affine in its first state, so the shards run side by side and their maps are composed. CARVE's
 content gate is not affine: there the state is handed along the axis, and the devices work on
 different rows at a time, as in a pipeline.
 """
@@ -32,24 +32,24 @@ def gated_delta_rule_over(
     segment_ids: Int[Array, "B T"] | None = None,
     **options: Any,
 ) -> tuple[Float[Array, "B T N V"], Float32[Array, "B N K V"]]:
-    """`gated_delta_rule` over all stretches along ``axis``, exactly.
+    """`gated_delta_rule` over all shards along `axis`, exactly.
 
-    Over its stretch the state becomes S' = A S + B, and the output is O + Q̃ S, whatever S is. One
+    Over its shard the state becomes S' = A S + B, and the output is O + Q̃ S, whatever S is. One
     call of the rule finds all four: its values are widened by K channels that write nothing and
-    start from the identity. The maps of all devices are gathered (K·(K + V) floats a head) and each
-    composes those before its own. Costs about 1 + K / V of the rule alone, and nothing waits.
+    start from the identity. The maps of all devices are gathered (K·(K + V) floats per head), and
+    each composes those before its own. Costs about 1 + K / V of the rule alone, and nothing waits.
 
     Args:
-      axis: name of the mesh axis that cuts T; all arrays are this device's stretch.
+      axis: name of the mesh axis that cuts T; all arrays are this device's shard.
       initial_state: before the whole sequence, the same on every device.
-      segment_ids: as in `gated_delta_rule`, of the whole row, this stretch of it.
+      segment_ids: as in `gated_delta_rule`, this shard of the whole row's.
       options: of `gated_delta_rule`, such as scale and implementation.
 
     Returns:
-      The output of this stretch, and the state after the whole sequence (the same on every device).
+      The output of this shard, and the state after the whole sequence (the same on every device).
 
     Raises:
-      As `gated_delta_rule`.
+      What `gated_delta_rule` raises.
     """
     batch, length, heads, width = value.shape
     channels = key.shape[-1]
@@ -68,18 +68,18 @@ def gated_delta_rule_over(
         segment_ids=segment_ids,
         **options,
     )
-    own, reads = output[..., :width], output[..., width:].astype(jnp.float32)
+    own, q_decayed = output[..., :width], output[..., width:].astype(jnp.float32)
     added, carried = state[..., :width], state[..., width:]
     starts = memory if initial_state is None else initial_state
     before, after = _compose(axis, carried, added, starts, segment_ids)
-    past = jnp.einsum("btnk,bnkv->btnv", reads, before, precision="highest")
+    past = jnp.einsum("btnk,bnkv->btnv", q_decayed, before, precision="highest")
     return (own + past).astype(value.dtype), after
 
 
 def _compose(
     axis: str, carried: Array, added: Array, start: Array, segment_ids: Array | None
 ) -> tuple[Array, Array]:
-    """The state before this device's stretch, and after the last."""
+    """The state before this device's shard, and after the last."""
     index, count = jax.lax.axis_index(axis), jax.lax.axis_size(axis)
     maps = jax.lax.all_gather((carried, added), axis)
     goes_on = jnp.ones((count, start.shape[0]), bool)
@@ -87,8 +87,8 @@ def _compose(
         first, last = jax.lax.all_gather((segment_ids[:, 0], segment_ids[:, -1]), axis)
         goes_on = goes_on.at[1:].set(first[1:] == last[:-1])
 
-    def step(state: Array, part: tuple[Array, Array, Array]) -> tuple[Array, Array]:
-        carried, added, goes_on = part
+    def step(state: Array, shard: tuple[Array, Array, Array]) -> tuple[Array, Array]:
+        carried, added, goes_on = shard
         state = jnp.where(goes_on[:, None, None, None], state, 0)
         after = jnp.einsum("bnij,bnjv->bniv", carried, state, precision="highest") + added
         return after, state
@@ -105,25 +105,26 @@ def carve_rule_over(
     segment_ids: Int[Array, "B T"] | None = None,
     **options: Any,
 ) -> tuple[Float[Array, "B T N V"], CarveState]:
-    """`carve_rule` over all stretches along ``axis``, exactly, as a pipeline.
+    """`carve_rule` over all shards along `axis`, exactly, as a pipeline.
 
-    Rows are taken ``micro_batches`` at a time of equal size. Device i works on part s − i in step s
-    and hands its last state to device i + 1: micro_batches + devices − 1 steps, of which
+    Rows are taken `micro_batches` at a time of equal size. Device i works on micro-batch s − i in
+    step s and hands its last state to device i + 1: micro_batches + devices − 1 steps, of which
     `bubble` is idle. The backward pass is the same pipeline the other way.
 
     Args:
       axis: name of the mesh axis that cuts T.
-      arrays: the first eight arguments of `carve_rule`, this device's stretch (the last two whole).
+      arrays: the first eight arguments of `carve_rule`: this device's shard of six, the last two
+        replicated.
       micro_batches: a divisor of B.
       initial_state: before the whole sequence, the same on every device; None for zero.
-      segment_ids: as in `carve_rule`, this stretch.
+      segment_ids: as in `carve_rule`, this shard.
       options: of `carve_rule`.
 
     Returns:
-      The output of this stretch, and the state after the whole sequence (the same on every device).
+      The output of this shard, and the state after the whole sequence (the same on every device).
 
     Raises:
-      ValueError: micro-batches that do not divide the rows; and as `carve_rule`.
+      ValueError: when the micro-batches do not divide the rows; and what `carve_rule` raises.
     """
     query, value = arrays[0], arrays[2]
     batch, (heads, width) = query.shape[0], value.shape[2:]
@@ -135,15 +136,15 @@ def carve_rule_over(
         memory = jnp.zeros((batch, heads, query.shape[-1], width), jnp.float32)
         initial_state = CarveState(memory, mean, mean, jnp.zeros((batch,), jnp.int32))
     index, count = jax.lax.axis_index(axis), jax.lax.axis_size(axis)
-    parts = jax.tree.map(
+    micro = jax.tree.map(
         lambda x: x.reshape(micro_batches, rows, *x.shape[1:]),
         (arrays[:6], segment_ids, initial_state, _new_documents(axis, segment_ids)),
     )
     forward = [(i, i + 1) for i in range(count - 1)]
 
     def step(handed: CarveState, number: Array) -> tuple[CarveState, tuple[Array, CarveState]]:
-        part = jnp.clip(number - index, 0, micro_batches - 1)
-        mine, segments, start, new = jax.tree.map(lambda x: x[part], parts)
+        place = jnp.clip(number - index, 0, micro_batches - 1)
+        mine, segments, start, new = jax.tree.map(lambda x: x[place], micro)
         state = jax.tree.map(lambda a, b: jnp.where(index == 0, a, b), start, handed)
         if new is not None:
             state = jax.tree.map(lambda x: jnp.where(_rows(new, x), 0, x), state)
@@ -152,7 +153,7 @@ def carve_rule_over(
         )
         return jax.lax.ppermute(state, axis, forward), (output, state)
 
-    empty = jax.tree.map(lambda x: jnp.zeros_like(x[0]), parts[2])
+    empty = jax.tree.map(lambda x: jnp.zeros_like(x[0]), micro[2])
     steps = jnp.arange(micro_batches + count - 1)
     _, (outputs, states) = jax.lax.scan(step, empty, steps)
     kept = jax.lax.dynamic_slice_in_dim(outputs, index, micro_batches, axis=0)
@@ -167,7 +168,7 @@ def bubble(micro_batches: int, devices: int) -> float:
 
 
 def _new_documents(axis: str, segment_ids: Array | None) -> Array | None:
-    """Rows whose stretch here begins with another document than the stretch before ended with."""
+    """Rows whose shard here begins with another document than the shard before ended with."""
     if segment_ids is None:
         return None
     index, last = jax.lax.axis_index(axis), jax.lax.all_gather(segment_ids[:, -1], axis)

@@ -36,8 +36,8 @@ def isolated(
     and a reduction by "and" for each element of the inputs and of the state, a select for each
     element of the outputs and of the state, and one running maximum over [B, T, N] int32. Compilers
     fuse the elementwise part with what makes the inputs and reads the outputs; where they cannot,
-    each is read and written once more. For gradients it keeps one byte a token and head, and adds a
-    select for each element of the outputs.
+    each is read and written once more. For gradients it keeps one byte per token and head, and adds
+    a select for each element of the outputs.
 
     Args:
       run: gives outputs and final state.

@@ -80,7 +80,7 @@ class Kernels(Implementation):
             content=state.content,
             partial_sum=state.partial_sum,
             mean=mean,
-            span=layout.span,
+            stride=layout.stride,
             scale=gate.scale,
             stop_gradient=gate.stop_gradient,
             norm_eps=CONTENT_NORM_EPS if gate.norm else None,

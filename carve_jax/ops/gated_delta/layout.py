@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from carve_jax.ops.content_gate import CarveState
-from carve_jax.shapes import Array
+from carve_jax.shapes import Array, Bool, Float32, Int32, Shaped
 from pallas_kernels.blocks.decay import SPAN
 from pallas_kernels.tiling import padded
 
@@ -20,24 +20,25 @@ class Layout(NamedTuple):
 
     Attributes:
       chunk: L, tokens of a gate chunk.
-      span: tokens that kernels give a gate chunk: a power of two, or whole spans of 64.
+      stride: tokens from the start of one gate chunk to that of the next: a power of two, or whole
+        spans.
       length: T, tokens of the call.
-      position: tokens already in each row's first gate chunk [B], or None for none.
+      position: tokens already in each row's first gate chunk, or None for none.
     """
 
     chunk: int
-    span: int
+    stride: int
     length: int
-    position: Array | None
+    position: Int32[Array, " B"] | None
 
     @classmethod
-    def make(cls, chunk: int, length: int, position: Array | None) -> "Layout":
+    def make(cls, chunk: int, length: int, position: Int32[Array, " B"] | None) -> "Layout":
         """The layout of a call."""
-        span = padded(chunk) if chunk <= SPAN else -(-chunk // SPAN) * SPAN
-        return cls(chunk, span, length, position)
+        stride = padded(chunk) if chunk <= SPAN else -(-chunk // SPAN) * SPAN
+        return cls(chunk, stride, length, position)
 
-    def lay(self, x: Array) -> Array:
-        """[B, T, …] with null tokens where no token of the call stands."""
+    def lay(self, x: Shaped[Array, "B T *rest"]) -> Shaped[Array, "B laid *rest"]:
+        """The tokens of the call, with null tokens where none of them stands."""
         if self.position is not None:
             shape = (self.length + self.chunk - 1, *x.shape[2:])
             x = jax.vmap(
@@ -45,19 +46,19 @@ class Layout(NamedTuple):
                     jnp.zeros(shape, x.dtype), row, start, axis=0
                 )
             )(x, self.position)
-        if self.span == self.chunk:
+        if self.stride == self.chunk:
             return x
         others = [(0, 0)] * (x.ndim - 2)
         x = jnp.pad(x, [(0, 0), (0, -x.shape[1] % self.chunk), *others])
         x = x.reshape(x.shape[0], -1, self.chunk, *x.shape[2:])
-        x = jnp.pad(x, [(0, 0), (0, 0), (0, self.span - self.chunk), *others])
+        x = jnp.pad(x, [(0, 0), (0, 0), (0, self.stride - self.chunk), *others])
         return x.reshape(x.shape[0], -1, *x.shape[3:])
 
-    def unlay(self, x: Array) -> Array:
-        """The call's tokens of [B, …, …] laid out so."""
-        if self.span != self.chunk:
-            x = x[:, : x.shape[1] // self.span * self.span]
-            x = x.reshape(x.shape[0], -1, self.span, *x.shape[2:])[:, :, : self.chunk]
+    def unlay(self, x: Shaped[Array, "B laid *rest"]) -> Shaped[Array, "B T *rest"]:
+        """The call's tokens among tokens laid out so."""
+        if self.stride != self.chunk:
+            x = x[:, : x.shape[1] // self.stride * self.stride]
+            x = x.reshape(x.shape[0], -1, self.stride, *x.shape[2:])[:, :, : self.chunk]
             x = x.reshape(x.shape[0], -1, *x.shape[3:])
         if self.position is None:
             return x[:, : self.length]
@@ -65,21 +66,26 @@ class Layout(NamedTuple):
             lambda row, start: jax.lax.dynamic_slice_in_dim(row, start, self.length, axis=0)
         )(x, self.position)
 
-    def means(self, starts: Array | None, batch: int) -> Array:
-        """[B, chunks]: 1/L, or 0 where the next gate chunk starts a segment."""
+    def means(self, starts: Bool[Array, "B T"] | None, batch: int) -> Float32[Array, "B chunks"]:
+        """1/L, or 0 where the next gate chunk starts a segment."""
         offset = 0 if self.position is None else self.chunk - 1
         chunks = -(-(self.length + offset) // self.chunk)
         mean = jnp.full((batch, chunks), 1.0 / self.chunk, jnp.float32)
         if starts is None:
             return mean
         starts = self.lay(starts)
-        starts = jnp.pad(starts, ((0, 0), (0, chunks * self.span - starts.shape[1])))
-        fresh = starts.reshape(batch, chunks, self.span).any(axis=2)
+        starts = jnp.pad(starts, ((0, 0), (0, chunks * self.stride - starts.shape[1])))
+        fresh = starts.reshape(batch, chunks, self.stride).any(axis=2)
         following = jnp.pad(fresh[:, 1:], ((0, 0), (0, 1)))
         return jnp.where(following, 0.0, mean)
 
-    def ending(self, state: CarveState, sums: Array, mean: Array) -> tuple[Array, Array, Array]:
-        """Content, partial sum and position after the call, from the sums [B, chunks, N, V]."""
+    def ending(
+        self,
+        state: CarveState,
+        sums: Float32[Array, "B chunks N V"],
+        mean: Float32[Array, "B chunks"],
+    ) -> tuple[Float32[Array, "B N V"], Float32[Array, "B N V"], Int32[Array, " B"]]:
+        """Content, partial sum and position after the call, from the sums of its gate chunks."""
         position = jnp.zeros_like(state.position) if self.position is None else self.position
         end = position + self.length
         last = ((end - 1) // self.chunk)[:, None, None, None]

@@ -69,8 +69,8 @@ def choose(implementation: str | None, request: Request) -> str:
       request: the calls.
 
     Raises:
-      ValueError: an unknown name.
-      NotImplementedError: nothing of that name runs here, or can be trusted: every reason.
+      ValueError: when the name is unknown.
+      NotImplementedError: when nothing of that name runs here, or can be trusted: every reason.
     """
     check_implementation_name(implementation)
     if implementation is None:
@@ -120,7 +120,7 @@ def check_implementation_name(implementation: str | None) -> None:
     """Refuse a name that no implementation has, whatever this device can run.
 
     Raises:
-      ValueError: as said.
+      ValueError: when no implementation has that name.
     """
     if implementation is not None and implementation not in IMPLEMENTATIONS:
         raise ValueError(

@@ -10,7 +10,7 @@ those of its lower half (columns), and both are measured from the boundary betwe
 two factors of at most 1 for every g ≤ 0. The sums are built by doubling, so no small decay is ever
 found as the difference of two large ones.
 
-All arrays carry leading batch axes; imported by `chunked` and `walk` alone.
+All arrays carry leading batch axes; imported by `chunked` and `scan` alone.
 """
 
 import functools
@@ -19,10 +19,11 @@ from typing import NamedTuple
 import jax.numpy as jnp
 from jax.lax import Precision
 
-from carve_jax.shapes import Array
+from carve_jax.shapes import Array, Float32
 
-Halves = list[Array]
-"""For each level h = 1, 2, …, C/2 one half of every block: […, C/2h, h, K]."""
+Halves = list[Float32[Array, "*tiles _ _ _"]]
+"""For each level h = 1, 2, …, C/2 one half of every block [*tiles, C/2h, h, K], or the scores of
+its halves with each other [*tiles, C/2h, h, h]."""
 
 
 class Decay(NamedTuple):
@@ -38,23 +39,27 @@ class Decay(NamedTuple):
 
     upper: Halves
     lower: Halves
-    start: Array
-    tail: Array
-    total: Array
+    start: Float32[Array, "*tiles C K"]
+    tail: Float32[Array, "*tiles C K"]
+    total: Float32[Array, "*tiles K"]
 
 
-def matmul(subscripts: str, *operands: Array) -> Array:
+def matmul(subscripts: str, *operands: Float32[Array, "..."]) -> Float32[Array, "..."]:
     """Float32 product with float32 accumulation on every device (no tf32)."""
     return jnp.einsum(subscripts, *operands, precision=Precision.HIGHEST)
 
 
-def split(x: Array, h: int) -> tuple[Array, Array]:
-    """Lower and upper halves of each block of 2h tokens: […, C, X] to twice […, C/2h, h, X]."""
+def split(
+    x: Float32[Array, "*tiles C X"], h: int
+) -> tuple[Float32[Array, "*tiles C//(2*{h}) {h} X"], Float32[Array, "*tiles C//(2*{h}) {h} X"]]:
+    """Lower and upper halves of each block of 2h tokens."""
     blocks = x.reshape(*x.shape[:-2], x.shape[-2] // (2 * h), 2, h, x.shape[-1])
     return blocks[..., 0, :, :], blocks[..., 1, :, :]
 
 
-def join(lower: Array, upper: Array) -> Array:
+def join(
+    lower: Float32[Array, "*tiles blocks h X"], upper: Float32[Array, "*tiles blocks h X"]
+) -> Float32[Array, "*tiles 2*blocks*h X"]:
     """Inverse of `split`."""
     blocks = jnp.stack([lower, upper], axis=-3)
     return blocks.reshape(*blocks.shape[:-4], -1, blocks.shape[-1])
@@ -65,8 +70,8 @@ def level_sizes(tile: int) -> list[int]:
     return [1 << level for level in range(tile.bit_length() - 1)]
 
 
-def decay_factors(log_decay: Array) -> Decay:
-    """Every decay factor of a tile from its log-decays […, C, K]."""
+def decay_factors(log_decay: Float32[Array, "*tiles C K"]) -> Decay:
+    """Every decay factor of a tile from its log-decays."""
     prefix, suffix = log_decay, jnp.zeros_like(log_decay)  # inside blocks of one token
     upper, lower = [], []
     for h in level_sizes(log_decay.shape[-2]):
@@ -82,12 +87,12 @@ def decay_factors(log_decay: Array) -> Decay:
     return Decay(upper, lower, start, jnp.exp(suffix), start[..., -1, :])
 
 
-def upper_halves(x: Array, decay: Decay) -> Halves:
+def upper_halves(x: Float32[Array, "*tiles C K"], decay: Decay) -> Halves:
     """Rows of the scores at each level, decayed."""
     return [split(x, f.shape[-2])[1] * f for f in decay.upper]
 
 
-def lower_halves(x: Array, decay: Decay) -> Halves:
+def lower_halves(x: Float32[Array, "*tiles C K"], decay: Decay) -> Halves:
     """Columns of the scores at each level, decayed."""
     return [split(x, f.shape[-2])[0] * f for f in decay.lower]
 
@@ -105,8 +110,10 @@ def score_levels(rows: Halves, columns: Halves) -> Halves:
     return [matmul("...rk,...sk->...rs", r, c) for r, c in operands]
 
 
-def scores(rows: Halves, columns: Halves, diagonal: Array) -> Array:
-    """The lower triangle […, C, C] of the decayed products, with the diagonal […, C]."""
+def scores(
+    rows: Halves, columns: Halves, diagonal: Float32[Array, "*tiles C"]
+) -> Float32[Array, "*tiles C C"]:
+    """The lower triangle of the decayed products, with their diagonal."""
     pairs, *levels = score_levels(rows, columns)
     matrix = pairs + diagonal.reshape(*diagonal.shape[:-1], -1, 2, 1) * _eye(pairs)
     for block in levels:
@@ -114,8 +121,8 @@ def scores(rows: Halves, columns: Halves, diagonal: Array) -> Array:
     return matrix[..., 0, :, :]
 
 
-def unit_inverse(rows: Halves, columns: Halves) -> Array:
-    """(I + T)⁻¹ […, C, C] for the strictly lower scores T: blocks double at each level,
+def unit_inverse(rows: Halves, columns: Halves) -> Float32[Array, "*tiles C C"]:
+    """(I + T)⁻¹ for the strictly lower scores T: blocks double at each level,
     [[A, 0], [−B X A, B]] being the inverse of [[A⁻¹, 0], [X, B⁻¹]]."""
     pairs, *levels = score_levels(rows, columns)
     inverse = _eye(pairs) - pairs
@@ -137,7 +144,7 @@ def _quadrants(upper_left: Array, lower_left: Array, lower_right: Array) -> Arra
     return jnp.concatenate([top, bottom], axis=-2)
 
 
-def score_blocks(matrix: Array) -> Halves:
+def score_blocks(matrix: Float32[Array, "*tiles C C"]) -> Halves:
     """The blocks […, C/2h, h, h] of a lower triangle at each level: `scores` undone."""
     blocks = []
     matrix = matrix[..., None, :, :]
@@ -158,19 +165,19 @@ def columns_gradient(blocks: Halves, rows: Halves) -> Halves:
     return [matmul("...rs,...rk->...sk", b, r) for b, r in zip(blocks, rows, strict=True)]
 
 
-def sum_upper(halves: Halves, factors: Halves) -> Array:
-    """Transpose of `upper_halves`: Σ over levels, back on […, C, K]."""
+def sum_upper(halves: Halves, factors: Halves) -> Float32[Array, "*tiles C K"]:
+    """Transpose of `upper_halves`: Σ over levels."""
     terms = (h * f for h, f in zip(halves, factors, strict=True))
     return functools.reduce(jnp.add, [join(jnp.zeros_like(t), t) for t in terms])
 
 
-def sum_lower(halves: Halves, factors: Halves) -> Array:
-    """Transpose of `lower_halves`: Σ over levels, back on […, C, K]."""
+def sum_lower(halves: Halves, factors: Halves) -> Float32[Array, "*tiles C K"]:
+    """Transpose of `lower_halves`: Σ over levels."""
     terms = (h * f for h, f in zip(halves, factors, strict=True))
     return functools.reduce(jnp.add, [join(t, jnp.zeros_like(t)) for t in terms])
 
 
-def reverse_sum(x: Array) -> Array:
-    """Σ_{r ≥ i} x_r over the tokens of a tile […, C, K]."""
+def reverse_sum(x: Float32[Array, "*tiles C K"]) -> Float32[Array, "*tiles C K"]:
+    """Σ_{r ≥ i} x_r over the tokens of a tile."""
     later = jnp.triu(jnp.ones((x.shape[-2], x.shape[-2]), x.dtype))
     return matmul("ir,...rk->...ik", later, x)

@@ -1,4 +1,4 @@
-"""Inline PTX of the walks alone, beside its plain form; why, `ptx` says."""
+"""Inline PTX of the scans alone, beside its plain form; why, `ptx` says."""
 
 import functools
 import struct

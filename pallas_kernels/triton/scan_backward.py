@@ -1,11 +1,11 @@
-"""The backward walk, last tile to first: what carries gradient from tile to tile.
+"""The backward inter-chunk scan, last tile to first: what carries gradient from tile to tile.
 
     dR = Pᵀ dO + K_tail dS        dW = Aᵀ dR        dS ← Diag(γ_C) dS + (γ⊙q)ᵀ dO − Ēᵀ dW
 
 with W = Z − Ē S_0, whose gradient is that of Z. Under the content gate the gradient of a chunk's
 content is found on the way (it needs dĒ and dT, summed over the chunk) and joins the gradient of
 every output of the chunk before. The rest is parallel over tiles (`gradients`). Transposed as in
-`forward`; GDN-2, arXiv 2605.22791, and CARVE, arXiv 2606.27229.
+`scan`; GDN-2, arXiv 2605.22791, and CARVE, arXiv 2606.27229.
 """
 
 import functools
@@ -17,14 +17,14 @@ from jax.experimental import pallas as pl
 
 from pallas_kernels.blocks.decay import SPAN
 from pallas_kernels.blocks.wy import Array
-from pallas_kernels.triton import ptx, ptx_walk, solve
+from pallas_kernels.triton import ptx, ptx_scan, solve
 from pallas_kernels.triton.plan import Gate, Plan, memory_view, rows, view
-from pallas_kernels.triton.span import EDITS, KEYS, READS, TAILS, Scores
-from pallas_kernels.triton.walk import own_block, tile_at
+from pallas_kernels.triton.scan import own_block, tile_at
+from pallas_kernels.triton.span import BK_DECAYED, K_LEVELS, K_TO_END, Q_DECAYED, Scores
 
 
 class GateInputs(NamedTuple):
-    """What the backward walk reads under a content gate.
+    """What the backward scan reads under a content gate.
 
     Attributes:
       erase: b of the part [B, T, N, K].
@@ -48,8 +48,8 @@ class GateInputs(NamedTuple):
     up: Any
 
 
-class BackwardWalk(NamedTuple):
-    """What the backward walk leaves behind, for one part.
+class BackwardScanOutputs(NamedTuple):
+    """What the backward scan leaves behind, for one part.
 
     Attributes:
       d_written: of W and Z [B, T, N, V].
@@ -70,6 +70,8 @@ class BackwardWalk(NamedTuple):
 
 
 class _Inputs(NamedTuple):
+    """Views of one program; `gate` is None for the plain rule."""
+
     scores: Scores
     d_output: Any
     d_memory: Any
@@ -90,7 +92,8 @@ def _content_gradient(gate: Gate, d_shift: Array, content: Array, down: Array, u
     return inverse * (d_content - inverse * inverse * along * content)
 
 
-def _walk_back_kernel(inputs: _Inputs, out: BackwardWalk, *, plan: Plan) -> None:
+# Its name is that of its launches in budgets, limits and dated results.
+def _walk_back_kernel(inputs: _Inputs, out: BackwardScanOutputs, *, plan: Plan) -> None:
     scores, g, product, tile = inputs.scores, inputs.gate, plan.product, plan.tiles.chunk
     length, channels = inputs.d_output.shape[0], out.d_memory.shape[1]
     count = length // tile
@@ -109,19 +112,19 @@ def _walk_back_kernel(inputs: _Inputs, out: BackwardWalk, *, plan: Plan) -> None
             whole, d_output = _raise_output(plan, inputs.d_output[here, :], d_seen[0], zero)
             out.d_output[here, :] = whole
             d_output = ptx.fence(d_output).T
-        tails = tile_at(scores.tiles, here, TAILS, channels)
-        d_residual = product(d_memory, tails, tb=True)
+        k_to_end = tile_at(scores.tiles, here, K_TO_END, channels)
+        d_residual = product(d_memory, k_to_end, tb=True)
         d_residual = d_residual + product(d_output, own_block(scores.squares, 0, start, tile))
-        reads = tile_at(scores.tiles, here, READS, channels)
-        d_memory = d_memory * scores.ends[n, :][None, :] + product(d_output, reads)
+        q_decayed = tile_at(scores.tiles, here, Q_DECAYED, channels)
+        d_memory = d_memory * scores.ends[n, :][None, :] + product(d_output, q_decayed)
         d_written = product(d_residual, own_block(scores.squares, SPAN, start, tile))
         d_written = product.operand(d_written)
         out.d_written[here, :] = ptx.fence(d_written).T
-        edits = tile_at(scores.tiles, here, EDITS, channels)
+        bk_decayed = tile_at(scores.tiles, here, BK_DECAYED, channels)
         if g is not None:
             added = _shift_gradient(plan, inputs, n, here, d_written)
-            edits = ptx.times(product.operand(g.erase[here, :]), edits)
-        d_memory = d_memory + product(ptx_walk.minus(d_written), edits)
+            bk_decayed = ptx.times(product.operand(g.erase[here, :]), bk_decayed)
+        d_memory = d_memory + product(ptx_scan.minus(d_written), bk_decayed)
         # Stored where few values live: in the iteration before, for the tile that comes next.
         before = jax.lax.rem(n + count, count + 1)
         out.d_states[before + zero] = d_memory.astype(out.d_states.dtype)
@@ -144,7 +147,7 @@ def _raise_output(plan: Plan, d_output: Array, d_sum: Array, zero: Array) -> tup
     nothing = jnp.zeros(d_output.shape, dtype)
     # In a loop of one turn, which Triton does not repeat in another layout.
     return solve.once(
-        lambda _: ptx_walk.raised(d_output, d_sum, plan.scale, dtype), zero, (nothing, nothing)
+        lambda _: ptx_scan.raised(d_output, d_sum, plan.scale, dtype), zero, (nothing, nothing)
     )
 
 
@@ -167,24 +170,25 @@ def _shift_gradient(plan: Plan, inputs: _Inputs, n: Array, here: Any, d_written:
     )
     d_system = product.operand(d_system)
     nothing = jnp.zeros((channels, tile), jnp.float32)
-    d_erase = ptx_walk.add_times(nothing, kept(EDITS).T, loaded(g.states[n], d_written, ta=True))
+    bk_decayed = kept(BK_DECAYED).T
+    d_erase = ptx_scan.add_times(nothing, bk_decayed, loaded(g.states[n], d_written, ta=True))
 
-    def add(d_erase: Array, part: Array, rows: Any, columns: Any) -> Array:
-        found = loaded(kept(KEYS + columns), part, ta=True)
-        return ptx_walk.add_times(d_erase, kept(KEYS + rows).T, found)
+    def add(d_erase: Array, d_level: Array, rows: Any, columns: Any) -> Array:
+        found = loaded(kept(K_LEVELS + columns), d_level, ta=True)
+        return ptx_scan.add_times(d_erase, kept(K_LEVELS + rows).T, found)
 
     def add_level(place: Any, d_erase: Array) -> Array:
         low = jnp.right_shift(1 << plan.levels[0], place)
-        return add(d_erase, ptx_walk.counted_level(d_system, ordered, low), place, place)
+        return add(d_erase, ptx_scan.counted_level(d_system, ordered, low), place, place)
 
     if plan.levels:
         # Up to what only Triton knows to be a constant: LLVM would unroll it, and spill.
         d_erase = jax.lax.fori_loop(0, len(plan.levels) + zero, add_level, d_erase)
     if plan.anchor > 1:
         place = len(plan.levels)
-        part = ptx_walk.below(d_system, ordered, plan.anchor)
-        d_erase = add(d_erase, part, place, place + 1)
-    weighted = ptx_walk.add_times(nothing, g.slope[here, :].T, d_erase)
+        d_level = ptx_scan.below(d_system, ordered, plan.anchor)
+        d_erase = add(d_erase, d_level, place, place + 1)
+    weighted = ptx_scan.add_times(nothing, g.slope[here, :].T, d_erase)
     return solve.once(lambda c: c - jnp.sum(weighted, 1), zero, jnp.zeros((channels,), jnp.float32))
 
 
@@ -192,7 +196,7 @@ def _previous_content(
     gate: Gate,
     n: Array,
     g: GateInputs,
-    out: BackwardWalk,
+    out: BackwardScanOutputs,
     zero: Array,
     added: Array,
     d_sum: Array,
@@ -211,15 +215,15 @@ def _previous_content(
     return jnp.where(first, d_before, d_sum), jnp.where(first, 0.0, d_shift)
 
 
-def walk_back(
+def scan_backward(
     plan: Plan,
     scores: Scores,
     d_output: Array,
     d_memory: Array,
     part: int,
     gate: GateInputs | None = None,
-) -> BackwardWalk:
-    """Walk one part back from the gradient of its last state [B, N, V, K] (transposed).
+) -> BackwardScanOutputs:
+    """Scan one part backward from the gradient of its last state [B, N, V, K] (transposed).
 
     Args:
       plan: what is static.
@@ -237,12 +241,12 @@ def walk_back(
     def made(*shape: int, dtype: Any = jnp.float32) -> jax.ShapeDtypeStruct:
         return jax.ShapeDtypeStruct((batch, *shape), dtype)
 
-    out = BackwardWalk(
+    out = BackwardScanOutputs(
         d_written=made(length, heads, width, dtype=dtype),
         d_states=made(length // plan.tiles.chunk + 1, heads, width, channels, dtype=dtype),
         d_memory=made(heads, width, channels),
     )
-    out_specs = BackwardWalk(
+    out_specs = BackwardScanOutputs(
         d_written=view(out.d_written, heads, length, block=block),
         d_states=memory_view(out.d_states, block),
         d_memory=memory_view(out.d_memory, block),

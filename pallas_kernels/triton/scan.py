@@ -1,4 +1,4 @@
-"""The forward walk along the sequence: one program a head (and block of value channels).
+"""The forward inter-chunk scan: one program for each head (and block of value channels).
 
     b = gate(content)   T, A (under a content gate)   R = A (Z − Ē S)   O = (γ⊙q) S + P R   S
 
@@ -16,10 +16,10 @@ from jax.experimental import pallas as pl
 
 from pallas_kernels.blocks.decay import SPAN
 from pallas_kernels.blocks.wy import Array
-from pallas_kernels.triton import ptx, ptx_walk
-from pallas_kernels.triton.plan import Content, Gate, Operands, Plan, memory_view, view
+from pallas_kernels.triton import ptx, ptx_scan
+from pallas_kernels.triton.plan import Content, Gate, Plan, memory_view, view
 from pallas_kernels.triton.solve import Solver, solver
-from pallas_kernels.triton.span import EDITS, READS, TAILS, Scores
+from pallas_kernels.triton.span import BK_DECAYED, K_TO_END, Q_DECAYED, Scores, holds_inverse
 
 
 def erase_shift(gate: Gate, content: Array, down: Array, up: Array) -> Array:
@@ -34,13 +34,13 @@ def erase_shift(gate: Gate, content: Array, down: Array, up: Array) -> Array:
 def minus_erase_gate(gate: Gate, logits: Array, shift: Array) -> Array:
     """−b [C, K] of logits as they are read, rounded as a gate handed to the plain rule would be."""
     if logits.dtype == ptx.BF16 and gate.dtype == logits.dtype.name:
-        return ptx_walk.minus_gate(logits, shift, gate.scale)
+        return ptx_scan.minus_gate(logits, shift, gate.scale)
     erase = gate.scale * jax.nn.sigmoid(logits.astype(jnp.float32) + shift[None, :])
     return -erase.astype(gate.dtype)
 
 
-class Walk(NamedTuple):
-    """What the forward walk leaves behind.
+class ScanOutputs(NamedTuple):
+    """What the forward scan leaves behind.
 
     Attributes:
       output: [B, T, N, V] of the whole sequence, the part's rows written.
@@ -67,18 +67,35 @@ def own_block(ref: Any, first: int, start: Any, tile: int) -> Array:
     return ref[pl.ds(start, tile), pl.ds(first + (start & (SPAN - tile)), tile)]
 
 
-class _WalkInputs(NamedTuple):
+class ScanOperands(NamedTuple):
+    """Inputs of the rule that the scan reads itself, of the whole sequence or of the part.
+
+    Attributes:
+      value: v [B, T, N, V].
+      unapplied_erase: b, or its logits under a content gate, [B, T, H, K or 1], for the scan to
+        apply; None where `Scores.tiles` hold b⊙k already.
+      write: w [B, T, N, V or 1].
+    """
+
+    value: Any
+    unapplied_erase: Any
+    write: Any
+
+
+class _ScanInputs(NamedTuple):
     """Views of one program: [T, X] but for memory [V, K] and the content gate's."""
 
-    x: Operands
+    x: ScanOperands
     scores: Scores
     memory: Any
     content: Content | None
     zero: Any
 
 
-def _walk_kernel(inputs: _WalkInputs, *rest: Any, plan: Plan) -> None:
-    out: Walk = rest[-1]  # an output to be continued comes before it
+# Its name is that of its launches in budgets, limits and dated results.
+def _walk_kernel(inputs: _ScanInputs, *refs: Any, plan: Plan) -> None:
+    out: ScanOutputs
+    *_continued, out = refs  # an output of earlier parts, which this one continues, comes first
     x, scores, content = inputs.x, inputs.scores, inputs.content
     product, tile = plan.product, plan.tiles.chunk
     length, channels = x.value.shape[0], out.memory.shape[1]
@@ -92,40 +109,23 @@ def _walk_kernel(inputs: _WalkInputs, *rest: Any, plan: Plan) -> None:
         late = here if content is None else pl.ds(start + zero, tile)
         if out.states is not None:
             out.states[n] = memory.astype(out.states.dtype)
+        shift = None
         if content is not None:
             down = content.down[pl.ds(zero, content.down.shape[0]), :]
             up = content.up[pl.ds(zero, content.up.shape[0]), :]
             shift = erase_shift(plan.gate, seen[0], down, up)
-        if x.erase is None:
-            edits = tile_at(scores.tiles, here, EDITS, channels)
-            # R and what it is found of are negated here: fused adds take −v ⊙ w as they are.
-            wanted = product(memory, edits, tb=True) - _written(plan, x, here, zero)
-            inverse = own_block(scores.squares, SPAN, start, tile)
-            residual = ptx_walk.minus_rounded(product(wanted, inverse, tb=True), product.dtype)
-        else:
-            if content is None:
-                minus = product.operand(jnp.broadcast_to(x.erase[here, :], (tile, channels)))
-                minus = ptx_walk.minus(minus)
-            else:
-                minus = product.operand(minus_erase_gate(plan.gate, x.erase[here, :], shift))
-            if scores.squares.shape[1] == SPAN:
-                solve = solver(plan, scores.tiles, here, minus, zero)
-            else:
-                solve = Solver(own_block(scores.squares, SPAN, start, tile).T, ())
-            edits = ptx.times(minus, tile_at(scores.tiles, here, EDITS, channels))
-            wanted = product(memory, edits, tb=True) + _written(plan, x, late, zero)
-            residual = product.operand(solve(product, wanted))
+        residual = _residual(plan, inputs, memory, here, late, zero, shift)
         if out.residual is not None:
             out.residual[here, :] = residual.astype(out.residual.dtype).T
         if out.output is not None:
-            output = product(memory, tile_at(scores.tiles, late, READS, channels), tb=True)
+            output = product(memory, tile_at(scores.tiles, late, Q_DECAYED, channels), tb=True)
             own_scores = own_block(scores.squares, 0, late.start, tile)
             output = output + product(residual, own_scores, tb=True)
             output = output * plan.scale
             # Fenced, or the transposition would move up to the sum and compute it twice.
             out.output[late, :] = ptx.fence(output.astype(out.output.dtype)).T
-        tails = tile_at(scores.tiles, late, TAILS, channels)
-        memory = memory * scores.ends[n + zero, :][None, :] + product(residual, tails)
+        k_to_end = tile_at(scores.tiles, late, K_TO_END, channels)
+        memory = memory * scores.ends[n + zero, :][None, :] + product(residual, k_to_end)
         if content is None and out.sums is not None:
             return memory, seen[0] + jnp.sum(output, 1)
         if content is None:
@@ -147,7 +147,50 @@ def _walk_kernel(inputs: _WalkInputs, *rest: Any, plan: Plan) -> None:
     out.memory[pl.ds(inputs.zero[0], memory.shape[0]), :] = memory
 
 
-def _written(plan: Plan, x: Operands, here: Any, zero: Array) -> Array:
+def _residual(
+    plan: Plan,
+    inputs: _ScanInputs,
+    memory: Array,
+    here: Any,
+    late: Any,
+    zero: Array,
+    shift: Array | None,
+) -> Array:
+    """Rᵀ [V, C] = (A (Z − Ē S))ᵀ of one tile, as an operand.
+
+    Args:
+      plan: what is static.
+      inputs: of the program.
+      memory: Sᵀ [V, K] at the start of the tile.
+      here: rows of the tile.
+      late: the same rows, known only where the tile is worked on.
+      zero: see `wy.order`.
+      shift: of the erase logits [K], under a content gate.
+    """
+    x, scores, product = inputs.x, inputs.scores, plan.product
+    tile, channels = plan.tiles.chunk, memory.shape[1]
+    if x.unapplied_erase is None:
+        bk_decayed = tile_at(scores.tiles, here, BK_DECAYED, channels)
+        # R and what it is found of are negated here: fused adds take −v ⊙ w as they are.
+        right = product(memory, bk_decayed, tb=True) - _written(plan, x, here, zero)
+        inverse = own_block(scores.squares, SPAN, here.start, tile)
+        return ptx_scan.minus_rounded(product(right, inverse, tb=True), product.dtype)
+    if shift is None:
+        erase = jnp.broadcast_to(x.unapplied_erase[here, :], (tile, channels))
+        minus = ptx_scan.minus(product.operand(erase))
+    else:
+        logits = x.unapplied_erase[here, :]
+        minus = product.operand(minus_erase_gate(plan.gate, logits, shift))
+    if holds_inverse(scores.squares):
+        solve = Solver(own_block(scores.squares, SPAN, here.start, tile).T, ())
+    else:
+        solve = solver(plan, scores.tiles, here, minus, zero)
+    bk_decayed = ptx.times(minus, tile_at(scores.tiles, here, BK_DECAYED, channels))
+    right = product(memory, bk_decayed, tb=True) + _written(plan, x, late, zero)
+    return product.operand(solve(product, right))
+
+
+def _written(plan: Plan, x: ScanOperands, here: Any, zero: Array) -> Array:
     """(v ⊙ w)ᵀ [V, C] float32."""
     value, tile = x.value[here, :], here.size
     if plan.product.precision != "bf16" or x.write.shape[1] > 1 or value.dtype != ptx.BF16:
@@ -172,9 +215,9 @@ def _next_content(
     return following, jnp.where(last, 0.0, partial)
 
 
-def walk(
+def scan(
     plan: Plan,
-    x: Operands,
+    x: ScanOperands,
     scores: Scores,
     memory: Array,
     part: int,
@@ -183,12 +226,12 @@ def walk(
     output: Array | None = None,
     sums: bool = False,
     replay: bool = False,
-) -> Walk:
-    """Walk one part of the sequence from `memory` [B, N, V, K] (transposed).
+) -> ScanOutputs:
+    """Scan one part of the sequence from `memory` [B, N, V, K] (transposed).
 
     Args:
       plan: what is static.
-      x: the operands; x.erase is None where `scores` has it already.
+      x: what the scan reads of the inputs, and whether b is still to be applied.
       scores: of the part.
       memory: the state before the part.
       part: which one.
@@ -204,8 +247,8 @@ def walk(
     def made(*shape: int, dtype: Any = jnp.float32) -> jax.ShapeDtypeStruct:
         return jax.ShapeDtypeStruct((batch, *shape), dtype)
 
-    out = Walk(memory=made(heads, width, channels))
-    out_specs = Walk(memory=memory_view(memory, block))
+    out = ScanOutputs(memory=made(heads, width, channels))
+    out_specs = ScanOutputs(memory=memory_view(memory, block))
     if replay:
         dtype = plan.product.dtype
         residual = made(length, heads, width, dtype=dtype)
@@ -221,36 +264,32 @@ def walk(
         chunks = 1 if content is None else content.mean.shape[1]
         out = out._replace(sums=made(chunks, heads, width))
         out_specs = out_specs._replace(sums=view(out.sums, heads, chunks, block=block))
-    return _call_walk(plan, x, scores, memory, part, content, output, out, out_specs, block)
+    return _call_scan(plan, x, scores, memory, part, content, output, out, out_specs, block)
 
 
-def _call_walk(
+def _call_scan(
     plan: Plan,
-    x: Operands,
+    x: ScanOperands,
     scores: Scores,
     memory: Array,
     part: int,
     content: Content | None,
     output: Array | None,
-    out: Walk,
-    out_specs: Walk,
+    out: ScanOutputs,
+    out_specs: ScanOutputs,
     block: int,
-) -> Walk:
+) -> ScanOutputs:
     batch, _, heads, width = x.value.shape
-    length = scores.tiles.shape[1]
-    x = x._replace(query=None, key=None, log_decay=None)
+    length, erase = scores.tiles.shape[1], x.unapplied_erase
     if content is not None:
         down, up = content.down.swapaxes(1, 2), content.up.swapaxes(1, 2)
         content = content._replace(down=down, up=up)
-    arguments: list = [_WalkInputs(x, scores, memory, content, jnp.zeros((1,), jnp.int32))]
+    arguments: list = [_ScanInputs(x, scores, memory, content, jnp.zeros((1,), jnp.int32))]
     in_specs: list = [
-        _WalkInputs(
-            x=Operands(
-                query=None,
-                key=None,
+        _ScanInputs(
+            x=ScanOperands(
                 value=view(x.value, heads, length, part, block),
-                log_decay=None,
-                erase=None if x.erase is None else view(x.erase, heads, length, part),
+                unapplied_erase=None if erase is None else view(erase, heads, length, part),
                 write=view(x.write, heads, length, part, block),
             ),
             scores=jax.tree.map(lambda a: view(a, heads, a.shape[1]), scores),
