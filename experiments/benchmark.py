@@ -39,13 +39,14 @@ from carve_jax.errors import UserError
 from carve_jax.files import local_path, output_file, write_atomically
 from carve_jax.training.provenance import describe_environment
 from carve_jax.training.settings import nearest
-from experiments import benchmark_data, benchmark_evaluate, benchmark_ruler, cli
-from experiments.benchmark_decode import decode_suite, make_plan
-from experiments.benchmark_gpu import Plan, gpu_suite
-from experiments.contenders import TILE, Shape, ours, rule_inputs
+from experiments import cli
+from experiments.benchmarks import data, evaluate, ruler
+from experiments.benchmarks.decode import decode_suite, make_plan
+from experiments.benchmarks.gpu import Plan, gpu_suite
+from experiments.benchmarks.tune import tune_suite
+from experiments.measuring.rule_calls import TILE, Shape, ours, rule_inputs
+from experiments.measuring.timing import Contender, machine_ceilings, median_seconds, ratio
 from experiments.peers import ejkernel
-from experiments.timing import Contender, machine_ceilings, median_seconds, ratio
-from experiments.tune import tune_suite
 from pallas_kernels.tiling import TABLE
 
 __all__ = ["Shape", "ejkernel", "main", "ours", "ratio", "rule_inputs"]
@@ -189,20 +190,20 @@ def run_decode(options: Options) -> dict[str, Any]:
 
 def run_data(options: Options) -> dict[str, Any]:
     """The data suite, or the parts of it that were asked for."""
-    plan = benchmark_data.make_plan(options.only)
-    return benchmark_data.data_suite(options.repeats, options.save, plan)
+    plan = data.make_plan(options.only)
+    return data.data_suite(options.repeats, options.save, plan)
 
 
 def run_ruler(options: Options) -> dict[str, Any]:
     """The ruler suite, or the patterns of it that were asked for."""
-    plan = make_plan(options.tokens, options.only, benchmark_ruler.PLAN)
-    return benchmark_ruler.ruler_suite(options.save, plan)
+    plan = make_plan(options.tokens, options.only, ruler.PLAN)
+    return ruler.ruler_suite(options.save, plan)
 
 
 def run_evaluate(options: Options) -> dict[str, Any]:
     """The evaluate suite, or the patterns of it that were asked for."""
-    plan = benchmark_evaluate.make_plan(options.tokens, options.only)
-    return benchmark_evaluate.evaluate_suite(options.repeats, options.save, plan)
+    plan = evaluate.make_plan(options.tokens, options.only)
+    return evaluate.evaluate_suite(options.repeats, options.save, plan)
 
 
 SUITES: dict[str, Callable[[Options], dict[str, Any]]] = {

@@ -53,7 +53,7 @@ from carve_jax.evaluation.tasks import (
 from carve_jax.training.provenance import describe_environment
 from carve_jax.training.ranges import INT32, SEED
 from experiments import cli
-from experiments.evaluation_record import Record, settings_of, settings_of_run
+from experiments.evaluating.record import Record, settings_of, settings_of_run
 
 OWN = NamedTasks({"perplexity": held_out_perplexity})
 LOSSY = (

@@ -32,10 +32,17 @@ from carve_jax.training.settings import make_model_config, nearest
 from carve_jax.training.step import make_loss, make_train_step
 from configs.base import get_config
 from experiments import cli
-from experiments.absent import KIND, Place, absent_h100, traced_for_gpu
-from experiments.benchmark_steps import LAYER_SIZES
-from experiments.contenders import LAYER, RULES, Shape, rule_arguments, rule_function, rule_inputs
-from experiments.timing import peak_bytes, with_pullback
+from experiments.benchmarks.steps import LAYER_SIZES
+from experiments.measuring.rule_calls import (
+    LAYER,
+    RULES,
+    Shape,
+    rule_arguments,
+    rule_function,
+    rule_inputs,
+)
+from experiments.measuring.timing import peak_bytes, with_pullback
+from experiments.planning.ahead_of_time import KIND, Place, absent_h100, traced_for_gpu
 from pallas_kernels import device
 
 RESULTS = Path(__file__).parent / "results"

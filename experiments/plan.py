@@ -48,14 +48,15 @@ from carve_jax.sharding import AXES, make_mesh
 from carve_jax.training.provenance import describe_environment
 from carve_jax.training.run import Steps, build_steps, implementation_of, make_model
 from carve_jax.training.settings import check_settings, nearest
-from experiments import budget, cli
-from experiments.absent import absent_devices, traced_for_gpu
-from experiments.budget import Rates
-from experiments.chips import CHIPS, Chip, find_chip
-from experiments.plan_table import table
-from experiments.program import Collective, collectives
-from experiments.timing import peak_bytes
-from experiments.traffic import traffic
+from experiments import cli
+from experiments.measuring.timing import peak_bytes
+from experiments.planning import budget
+from experiments.planning.ahead_of_time import absent_devices, traced_for_gpu
+from experiments.planning.budget import Rates
+from experiments.planning.chips import CHIPS, Chip, find_chip
+from experiments.planning.collectives import Collective, collectives
+from experiments.planning.memory_traffic import traffic
+from experiments.planning.table import table
 from pallas_kernels import device
 
 HOW = ("gpu", "cpu", "no")

@@ -41,7 +41,7 @@ from carve_jax.training.data.token_files import TokenFiles
 from carve_jax.training.data.tokenizer import Tokenizer, tokenizer_from_json
 from carve_jax.training.data.tokenizer_checks import LARGEST_FILE
 from experiments import cli
-from experiments.prepare_sources import (
+from experiments.preparation.sources import (
     LARGEST_DOCUMENT,
     Columns,
     Surveyed,
@@ -51,7 +51,7 @@ from experiments.prepare_sources import (
     read_work,
     source_bytes,
 )
-from experiments.prepare_workers import Stream, Survey, Tokenise, Workers, usable_cores
+from experiments.preparation.workers import Stream, Survey, Tokenise, Workers, usable_cores
 
 SHARD_TOKENS = 1 << 27
 

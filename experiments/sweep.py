@@ -31,10 +31,10 @@ from absl import flags
 from carve_jax.errors import UserError
 from carve_jax.training.loop import say_above_bar
 from experiments import cli, report
-from experiments.sweep_machine import estimated_seconds, make_slots, probe
-from experiments.sweep_plan import Plan, PlannedRun, make_plan
-from experiments.sweep_runner import Runner
-from experiments.sweep_store import Store
+from experiments.sweeps.machine import estimated_seconds, make_slots, probe
+from experiments.sweeps.plan import Plan, PlannedRun, make_plan
+from experiments.sweeps.runner import Runner
+from experiments.sweeps.store import Store
 
 
 def define_flags() -> flags.FlagValues:

@@ -17,11 +17,11 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from experiments import tune
-from experiments.benchmark_gpu import FLA_RULES, OURS, SHAPES
-from experiments.benchmark_steps import MIXERS
-from experiments.contenders import LAYER, Shape
-from experiments.gpu_figures import DIRECTIONS
+from experiments.benchmarks import tune
+from experiments.benchmarks.gpu import FLA_RULES, OURS, SHAPES
+from experiments.benchmarks.gpu_figures import DIRECTIONS
+from experiments.benchmarks.steps import MIXERS
+from experiments.measuring.rule_calls import LAYER, Shape
 from experiments.peers.jla import RULES as JLA_RULES
 from experiments.rented_gpu.schedule import Stage, Task
 

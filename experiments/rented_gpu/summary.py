@@ -3,11 +3,11 @@
 from collections.abc import Mapping
 from typing import Any
 
-from experiments.benchmark_gpu import OURS, SHAPES, Plan, rules
-from experiments.benchmark_steps import MIXERS, TrainPlan, compare_mixers, print_decode
-from experiments.benchmark_steps import print_training as print_steps
-from experiments.contenders import LAYER, Shape
-from experiments.gpu_figures import Target, print_shape, shape_figures, targets
+from experiments.benchmarks.gpu import OURS, SHAPES, Plan, rules
+from experiments.benchmarks.gpu_figures import Target, print_shape, shape_figures, targets
+from experiments.benchmarks.steps import MIXERS, TrainPlan, compare_mixers, print_decode
+from experiments.benchmarks.steps import print_training as print_steps
+from experiments.measuring.rule_calls import LAYER, Shape
 from experiments.rented_gpu.record import Record
 
 LONGEST_LIST = 12

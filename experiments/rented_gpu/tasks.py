@@ -15,8 +15,8 @@ from typing import Any
 import jax
 
 from carve_jax.training.provenance import describe_environment
-from experiments import tune
-from experiments.benchmark_gpu import (
+from experiments.benchmarks import tune
+from experiments.benchmarks.gpu import (
     OURS,
     TURN,
     Plan,
@@ -24,7 +24,8 @@ from experiments.benchmark_gpu import (
     make_all,
     our_makers,
 )
-from experiments.benchmark_steps import (
+from experiments.benchmarks.gpu_figures import DIRECTIONS
+from experiments.benchmarks.steps import (
     DecodePlan,
     TrainPlan,
     decode_inputs,
@@ -35,14 +36,9 @@ from experiments.benchmark_steps import (
     measure_decode,
     measure_mixer,
 )
-from experiments.contenders import Shape, input_shapes, rule_contender, rule_inputs
-from experiments.gpu_figures import DIRECTIONS
-from experiments.peers import Fla, FlaAtShape, Jla, load_fla, load_jla
-from experiments.peers.fla_tuning import compile_share
-from experiments.peers.jla import jla_contender
-from experiments.profiling import kernel_times
-from experiments.rented_gpu.worker import Progress
-from experiments.timing import (
+from experiments.measuring.profiling import kernel_times
+from experiments.measuring.rule_calls import Shape, input_shapes, rule_contender, rule_inputs
+from experiments.measuring.timing import (
     Contender,
     LeftOut,
     attempt,
@@ -52,6 +48,10 @@ from experiments.timing import (
     peak_bytes,
     require_gpu,
 )
+from experiments.peers import Fla, FlaAtShape, Jla, load_fla, load_jla
+from experiments.peers.fla_tuning import compile_share
+from experiments.peers.jla import jla_contender
+from experiments.rented_gpu.worker import Progress
 from pallas_kernels import guard
 from pallas_kernels.tiling import Tiles
 

@@ -18,16 +18,16 @@ from carve_jax.config import LMConfig
 from carve_jax.model import LanguageModel
 from carve_jax.ops.gated_delta import gated_delta_rule
 from experiments.benchmark import floors
-from experiments.contenders import Shape, rule_arguments, rule_inputs
-from experiments.theory.figures import COLOURS, label, panels, style
-from experiments.theory.finding import Check, Experiment, Finding, Number
-from experiments.timing import (
+from experiments.measuring.rule_calls import Shape, rule_arguments, rule_inputs
+from experiments.measuring.timing import (
     Contender,
     contender,
     machine_ceilings,
     median_seconds,
     with_gradients,
 )
+from experiments.theory.figures import COLOURS, label, panels, style
+from experiments.theory.finding import Check, Experiment, Finding, Number
 
 RULE, HYBRID, ATTENTION = "gdn2", "gdn2 3 : 1 attention", "attention"
 PATTERNS = {

@@ -9,7 +9,7 @@ import pytest
 
 from carve_jax.ops.gated_delta import gated_delta_rule
 from experiments import benchmark, cli
-from experiments.timing import Contender, contender, median_seconds, with_gradients
+from experiments.measuring.timing import Contender, contender, median_seconds, with_gradients
 
 TINY = benchmark.Shape(1, 32, 1, 16)
 

@@ -11,9 +11,9 @@ import pyarrow.parquet
 
 from carve_jax.training.data.manifest import Manifest
 from carve_jax.training.data.token_files import TokenFiles
-from experiments import prepare_workers
+from experiments.preparation import workers
+from experiments.preparation.sources import Columns, WorkSize, list_sources, read_work, survey
 from experiments.prepare_data import Settings, prepare
-from experiments.prepare_sources import Columns, WorkSize, list_sources, read_work, survey
 from tests.fuzz.damage import kept
 from tests.fuzz.kind import OTHER, REPAIRED, Judge, Kind, Say, SilentChange, any_value
 from tests.training.data.helpers import write_shards
@@ -98,7 +98,7 @@ def go_on_bpe(folder: Path, say: Say) -> Any:
 
 def go_on(folder: Path, say: Say, settings: Settings | None = None) -> Any:
     """As the same prepare_data does, run again, in another process."""
-    prepare_workers._tokenizer.cache_clear()
+    workers._tokenizer.cache_clear()
     files = prepare([str(folder / "in.jsonl")], folder / "tokens", settings or UNFINISHED)
     shards = {split: files.documents(split) for split in files.headers}
     return {split: [(s.tokens, s.offsets) for s in found] for split, found in shards.items()}
@@ -170,7 +170,7 @@ def _tokens(what: str, *files: str, read: Any = read_tokens, **others: Any) -> K
 
 
 _TOKENS = "carve_jax.training.data.token_files"
-_SOURCES = "experiments.prepare_sources"
+_SOURCES = "experiments.preparation.sources"
 
 
 def _judge_old() -> Judge:
@@ -221,7 +221,7 @@ KINDS = (
         go_on,
         (
             "carve_jax.training.data.manifest:Manifest.read",
-            "experiments.prepare_workers:_tokenizer",
+            "experiments.preparation.workers:_tokenizer",
         ),
         judge_go_on,
         json=True,

@@ -6,9 +6,9 @@ from typing import Any
 from unittest import mock
 
 from carve_jax.files import write_atomically
+from experiments.benchmarks.tune import read_rows, write_table
 from experiments.plan import find_rates, find_target
 from experiments.rented_gpu.record import Record
-from experiments.tune import read_rows, write_table
 from pallas_kernels import tiling, verdicts
 from pallas_kernels.verdicts import Check, Verdict
 from tests.fuzz.damage import HANGS, kept
@@ -116,7 +116,7 @@ KINDS = (
         make_tiles,
         ("tiles.json",),
         read_tiles,
-        ("experiments.tune:read_rows",),
+        ("experiments.benchmarks.tune:read_rows",),
         any_value,
         json=True,
         examples=(kept("value", 6, "1.5"), kept("value", 6, "true")),

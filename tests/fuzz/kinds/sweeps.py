@@ -10,9 +10,9 @@ from experiments import report
 from experiments.reporting import text
 from experiments.reporting.compare import compare
 from experiments.reporting.sweep import read_sweep
-from experiments.sweep_plan import Plan, PlannedRun, Variant
-from experiments.sweep_store import FILE_NAME, RUNS, Status, Store
-from tests.experiments.sweeps import BITS, truth_of, write_sweep
+from experiments.sweeps.plan import Plan, PlannedRun, Variant
+from experiments.sweeps.store import FILE_NAME, RUNS, Status, Store
+from tests.experiments.sweeps.made_up import BITS, truth_of, write_sweep
 from tests.fuzz.damage import HANGS, kept
 from tests.fuzz.kind import OTHER, REPAIRED, Kind, Say, SilentChange, any_value, same
 
@@ -153,8 +153,8 @@ def write_report(folder: Path, say: Say) -> Any:
     return written, pngs, rates
 
 
-_TAIL = "experiments.sweep_store:_tail"
-_STORE = "experiments.sweep_store:Store"
+_TAIL = "experiments.sweeps.store:_tail"
+_STORE = "experiments.sweeps.store:Store"
 _REPORT = "experiments.reporting.sweep:read_json"
 _RUN = "runs/text.carve.s0"
 
@@ -164,7 +164,7 @@ KINDS = (
         make_sweep,
         (FILE_NAME,),
         claim,
-        ("experiments.sweep_store:read_record", f"{_STORE}._read", f"{_STORE}._check"),
+        ("experiments.sweeps.store:read_record", f"{_STORE}._read", f"{_STORE}._check"),
         json=True,
         examples=(kept("only", 0, "object"), kept("value", 9, "long text")),
     ),
@@ -173,7 +173,7 @@ KINDS = (
         make_sweep,
         (f"{RUNS}/*.status.json",),
         status,
-        ("experiments.sweep_store:read_status",),
+        ("experiments.sweeps.store:read_status",),
         judge_status,
         json=True,
         examples=(kept("value", 1, "-0.0"), kept("value", 5, "[]")),

@@ -13,8 +13,8 @@ from carve_jax.errors import UserError
 from carve_jax.training.data import TokenFiles, is_held_out, make_pipeline
 from carve_jax.training.data.manifest import Manifest
 from experiments import cli
+from experiments.preparation.sources import Columns, WorkSize, list_sources, read_work, survey
 from experiments.prepare_data import Settings, main, prepare
-from experiments.prepare_sources import Columns, WorkSize, list_sources, read_work, survey
 
 ROOT = Path(__file__).parents[3]
 SETTINGS = Settings(eval_fraction=0.3)

@@ -1,0 +1,180 @@
+"""The decode suite: memory and time a token while a model writes 100,000 of them.
+
+Each pattern is decoded in a process of its own, so that its peak of memory is its own. What does
+not grow between the first and the last length is constant. Full attention, whose cache grows with
+the room that is asked for, is decoded to a part of the length; how large its cache is for the whole
+of it is known from its shapes.
+"""
+
+import dataclasses
+import functools
+import gc
+import resource
+import sys
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from carve_jax.config import LMConfig
+from carve_jax.decoding import Decoding, prefill
+from carve_jax.errors import UserError
+from carve_jax.generate import STEPS_A_CALL, decode
+from carve_jax.mixers import MIXERS
+from carve_jax.model import LanguageModel
+from experiments.benchmarks.gpu import check_parts
+from experiments.measuring.timing import in_fresh_process
+
+PROMPT = 16
+TIMED = 512  # tokens before each length by which the time is told
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """What is decoded, how far.
+
+    Attributes:
+      patterns: of mixers, joined by "+".
+      lengths: tokens in a row at which memory is looked at; rising.
+      most_of_attention: as far as full attention goes.
+      model: fields of `LMConfig`.
+    """
+
+    patterns: tuple[str, ...] = ("carve", "gdn2", "mamba2", "mamba3", "carve+swa", "attention")
+    lengths: tuple[int, ...] = (1_000, 10_000, 100_000)
+    most_of_attention: int = 10_000
+    model: Mapping[str, Any] = dataclasses.field(
+        default_factory=lambda: {
+            "vocab_size": 257,
+            "d_model": 64,
+            "layers": 2,
+            "mlp_dim": 128,
+            "num_heads": 2,
+            "key_dim": 32,
+            "value_dim": 32,
+            "window": 256,
+        }
+    )
+
+
+def make_plan(lengths: list[str], only: tuple[str, ...], plan: Plan = Plan()) -> Plan:
+    """The plan of the command's flags, which change this one; no lengths leave its own.
+
+    Raises:
+      UserError: lengths that are no rising numbers beyond the prompt's, or no such pattern.
+    """
+    try:
+        numbers = tuple(int(text) for text in lengths or plan.lengths)
+    except ValueError:
+        numbers = ()
+    if not numbers or list(numbers) != sorted(set(numbers)) or numbers[0] <= PROMPT:
+        raise UserError(
+            f"--tokens={','.join(lengths)}: give rising whole numbers above {PROMPT}, such as "
+            f"{','.join(map(str, plan.lengths))}"
+        )
+    check_parts(only, list(plan.patterns))
+    kept = tuple(p for p in plan.patterns if not only or any(text in p for text in only))
+    return dataclasses.replace(plan, lengths=numbers, patterns=kept)
+
+
+def decode_suite(save: Callable[[dict[str, Any]], None], plan: Plan) -> dict[str, Any]:
+    """Every pattern of the plan; `save` is called with what there is so far."""
+    figures: dict[str, Any] = {"plan": dataclasses.asdict(plan), "patterns": {}, "skipped": {}}
+    print_heading()
+    for name in plan.patterns:
+        missing = [mixer for mixer in name.split("+") if mixer not in MIXERS]
+        if missing:
+            figures["skipped"][name] = f"there is no mixer {missing[0]!r}"
+            continue
+        figures["patterns"][name] = in_fresh_process(measure, name, plan)
+        print_pattern(name, figures["patterns"][name])
+        save(figures)
+    return figures
+
+
+def measure(name: str, plan: Plan) -> dict[str, Any]:
+    """Decodes one row of a random model of this pattern; bytes and milliseconds at each length.
+
+    Returns:
+      `parameter_bytes`, and under `lengths`: bytes of a cache with room for that length; and where
+      it was reached, those of the cache there was (with room for the last), of all arrays on the
+      device, of the process at its peak so far, and milliseconds a token.
+    """
+    model, params = random_model(name, plan)
+    full = "attention" in model.config.pattern
+    reached = [n for n in plan.lengths if not full or n <= plan.most_of_attention]
+    lengths: dict[str, dict[str, float]] = {}
+    for length in plan.lengths:
+        room = jax.eval_shape(functools.partial(model.init_cache, 1, length))
+        lengths[str(length)] = {"cache_bytes": tree_bytes(room)}
+    if reached:
+        decoding = prefill(model, params, [list(range(PROMPT))], max_length=max(reached))
+        for length in reached:
+            decoding, seconds = _decode_to(model, params, decoding, length)
+            lengths[str(length)] |= {
+                "held_cache_bytes": tree_bytes(decoding.cache),
+                "live_bytes": _live_bytes(),
+                "peak_rss_bytes": _peak_rss_bytes(),
+                "milliseconds_a_token": round(1e3 * seconds, 4),
+            }
+    return {"parameter_bytes": tree_bytes(params), "lengths": lengths}
+
+
+def random_model(name: str, plan: Plan) -> tuple[LanguageModel, Any]:
+    """The model of a pattern, and parameters as they are before training."""
+    pattern = tuple(name.split("+"))
+    config = LMConfig(**{"layers": len(pattern), **plan.model, "pattern": pattern})
+    model = LanguageModel(config)
+    return model, jax.jit(model.init)(jax.random.key(0), jnp.zeros((1, 1), jnp.int32))["params"]
+
+
+def _decode_to(
+    model: LanguageModel, params: Any, decoding: Decoding, length: int
+) -> tuple[Decoding, float]:
+    """Decodes a row to this length; seconds a token over the last of them."""
+    steps = length - int(decoding.position[0])
+    # What is compiled, or grows, is over before the clock starts.
+    timed = min(TIMED, max(1, steps - STEPS_A_CALL))
+    _, decoding = decode(model, params, decoding, max_new_tokens=steps - timed)
+    start = time.perf_counter()
+    _, decoding = decode(model, params, decoding, max_new_tokens=timed)
+    jax.block_until_ready(decoding)
+    return decoding, (time.perf_counter() - start) / timed
+
+
+def tree_bytes(tree: Any) -> int:
+    """Of all arrays of a tree, or of what they would be."""
+    return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
+
+
+def _live_bytes() -> int:
+    gc.collect()
+    return sum(array.nbytes for array in jax.live_arrays())
+
+
+def _peak_rss_bytes() -> int:
+    """The most memory this process has had so far."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else 1024 * peak
+
+
+def print_heading() -> None:
+    """The names of the columns."""
+    print(
+        f"{'pattern':<12} {'tokens':>8} {'cache KB':>12} {'live MB':>9} {'peak RSS MB':>12} "
+        f"{'ms a token':>11}"
+    )
+
+
+def print_pattern(name: str, figures: Mapping[str, Any]) -> None:
+    """A line for each length."""
+    for length, at in figures["lengths"].items():
+        line = f"{name:<12} {int(length):>8,} {at['cache_bytes'] / 1e3:>12,.1f}"
+        if "live_bytes" in at:
+            line += (
+                f" {at['live_bytes'] / 1e6:>9.2f} {at['peak_rss_bytes'] / 1e6:>12.1f} "
+                f"{at['milliseconds_a_token']:>11.3f}"
+            )
+        print(line + ("" if "live_bytes" in at else "  (not decoded so far)"))

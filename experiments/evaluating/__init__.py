@@ -1,0 +1,1 @@
+"""What experiments.evaluate keeps of its measurements."""
