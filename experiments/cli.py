@@ -125,6 +125,20 @@ def require(value: str | None, flag: str, what: str) -> str:
     return value
 
 
+def known_names(flag: str, given: list[str], allowed: tuple[str, ...]) -> tuple[str, ...]:
+    """The names that a flag lists, as given.
+
+    Raises:
+      UserError: none, or one that is not allowed.
+    """
+    if not given:
+        raise UserError(f"--{flag} is empty; allowed are {', '.join(allowed)}")
+    for name in given:
+        if name not in allowed:
+            raise UserError(f"--{flag}: unknown {name!r}; {nearest(name, allowed)}")
+    return tuple(given)
+
+
 def directory_of(value: str | None, flag: str, what: str) -> Path:
     """The directory of a flag that must be given, which need not be there; `~` is expanded.
 

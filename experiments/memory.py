@@ -20,7 +20,6 @@ import jax
 import jax.numpy as jnp
 from absl import flags
 
-from carve_jax.errors import UserError
 from carve_jax.files import output_file, write_atomically
 from carve_jax.mixers import MIXERS
 from carve_jax.model import LanguageModel
@@ -28,7 +27,7 @@ from carve_jax.ops.gated_delta import IMPLEMENTATIONS
 from carve_jax.training.optimizer import make_optimizer, make_schedule
 from carve_jax.training.provenance import describe_environment
 from carve_jax.training.run import make_init
-from carve_jax.training.settings import make_model_config, nearest
+from carve_jax.training.settings import make_model_config
 from carve_jax.training.step import make_loss, make_train_step
 from configs.base import get_config
 from experiments import cli
@@ -168,20 +167,6 @@ def measure(
     return found
 
 
-def check_names(flag: str, given: list[str], allowed: tuple[str, ...]) -> tuple[str, ...]:
-    """The names as given.
-
-    Raises:
-      UserError: none, or one that is not allowed.
-    """
-    if not given:
-        raise UserError(f"--{flag} is empty; allowed are {', '.join(allowed)}")
-    for name in given:
-        if name not in allowed:
-            raise UserError(f"--{flag}: unknown {name!r}; {nearest(name, allowed)}")
-    return tuple(given)
-
-
 def main(argv: list[str]) -> None:
     """Parses the flags, compiles, prints a table and writes the JSON."""
     values = flags.FlagValues()
@@ -190,8 +175,8 @@ def main(argv: list[str]) -> None:
     flags.DEFINE_list("programs", list(PROGRAMS), "What is compiled.", flag_values=values)
     flags.DEFINE_string("output", None, "Where the JSON goes.", flag_values=values)
     cli.refuse_unknown(cli.parse_flags(values, argv), values)
-    programs = check_names("programs", values.programs, tuple(PROGRAMS))
-    chosen = check_names("implementations", values.implementations, IMPLEMENTATIONS)
+    programs = cli.known_names("programs", values.programs, tuple(PROGRAMS))
+    chosen = cli.known_names("implementations", values.implementations, IMPLEMENTATIONS)
     today = datetime.date.today().isoformat()
     path = output_file(values.output or RESULTS / f"{today}_memory.json")
     place = absent_h100()

@@ -186,7 +186,9 @@ def plan(config: ConfigDict, target: Target, sizes: dict[str, int], rates: Rates
         "traffic": moved,
         "traffic_seconds": None if moved is None else moved / rates.bandwidth,
         **step._asdict(),
-        "floors": budget.floors(step, memory, sent, rates, weights=weights, devices=target.chips),
+        "floors": budget.least_seconds(
+            step, memory, sent, rates, weights=weights, devices=target.chips
+        ),
     }
 
 

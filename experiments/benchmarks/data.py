@@ -24,7 +24,7 @@ from carve_jax.training.data.shard_writer import write_tokenizer
 from carve_jax.training.data.stdlib import stdlib_documents
 from carve_jax.training.settings import make_model_config
 from configs import carve_1b3
-from experiments.benchmarks.gpu import check_parts
+from experiments.benchmarks.parts import kept_parts
 from experiments.preparation.workers import usable_cores
 from experiments.prepare_data import Settings, prepare
 
@@ -66,8 +66,7 @@ def make_plan(only: tuple[str, ...]) -> Plan:
     Raises:
       UserError: no such part.
     """
-    check_parts(only, list(PARTS))
-    parts = tuple(part for part in PARTS if not only or any(text in part for text in only))
+    parts = kept_parts(only, PARTS)
     cores = usable_cores()
     workers = {1 << n for n in range(cores.bit_length())} | {cores}
     return Plan(parts=parts, workers=tuple(sorted(workers)))

@@ -24,7 +24,7 @@ from carve_jax.errors import UserError
 from carve_jax.generate import STEPS_A_CALL, decode
 from carve_jax.mixers import MIXERS
 from carve_jax.model import LanguageModel
-from experiments.benchmarks.gpu import check_parts
+from experiments.benchmarks.parts import kept_parts
 from experiments.measuring.timing import in_fresh_process
 
 PROMPT = 16
@@ -74,9 +74,7 @@ def make_plan(lengths: list[str], only: tuple[str, ...], plan: Plan = Plan()) ->
             f"--tokens={','.join(lengths)}: give rising whole numbers above {PROMPT}, such as "
             f"{','.join(map(str, plan.lengths))}"
         )
-    check_parts(only, list(plan.patterns))
-    kept = tuple(p for p in plan.patterns if not only or any(text in p for text in only))
-    return dataclasses.replace(plan, lengths=numbers, patterns=kept)
+    return dataclasses.replace(plan, lengths=numbers, patterns=kept_parts(only, plan.patterns))
 
 
 def decode_suite(save: Callable[[dict[str, Any]], None], plan: Plan) -> dict[str, Any]:

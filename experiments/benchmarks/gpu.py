@@ -14,8 +14,8 @@ from typing import Any, NamedTuple
 
 import jax
 
-from carve_jax.errors import UserError
 from experiments.benchmarks.gpu_figures import DIRECTIONS, print_shape, shape_figures, targets
+from experiments.benchmarks.parts import kept_parts
 from experiments.benchmarks.steps import (
     DecodePlan,
     TrainPlan,
@@ -100,24 +100,13 @@ class Plan:
           UserError: a text that no part's name holds.
         """
         names = [*(shape.label for shape in self.shapes), "decode", "train_step"]
-        check_parts(wanted, names)
-
-        def kept(name: str) -> bool:
-            return not wanted or any(text in name for text in wanted)
-
+        kept = kept_parts(wanted, names)
         return dataclasses.replace(
             self,
-            shapes=tuple(shape for shape in self.shapes if kept(shape.label)),
-            decode=self.decode if kept("decode") else None,
-            train=self.train if kept("train_step") else None,
+            shapes=tuple(shape for shape in self.shapes if shape.label in kept),
+            decode=self.decode if "decode" in kept else None,
+            train=self.train if "train_step" in kept else None,
         )
-
-
-def check_parts(wanted: tuple[str, ...], names: list[str]) -> None:
-    """Raises UserError for a text of --only that is in no part's name."""
-    for text in wanted:
-        if not any(text in name for name in names):
-            raise UserError(f"--only: no part's name holds {text!r}; there are {', '.join(names)}")
 
 
 class Peers(NamedTuple):

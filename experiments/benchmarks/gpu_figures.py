@@ -6,13 +6,10 @@ Nothing here touches a device, so that figures of several processes can be set b
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-import jax.numpy as jnp
-
-from experiments.measuring.rule_calls import LAYER, Shape
+from experiments.measuring.floors import floors
+from experiments.measuring.rule_calls import DIRECTIONS, LAYER, RULES, Shape
 from experiments.measuring.timing import ratio
 from pallas_kernels import tiling
-
-DIRECTIONS = ("forward", "forward and backward")
 
 
 def shape_figures(
@@ -22,7 +19,7 @@ def shape_figures(
     rules: Mapping[str, str],
     ceilings: Mapping[str, float],
 ) -> dict[str, Any]:
-    """What a shape's seconds come to.
+    """What a shape's seconds come to; floors are those of the least tile a tensor core takes.
 
     Args:
       shape, dtype: of the inputs.
@@ -31,8 +28,10 @@ def shape_figures(
       ceilings: the machine's "flop_per_second" and "bytes_per_second".
     """
     least = {
-        f"{rule}, {direction}": floors(shape, rule, direction, dtype, ceilings)
-        for rule in ("gdn2", "carve")
+        f"{rule}, {direction}": floors(
+            shape, rule, direction, dtype, ceilings, tile=tiling.SMALLEST
+        )
+        for rule in RULES
         for direction in DIRECTIONS
     }
     shares = {}
@@ -47,34 +46,6 @@ def shape_figures(
         "median_seconds": seconds,
         "roofline_share": shares,
         "floors": least,
-    }
-
-
-def floors(
-    shape: Shape, rule: str, direction: str, dtype: str, ceilings: Mapping[str, float]
-) -> dict[str, float]:
-    """Least work of a rule in one pass, and the time it takes at the measured rates.
-
-    Arithmetic, for a token and head with K = V = D and tiles of C = 16, the least a tensor core
-    takes, counting triangles as halves: forward 4 products of C·D (P, T, the solve, PR) and 3 of
-    2·D² (Ē S, qS, the state); backward recomputes 3 and 2·D² once (T, P, R), then 8 of C·D and 6 of
-    2·D². Exponentials and the content gate (once a gate chunk) are not counted. Bytes: forward
-    reads the inputs and writes the output; backward reads the inputs and the output's gradient and
-    writes the inputs' gradients; saved states are not counted. The log-decay is float32.
-    """
-    tokens = shape.batch * shape.length * shape.heads
-    d, c, size = shape.channels, tiling.SMALLEST, jnp.dtype(dtype).itemsize
-    # q, k, v and the erase gate, and w a channel (GDN-2) or a head (CARVE); then g.
-    inputs = (4 * d + (d if rule == "gdn2" else 1)) * size + 4 * d
-    flop, moved = 4 * c * d + 3 * 2 * d * d, inputs + d * size
-    if direction != "forward":
-        flop += 11 * c * d + 7 * 2 * d * d
-        moved += inputs + d * size + inputs
-    return {
-        "flop": tokens * flop,
-        "bytes": tokens * moved,
-        "arithmetic_seconds": tokens * flop / ceilings["flop_per_second"],
-        "bytes_seconds": tokens * moved / ceilings["bytes_per_second"],
     }
 
 

@@ -20,7 +20,8 @@ import jax.numpy as jnp
 from carve_jax.errors import UserError
 from carve_jax.files import read_json, reason_of, shown
 from carve_jax.training.metrics import write_atomically
-from experiments.benchmarks.gpu import TURN, check_parts
+from experiments.benchmarks.gpu import TURN
+from experiments.benchmarks.parts import kept_parts
 from experiments.measuring.rule_calls import RULES, Shape, rule_contender, rule_inputs
 from experiments.measuring.timing import Contender, LeftOut, attempt, median_seconds, require_gpu
 from pallas_kernels import tiling
@@ -308,14 +309,14 @@ def tune_suite(
     Raises:
       UserError: no NVIDIA GPU is here, `only` names no part, or the table is no table.
     """
-    check_parts(only, [part.label for part in PARTS])
+    kept = kept_parts(only, [part.label for part in PARTS])
     require_gpu("--suite=tune")
     read_rows(table)
     device = jax.devices()[0].device_kind
     figures: dict[str, Any] = {"device": device, "table": str(table), "searches": {}}
     figures["left_out"] = {}
     for part in PARTS:
-        if only and not any(text in part.label for text in only):
+        if part.label not in kept:
             continue
         if part.why_not is not None:
             figures["left_out"][part.label] = part.why_not

@@ -1,4 +1,4 @@
-"""The rule's inputs at a shape, and our own contenders in its benchmarks."""
+"""Calls of the rule that are timed: shapes, inputs, and our own contenders."""
 
 import functools
 from collections.abc import Callable, Mapping
@@ -12,6 +12,7 @@ from experiments.measuring.timing import Contender, contender, with_gradients, w
 
 TILE = 64  # tokens of a tile of `chunked`, and of a gate chunk
 RULES = ("gdn2", "carve")
+DIRECTIONS = ("forward", "forward and backward")
 
 
 class Shape(NamedTuple):

@@ -142,7 +142,7 @@ def datasheet_rates(chip: Chip, chips: int) -> Rates:
     )
 
 
-def floors(
+def least_seconds(
     step: Work,
     memory: Mapping[str, float],
     sent: Mapping[str, float],

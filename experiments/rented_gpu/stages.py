@@ -19,9 +19,8 @@ from typing import Any
 
 from experiments.benchmarks import tune
 from experiments.benchmarks.gpu import FLA_RULES, OURS, SHAPES
-from experiments.benchmarks.gpu_figures import DIRECTIONS
 from experiments.benchmarks.steps import MIXERS
-from experiments.measuring.rule_calls import LAYER, Shape
+from experiments.measuring.rule_calls import DIRECTIONS, LAYER, Shape
 from experiments.peers.jla import RULES as JLA_RULES
 from experiments.rented_gpu.schedule import Stage, Task
 

@@ -24,7 +24,6 @@ from experiments.benchmarks.gpu import (
     make_all,
     our_makers,
 )
-from experiments.benchmarks.gpu_figures import DIRECTIONS
 from experiments.benchmarks.steps import (
     DecodePlan,
     TrainPlan,
@@ -37,7 +36,13 @@ from experiments.benchmarks.steps import (
     measure_mixer,
 )
 from experiments.measuring.profiling import kernel_times
-from experiments.measuring.rule_calls import Shape, input_shapes, rule_contender, rule_inputs
+from experiments.measuring.rule_calls import (
+    DIRECTIONS,
+    Shape,
+    input_shapes,
+    rule_contender,
+    rule_inputs,
+)
 from experiments.measuring.timing import (
     Contender,
     LeftOut,

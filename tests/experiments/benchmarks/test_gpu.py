@@ -7,11 +7,9 @@ from pathlib import Path
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import pytest
 
 from carve_jax.errors import UserError
-from carve_jax.ops.gated_delta import gated_delta_rule
 from experiments import benchmark, cli
 from experiments.benchmarks import gpu, gpu_figures
 from experiments.benchmarks.gpu import OURS, Ours, Peers, Plan
@@ -21,19 +19,12 @@ from experiments.measuring.rule_calls import (
     LAYER,
     Shape,
     rule_arguments,
-    rule_contender,
     rule_function,
     rule_inputs,
 )
 from experiments.measuring.timing import (
-    Carried,
     Contender,
-    LeftOut,
-    attempt,
-    device_ceilings,
-    median_seconds,
 )
-from pallas_kernels.blocks.decay import LOWEST_ANCHORED
 from pallas_kernels.tiling import Tiles
 from tests.experiments.peers.fake_torch import FakeTorch, fake_fla
 
@@ -88,79 +79,6 @@ def test_only_keeps_the_parts_named() -> None:
     assert plan.decode is None
     assert plan.train is not None
     assert Plan().only(()) == Plan()
-
-
-def test_a_turn_is_as_many_calls_as_fill_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    clock = [0.0]
-    calls = []
-
-    def run() -> jax.Array:
-        calls.append(clock[0])
-        clock[0] += 3.0
-        return jnp.zeros(())
-
-    monkeypatch.setattr("time.perf_counter", lambda: clock[0])
-    medians = median_seconds({"a": Contender(run, (), 0)}, repeats=2, turn_seconds=10.0)
-    assert medians == {"a": 3.0}
-    assert len(calls) == 2 + 2 * (1 + 4)  # warm-up and estimate; then a settling call and four
-
-
-def test_a_carried_state_is_donated_and_handed_on() -> None:
-    step = jax.jit(lambda state, x: (state + x, state * 2), donate_argnums=0)
-    carried = Carried(step.lower(jnp.ones(3), jnp.ones(3)).compile(), jnp.ones(3), jnp.ones(3))
-    carried()
-    state, rest = carried()
-    np.testing.assert_array_equal(state, 3.0)
-    np.testing.assert_array_equal(rest, 4.0)
-
-
-def test_an_attempt_gives_the_reason_in_a_line() -> None:
-    def fail(error: Exception) -> None:
-        raise error
-
-    assert attempt(lambda: 3) == 3
-    assert attempt(lambda: fail(ValueError("first\nsecond"))) == "ValueError: first"
-    assert attempt(lambda: fail(LeftOut("too large"))) == "too large"
-
-
-def test_ceilings_count_what_is_moved_and_multiplied(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(
-        "experiments.measuring.timing.median_seconds",
-        lambda *_, **__: {"product": 2.0, "copy": 4.0, "pass": 2.0},
-    )
-    rates = device_ceilings(1, 0.0, side=16, length=64)
-    assert rates == {
-        "flop_per_second": 16**3, "bytes_per_second": 8 * 32, "copy_bytes_per_second": 8 * 16,
-    }  # fmt: skip
-
-
-@pytest.mark.parametrize("rule", ["gdn2", "carve"])
-def test_floors(rule: str) -> None:
-    forward, both = (
-        gpu_figures.floors(Shape(2, 64, 3, 128), rule, d, "bfloat16", RATES)
-        for d in gpu_figures.DIRECTIONS
-    )
-    tokens, d = 2 * 64 * 3, 128
-    write = 2 * d if rule == "gdn2" else 2
-    inputs = 4 * 2 * d + write + 4 * d  # q, k, v, erase; w; g
-    assert forward["bytes"] == tokens * (inputs + 2 * d)
-    assert both["bytes"] == tokens * (3 * inputs + 2 * 2 * d)
-    assert forward["flop"] == tokens * (4 * 16 * d + 6 * d * d)
-    assert both["flop"] == tokens * (15 * 16 * d + 20 * d * d)
-    assert both["bytes_seconds"] == pytest.approx(both["bytes"] / 1e9)
-
-
-def test_inputs_have_the_dtype_but_for_the_decay() -> None:
-    x = rule_inputs(TINY, "bfloat16")
-    assert {name for name, a in x.items() if a.dtype != jnp.bfloat16} == {"log_decay"}
-    assert float(x["log_decay"].max()) < 0
-    assert float(rule_inputs(Shape(1, 1024, 16, 128))["log_decay"].min()) > LOWEST_ANCHORED
-    full = rule_inputs(TINY)
-    expected, _ = gated_delta_rule(*rule_arguments(full, "gdn2"), implementation="recurrent")
-    compiled, arguments, _ = rule_contender(full, "gdn2", "recurrent", backward=True)
-    output, gradients = compiled(*arguments)
-    np.testing.assert_allclose(output, expected, atol=1e-5)
-    assert [g.shape for g in gradients] == [a.shape for a in rule_arguments(full, "gdn2")]
 
 
 def test_tiles_reach_the_kernels(monkeypatch: pytest.MonkeyPatch) -> None:

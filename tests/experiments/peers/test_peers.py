@@ -174,3 +174,10 @@ def test_the_adapter_and_the_package_agree() -> None:
         gates = (x["erase"], x["write"]) if rule == "gdn2" else (beta, beta)
         ours, _ = gated_delta_rule(x["query"], x["key"], x["value"], decay, *gates)
         assert jnp.allclose(entry.compiled(*entry.arguments), ours, atol=1e-4), rule
+
+
+def test_a_missing_ejkernel_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "ejkernel", None)
+    reason = peers.ejkernel(Shape(1, 32, 1, 16))
+    assert isinstance(reason, str)
+    assert "not installed" in reason

@@ -187,7 +187,7 @@ def test_floors_are_the_work_over_the_rates():
     step = budget.Work(tokens=1000, turns=2, passes=3, model_flops=30.0, flops=40.0)
     memory = {"parameters": 10.0, "optimizer state": 20.0, "gradients": 10.0}
     rates = budget.Rates(flops=100.0, bandwidth=8.0, sending=2.0, source="")
-    found = budget.floors(
+    found = budget.least_seconds(
         step, memory | {"activations kept": 5.0}, {"all-gather": 30.0, "all-reduce": 10.0}, rates,
         weights=50.0, devices=4,
     )  # fmt: skip

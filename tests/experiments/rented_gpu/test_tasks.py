@@ -14,8 +14,7 @@ import pytest
 
 from experiments import cli
 from experiments.benchmarks import tune
-from experiments.benchmarks.gpu_figures import DIRECTIONS
-from experiments.measuring.rule_calls import LAYER
+from experiments.measuring.rule_calls import DIRECTIONS, LAYER
 from experiments.measuring.timing import LeftOut
 from experiments.rented_gpu import __main__ as command
 from experiments.rented_gpu import correctness, stages, summary, tasks, worker
