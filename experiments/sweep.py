@@ -30,7 +30,8 @@ from absl import flags
 
 from carve_jax.errors import UserError
 from carve_jax.training.loop import say_above_bar
-from experiments import cli, report
+from experiments import cli
+from experiments.reporting.report import write_report
 from experiments.sweeps.machine import estimated_seconds, make_slots, probe
 from experiments.sweeps.plan import Plan, PlannedRun, make_plan
 from experiments.sweeps.runner import Runner
@@ -84,8 +85,7 @@ def main(argv: list[str]) -> None:
         Runner(store, cached, commit=facts["commit"], say=say_above_bar).run_all(runs)
     all_done = summary(store, runs)
     if values.report:
-        allow = ["--allow_other_commit"] if values.allow_other_commit else []
-        report.main(["report", f"--workdir={store.workdir}", *allow])
+        write_report(store.workdir, allow_other_commit=values.allow_other_commit)
     if not all_done:
         sys.exit(1)
 

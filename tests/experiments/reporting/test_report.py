@@ -10,7 +10,7 @@ import pytest
 from markdown_it import MarkdownIt
 
 from experiments import cli, report
-from experiments.reporting import figures, page, tables, words
+from experiments.reporting import figures, page, tables, theory_record, words
 from experiments.reporting.compare import Verdict, compare
 from experiments.reporting.sweep import Metric, read_sweep
 from experiments.sweeps.plan import make_plan
@@ -160,7 +160,7 @@ def test_theory_is_in_the_report(markdown, html):
     ],
 )
 def test_theory_shows_no_file_but_its_own_pictures(written, tmp_path, capsys, figure, said):
-    (tmp_path / "secret.png").write_bytes(report.PNG + b"secret")
+    (tmp_path / "secret.png").write_bytes(theory_record.PNG + b"secret")
     directory = tmp_path / "in" / "theory"
     (directory / "folder.png").mkdir(parents=True)
     (directory / "text.png").write_text("root:x:0:0")

@@ -6,8 +6,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from experiments import report
-from experiments.reporting import text
+from experiments.reporting import text, theory_record
 from experiments.reporting.compare import compare
 from experiments.reporting.sweep import read_sweep
 from experiments.sweeps.plan import Plan, PlannedRun, Variant
@@ -119,8 +118,8 @@ def make_report(folder: Path, number: int) -> None:
     write_sweep(folder, titles, truth, seeds=2)
     (folder / "theory").mkdir()
     (folder / "theory" / "theory.json").write_text(json.dumps(THEORY | {"date": str(number)}))
-    (folder / "theory" / "solve.png").write_bytes(report.PNG + bytes([number]))
-    (folder / "secret.png").write_bytes(report.PNG)
+    (folder / "theory" / "solve.png").write_bytes(theory_record.PNG + bytes([number]))
+    (folder / "secret.png").write_bytes(theory_record.PNG)
 
 
 THEORY = {
@@ -145,8 +144,8 @@ def write_report(folder: Path, say: Say) -> Any:
     """As experiments.report does, but for its pictures."""
     sweep = read_sweep(folder)
     comparisons = compare(sweep, alpha=0.05, smallest={})
-    theory, where = report.find_theory(None, folder)
-    pngs = report.theory_pictures(theory, where)
+    theory, where = theory_record.find_theory(None, folder)
+    pngs = theory_record.theory_pictures(theory, where)
     shows = {task.name: {f"{task.name}_curves.png": "curves"} for task in sweep.tasks}
     written = text.write(text.Findings(sweep, comparisons, 0.05, shows, theory))
     rates = [(run.rate, run.last_step, run.curve(BITS["name"])) for run in sweep.runs]
@@ -238,7 +237,7 @@ KINDS = (
         make_report,
         ("theory/theory.json",),
         write_report,
-        ("experiments.report:find_theory",),
+        ("experiments.reporting.theory_record:find_theory",),
         any_value,
         json=True,
         examples=(kept("value", 3, "[]"), kept("value", 4, "null")),
@@ -248,7 +247,7 @@ KINDS = (
         make_report,
         ("theory/*.png",),
         write_report,
-        ("experiments.report:theory_pictures",),
+        ("experiments.reporting.theory_record:theory_pictures",),
         any_value,
         share=0.3,
         examples=HANGS,
