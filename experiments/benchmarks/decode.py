@@ -8,9 +8,6 @@ of it is known from its shapes.
 
 import dataclasses
 import functools
-import gc
-import resource
-import sys
 import time
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -25,6 +22,7 @@ from carve_jax.generate import STEPS_A_CALL, decode
 from carve_jax.mixers import MIXERS
 from carve_jax.model import LanguageModel
 from experiments.benchmarks.parts import kept_parts
+from experiments.measuring.memory import live_bytes, peak_rss_bytes, tree_bytes
 from experiments.measuring.timing import in_fresh_process
 
 PROMPT = 16
@@ -113,8 +111,8 @@ def measure(name: str, plan: Plan) -> dict[str, Any]:
             decoding, seconds = _decode_to(model, params, decoding, length)
             lengths[str(length)] |= {
                 "held_cache_bytes": tree_bytes(decoding.cache),
-                "live_bytes": _live_bytes(),
-                "peak_rss_bytes": _peak_rss_bytes(),
+                "live_bytes": live_bytes(),
+                "peak_rss_bytes": peak_rss_bytes(),
                 "milliseconds_a_token": round(1e3 * seconds, 4),
             }
     return {"parameter_bytes": tree_bytes(params), "lengths": lengths}
@@ -140,22 +138,6 @@ def _decode_to(
     _, decoding = decode(model, params, decoding, max_new_tokens=timed)
     jax.block_until_ready(decoding)
     return decoding, (time.perf_counter() - start) / timed
-
-
-def tree_bytes(tree: Any) -> int:
-    """Of all arrays of a tree, or of what they would be."""
-    return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
-
-
-def _live_bytes() -> int:
-    gc.collect()
-    return sum(array.nbytes for array in jax.live_arrays())
-
-
-def _peak_rss_bytes() -> int:
-    """The most memory this process has had so far."""
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else 1024 * peak
 
 
 def print_heading() -> None:

@@ -20,7 +20,7 @@ from carve_jax.evaluation.continuing import continue_texts
 from carve_jax.evaluation.scoring import Request, Scorer
 from carve_jax.model import LanguageModel
 from experiments.benchmarks import decode
-from experiments.benchmarks.ruler import PeakResident
+from experiments.measuring.memory import PeakResident
 from experiments.measuring.timing import Contender, median_seconds
 
 ROW = 512  # tokens of a row of the plain forward pass

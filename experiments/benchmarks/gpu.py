@@ -14,16 +14,10 @@ from typing import Any, NamedTuple
 
 import jax
 
+from experiments.benchmarks.decode_steps import DecodePlan, measure_decode, print_decode
 from experiments.benchmarks.gpu_figures import DIRECTIONS, print_shape, shape_figures, targets
 from experiments.benchmarks.parts import kept_parts
-from experiments.benchmarks.steps import (
-    DecodePlan,
-    TrainPlan,
-    measure_decode,
-    measure_training,
-    print_decode,
-    print_training,
-)
+from experiments.benchmarks.train_steps import TrainPlan, measure_training, print_training
 from experiments.measuring.rule_calls import LAYER, Shape, rule_contender, rule_inputs
 from experiments.measuring.timing import (
     Contender,

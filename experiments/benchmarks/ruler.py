@@ -8,11 +8,8 @@ the same rest when they are cut into chunks, so the first, asked twice, compiles
 import dataclasses
 import functools
 import math
-import os
-import threading
 import time
 from collections.abc import Callable, Mapping
-from types import TracebackType
 from typing import Any
 
 import jax
@@ -20,13 +17,13 @@ import jax
 from carve_jax.evaluation.ruler import PROBES
 from carve_jax.evaluation.ruler.run import Asking, run_probe
 from carve_jax.training.data import ByteTokenizer
-from experiments.benchmarks.decode import Plan, random_model, tree_bytes
+from experiments.benchmarks.decode import Plan, random_model
+from experiments.measuring.memory import PeakResident, tree_bytes
 from experiments.measuring.timing import in_fresh_process
 
 PROBE = "niah_single_1"
 ASKING = Asking(count=1, new_tokens=128, prefill_chunk=512)
 PLAN = Plan(patterns=("carve", "gdn2", "carve+swa"), lengths=(1024, 8192, 32_768, 131_072))
-LOOK_EVERY = 0.01  # seconds
 
 
 def ruler_suite(save: Callable[[dict[str, Any]], None], plan: Plan) -> dict[str, Any]:
@@ -98,45 +95,3 @@ def print_pattern(name: str, figures: Mapping[str, Any]) -> None:
             f"{1e6 * at['cpu_seconds'] / int(length):>11.1f} {at['cache_bytes'] / 1e3:>9.1f} "
             f"{at['resident_bytes'] / 1e6:>8.1f}"
         )
-
-
-class PeakResident:
-    """The most memory that the process holds while the context is open, looked at again and again.
-
-    The kernel's own high-water mark (`ru_maxrss`) would be that of the compiler, under which a
-    growth of what runs later can hide. Linux alone tells what is held now.
-
-    Attributes:
-      bytes: the most so far.
-    """
-
-    def __init__(self) -> None:
-        self.bytes = 0
-        self._done = threading.Event()
-        self._thread = threading.Thread(target=self._watch, daemon=True)
-
-    def __enter__(self) -> "PeakResident":
-        """Begins to look."""
-        self._look()
-        self._thread.start()
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        """Looks for the last time."""
-        self._done.set()
-        self._thread.join()
-        self._look()
-
-    def _watch(self) -> None:
-        while not self._done.wait(LOOK_EVERY):
-            self._look()
-
-    def _look(self) -> None:
-        with open("/proc/self/statm", encoding="utf-8") as file:
-            pages = int(file.read().split()[1])
-        self.bytes = max(self.bytes, pages * os.sysconf("SC_PAGE_SIZE"))

@@ -16,6 +16,14 @@ import jax
 
 from carve_jax.training.provenance import describe_environment
 from experiments.benchmarks import tune
+from experiments.benchmarks.decode_steps import (
+    DecodePlan,
+    decode_inputs,
+    decode_program,
+    decode_sizes,
+    decode_steps,
+    measure_decode,
+)
 from experiments.benchmarks.gpu import (
     OURS,
     TURN,
@@ -24,17 +32,7 @@ from experiments.benchmarks.gpu import (
     make_all,
     our_makers,
 )
-from experiments.benchmarks.steps import (
-    DecodePlan,
-    TrainPlan,
-    decode_inputs,
-    decode_program,
-    decode_sizes,
-    decode_steps,
-    fitting_program,
-    measure_decode,
-    measure_mixer,
-)
+from experiments.benchmarks.train_steps import TrainPlan, fitting_program, measure_mixer
 from experiments.measuring.profiling import kernel_times
 from experiments.measuring.rule_calls import (
     DIRECTIONS,

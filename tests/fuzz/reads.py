@@ -58,7 +58,7 @@ NOT_FILES = {
     "carve_jax.training.run:load_trained": _SHARED,
     "carve_jax.training.session:Session._rewind": _SHARED,
     "experiments.benchmarks.data:measure_preparing": _WRITES,
-    "experiments.benchmarks.ruler:PeakResident._look": _PROC,
+    "experiments.measuring.memory:PeakResident._look": _PROC,
     "experiments.faults:Trainer.finish": _MADE,
     "experiments.faults:Trainer.said": _MADE,
     "experiments.faults:Trainer.start": _MADE,

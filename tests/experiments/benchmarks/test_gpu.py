@@ -12,9 +12,10 @@ import pytest
 from carve_jax.errors import UserError
 from experiments import benchmark, cli
 from experiments.benchmarks import gpu, gpu_figures
+from experiments.benchmarks.decode_steps import DecodePlan
 from experiments.benchmarks.gpu import OURS, Ours, Peers, Plan
 from experiments.benchmarks.gpu_figures import Target
-from experiments.benchmarks.steps import DecodePlan, TrainPlan
+from experiments.benchmarks.train_steps import TrainPlan
 from experiments.measuring.rule_calls import (
     LAYER,
     Shape,

@@ -8,7 +8,8 @@ import pytest
 
 from experiments import benchmark, cli
 from experiments.benchmarks import ruler
-from experiments.benchmarks.ruler import PLAN, PeakResident, power
+from experiments.benchmarks.ruler import PLAN, power
+from experiments.measuring.memory import PeakResident
 
 TINY = {
     "vocab_size": 257, "d_model": 16, "mlp_dim": 16, "num_heads": 1, "key_dim": 8, "value_dim": 8,

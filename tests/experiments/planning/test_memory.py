@@ -8,6 +8,7 @@ import pytest
 from experiments import cli, memory
 from experiments.measuring.rule_calls import Shape
 from experiments.planning import ahead_of_time
+from experiments.planning.device_memory import measure
 from pallas_kernels import device
 
 SHAPE = Shape(2, 64, 2, 16)
@@ -24,7 +25,7 @@ def here() -> ahead_of_time.Place:
 
 
 def test_the_rules_arguments_are_counted(here: ahead_of_time.Place) -> None:
-    found = memory.measure(here, ("rule",), ("chunked",), SHAPE, MODEL)["rule chunked"]
+    found = measure(here, ("rule",), ("chunked",), SHAPE, MODEL)["rule chunked"]
     shared = 6 * HALF  # query, key, value, the cotangent, and the log-decay in float32
     gate = 2 * 2 * SHAPE.heads * SHAPE.channels * 16  # content_down and content_up, of rank 16
     assert found["gdn2"]["arguments"] == shared + 2 * HALF
@@ -33,7 +34,7 @@ def test_the_rules_arguments_are_counted(here: ahead_of_time.Place) -> None:
 
 def test_totals_count_what_is_donated_once(here: ahead_of_time.Place) -> None:
     programs = ("layer", "train_step", "train_step_remat")
-    found = memory.measure(here, programs, ("chunked",), SHAPE, MODEL)
+    found = measure(here, programs, ("chunked",), SHAPE, MODEL)
     assert list(found) == [f"{program} chunked" for program in programs]
     for name, entry in found.items():
         for rule in ("gdn2", "carve"):
