@@ -15,7 +15,7 @@ from carve_jax.config import LMConfig
 from carve_jax.model import count_parameters
 from carve_jax.placement import state_specs
 from carve_jax.training.step import TrainState
-from experiments.planning.chips import MACHINE, Chip
+from experiments.planning.rates import Rates
 
 STEP = 256  # sequences are counted in multiples of this
 BATCH = {"tokens": 4, "targets": 4, "segment_ids": 4, "loss_mask": 4, "target_bytes": 4}
@@ -119,27 +119,6 @@ def estimated_sent_bytes(
         "all-reduce": 2 * share["data"] * parameters * 4 / (fsdp * tensor)
         + 2 * share["tensor"] * stream * 2 * model.layers * step.passes,
     }
-
-
-class Rates(NamedTuple):
-    """What a device does in a second, and who says so."""
-
-    flops: float
-    bandwidth: float
-    sending: float
-    source: str
-
-
-def datasheet_rates(chip: Chip, chips: int) -> Rates:
-    """The chip's rates; more than one machine is as slow as the network between them."""
-    inside = chips <= MACHINE
-    link = "NVLink within the machine" if inside else "the network between machines"
-    return Rates(
-        chip.flops,
-        chip.bandwidth,
-        chip.nvlink if inside else chip.network,
-        f"the datasheet's; devices send over {link}",
-    )
 
 
 def least_seconds(

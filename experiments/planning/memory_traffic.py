@@ -9,7 +9,7 @@ are given whole arrays and the text does not say which part of them they use.
 import re
 from typing import NamedTuple
 
-from experiments.planning.collectives import array_bytes, computations, turns_of
+from experiments.planning.hlo_text import array_bytes, computations, turns_of
 
 _INSTRUCTION = re.compile(r"^\s*(ROOT )?%?([\w.-]+) = (.*?) ([a-z][a-z0-9-]*)\(([^()]*)\)")
 FREE = frozenset(

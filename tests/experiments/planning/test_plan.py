@@ -8,16 +8,14 @@ import subprocess
 import sys
 from pathlib import Path
 
-import jax
-import jax.numpy as jnp
 import pytest
-from jax.sharding import PartitionSpec
 
-from carve_jax.sharding import AXES, make_mesh
+from carve_jax.sharding import AXES
 from carve_jax.training.run import make_model
 from experiments import cli, plan
-from experiments.planning import ahead_of_time, budget, chips, collectives
-from experiments.planning.memory_traffic import traffic
+from experiments.planning import ahead_of_time, budget, chips, run_plan
+from experiments.planning.rates import Rates, datasheet_rates, find_rates
+from experiments.planning.target import find_target, kernels_for, mesh_sizes
 from pallas_kernels import device
 from tests.training.helpers import tiny_config
 
@@ -25,128 +23,24 @@ ROOT = Path(__file__).resolve().parents[3]
 CARVE = ROOT / "configs" / "carve_1b3.py"
 SIZES = dict.fromkeys(AXES, 1)
 
-PROGRAM = """HloModule jit_step, is_scheduled=true
-
-%sum (x: f32[], y: f32[]) -> f32[] {
-  ROOT %add = f32[] add(%x, %y)
-}
-
-%inner (carry: (s32[], f32[8,16])) -> (s32[], f32[8,16]) {
-  %part = f32[2,16]{1,0} reduce-scatter(%grad), replica_groups=[2,4]<=[8], to_apply=%sum
-}
-
-%outer (carry: (s32[], f32[8,16])) -> (s32[], f32[8,16]) {
-  %start = (bf16[2,16]{1,0}, /*index=1*/bf16[8,16]{1,0}) all-gather-start(%weights), \
-replica_groups=mesh['axis_0'=4,'axis_1'=2] {'axis_0'}, metadata={op_name="jit(step)/gathered"}
-  %done = bf16[8,16]{1,0} all-gather-done(%start)
-  %while.2 = (s32[], f32[8,16]) while(%tuple), condition=%goes_on, body=%inner, \
-backend_config={"known_trip_count":{"n":"5"}}
-}
-
-%never (x: f32[8]) -> f32[8] {
-  %lost = f32[8] all-reduce(%x), replica_groups={}, to_apply=%sum
-}
-
-ENTRY %main (x: f32[8,16]) -> f32[] {
-  %while.1 = (s32[], f32[8,16]) while(%tuple), condition=%goes_on, body=%outer, \
-backend_config={"known_trip_count":{"n":"3"}}
-  %total = f32[100]{0} all-reduce-start(%x), replica_groups={{0,1},{2,3},{4,5},{6,7}}, to_apply=%sum
-  ROOT %moved = (f32[6]{0}, f32[6]{0}, u32[], u32[]) all-to-all(%y), replica_groups={}
-}
-"""
-
-
-def test_collectives_count_as_often_as_their_loops_turn():
-    found = collectives.collectives(PROGRAM, 8)
-    assert [(c.kind, c.turns, c.devices) for c in found] == [
-        ("reduce-scatter", 15, 4),
-        ("all-gather", 3, 4),
-        ("all-reduce", 1, 2),
-        ("all-to-all", 1, 8),
-    ]
-    assert found[0].sent == 3 / 4 * (4 * 2 * 16 * 4)  # of the whole operand
-    assert found[1].sent == 3 / 4 * (8 * 16 * 2)  # of the whole result
-    assert found[2].sent == 2 * 1 / 2 * 400
-    assert found[3].sent == 7 / 8 * (2 * 6 * 4 + 2 * 4)
-    assert found[1].name == "jit(step)/gathered"
-
-
-def test_collectives_of_a_program_that_xla_compiled():
-    mesh = make_mesh({"data": 2})
-
-    def step(x):
-        def turn(carry, _):
-            return carry + jax.lax.psum(jnp.sin(carry), "data"), None
-
-        return jax.lax.scan(turn, x, None, length=3)[0]
-
-    spec = PartitionSpec("data")
-    cut = jax.shard_map(step, mesh=mesh, in_specs=spec, out_specs=spec, check_vma=False)
-    text = jax.jit(cut).lower(jnp.zeros((8, 16))).compile().as_text()
-    [found] = collectives.collectives(text, 2)
-    assert (found.kind, found.turns, found.devices) == ("all-reduce", 3, 2)
-    assert found.sent == 2 * 1 / 2 * (4 * 16 * 4)
-
-
-SCHEDULED = """HloModule jit_step, is_scheduled=true
-
-%sliced (p0: f32[3,8], p1: s32[]) -> f32[8] {
-  %p0 = f32[3,8]{1,0} parameter(0)
-  %p1 = s32[] parameter(1)
-  %slice = f32[1,8]{1,0} dynamic-slice(%p0, %p1), dynamic_slice_sizes={1,8}
-  ROOT %row = f32[8]{0} bitcast(%slice)
-}
-
-%stacked (q0: bf16[3,8], q1: bf16[1,8], q2: s32[]) -> bf16[3,8] {
-  %q0 = bf16[3,8]{1,0} parameter(0)
-  %q1 = bf16[1,8]{1,0} parameter(1)
-  %q2 = s32[] parameter(2)
-  ROOT %put = bf16[3,8]{1,0} dynamic-update-slice(%q0, %q1, %q2)
-}
-
-%turn (carry: (s32[], f32[3,8])) -> (s32[], f32[3,8]) {
-  %carry = (s32[], f32[3,8]{1,0}) parameter(0)
-  %i = s32[] get-tuple-element(%carry), index=0
-  %all = f32[3,8]{1,0} get-tuple-element(%carry), index=1
-  %one = f32[8]{0} fusion(%all, %i), kind=kLoop, calls=%sliced
-  %half = bf16[1,8]{1,0} convert(%one)
-  %kept = bf16[3,8]{1,0} fusion(%half3, %half, %i), kind=kLoop, calls=%stacked
-  %rule = f32[3,8]{1,0} custom-call(%all), metadata={op_name="jit(step)/pallas_call"}
-}
-
-ENTRY %main (x: f32[3,8]) -> f32[3,8] {
-  %x = f32[3,8]{1,0} parameter(0)
-  %while = (s32[], f32[3,8]{1,0}) while(%tuple), condition=%goes_on, body=%turn, \
-backend_config={"known_trip_count":{"n":"3"}}
-  ROOT %product = f32[3,8]{1,0} multiply(%x, %x)
-}
-"""
-
-
-def test_traffic_counts_slices_as_slices_and_no_kernel_of_ours():
-    sliced = 8 * 4 + 4 + 8 * 4  # read, with where it starts; written
-    converted = 8 * 4 + 8 * 2
-    stacked = 8 * 2 + 4 + 8 * 2
-    assert traffic(SCHEDULED) == 3 * (sliced + converted + stacked) + 3 * (3 * 8 * 4)
-
 
 @pytest.fixture(scope="module")
 def two_devices():
     """A tiny step, compiled for two CPU devices that share the parameters: figures and memory."""
     config = tiny_config(model__implementation="chunked", model__remat="full", mesh__fsdp=2)
-    target = plan.find_target("h100", 2, "cpu")
+    target = find_target("h100", 2, "cpu")
     sizes = SIZES | {"fsdp": 2}
-    rates = budget.datasheet_rates(target.chip, 2)
+    rates = datasheet_rates(target.chip, 2)
     compiled = []
 
     def kept(*given):
         compiled.append(compile_step(*given))
         return compiled[0]
 
-    compile_step = plan.compile_step
+    compile_step = run_plan.compile_step
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(plan, "compile_step", kept)
-        figures = plan.plan(config, target, sizes, rates)
+        patch.setattr(run_plan, "compile_step", kept)
+        figures = run_plan.plan_run(config, target, sizes, rates)
     return figures, compiled[0].memory_analysis()
 
 
@@ -186,7 +80,7 @@ def test_the_estimate_of_working_memory_is_of_the_right_size(two_devices):
 def test_floors_are_the_work_over_the_rates():
     step = budget.Work(tokens=1000, turns=2, passes=3, model_flops=30.0, flops=40.0)
     memory = {"parameters": 10.0, "optimizer state": 20.0, "gradients": 10.0}
-    rates = budget.Rates(flops=100.0, bandwidth=8.0, sending=2.0, source="")
+    rates = Rates(flops=100.0, bandwidth=8.0, sending=2.0, source="")
     found = budget.least_seconds(
         step, memory | {"activations kept": 5.0}, {"all-gather": 30.0, "all-reduce": 10.0}, rates,
         weights=50.0, devices=4,
@@ -233,11 +127,11 @@ def test_measured_rates_take_the_datasheets_place(tmp_path):
     path = tmp_path / "gpu.json"
     measured = {"flop_per_second": 7e14, "bytes_per_second": 3e12}
     path.write_text(json.dumps({"ceilings": measured, "devices": ["NVIDIA H100 80GB HBM3"]}))
-    target = plan.find_target("h100", 8, "no")
-    rates = plan.find_rates(str(path), target)
+    target = find_target("h100", 8, "no")
+    rates = find_rates(str(path), target.chip, 8)
     assert rates[:3] == (7e14, 3e12, 450e9)
     assert rates.source.startswith("measured on NVIDIA H100")
-    across = plan.find_rates(None, plan.find_target("h100", 16, "no"))
+    across = find_rates(None, target.chip, 16)
     assert across[:3] == (989e12, 3.35e12, 50e9)
 
 
@@ -295,18 +189,18 @@ def test_the_kernels_switch_is_put_back(monkeypatch):
         monkeypatch.delenv(device.SWITCH, raising=False)
         if before:
             monkeypatch.setenv(device.SWITCH, before)
-        with plan.kernels_for(plan.find_target("h100", 1, "no")):
+        with kernels_for(find_target("h100", 1, "no")):
             assert device.mode() == "compile"
         assert os.environ.get(device.SWITCH) == before
 
 
 def test_sizes_are_the_flags_or_the_configs_or_all_for_parameters():
     config = tiny_config()
-    assert plan.mesh_sizes(None, config, 8) == SIZES | {"fsdp": 8}
-    assert plan.mesh_sizes("tensor=2,data=-1", config, 8) == SIZES | {"data": 4, "tensor": 2}
+    assert mesh_sizes(None, config, 8) == SIZES | {"fsdp": 8}
+    assert mesh_sizes("tensor=2,data=-1", config, 8) == SIZES | {"data": 4, "tensor": 2}
     config.mesh.update({"data": 2, "fsdp": -1})
-    assert plan.mesh_sizes(None, config, 8) == SIZES | {"data": 2, "fsdp": 4}
-    assert math.prod(plan.mesh_sizes(None, config, 6).values()) == 6
+    assert mesh_sizes(None, config, 8) == SIZES | {"data": 2, "fsdp": 4}
+    assert math.prod(mesh_sizes(None, config, 6).values()) == 6
 
 
 @pytest.mark.skipif(

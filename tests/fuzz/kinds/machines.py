@@ -7,7 +7,8 @@ from unittest import mock
 
 from carve_jax.files import write_atomically
 from experiments.benchmarks.tune import read_rows, write_table
-from experiments.plan import find_rates, find_target
+from experiments.planning.chips import find_chip
+from experiments.planning.rates import find_rates
 from experiments.rented_gpu.record import Record
 from pallas_kernels import tiling, verdicts
 from pallas_kernels.verdicts import Check, Verdict
@@ -56,9 +57,6 @@ def judge_verdict(folder: Path, value: Any, healthy: Any, said: list[str]) -> st
     return REPAIRED  # tested anew
 
 
-TARGET = find_target("h100", 8, "no")
-
-
 def make_rates(folder: Path, number: int) -> None:
     ceilings = {"flop_per_second": 6e14 + number, "bytes_per_second": 3e12}
     record = {"ceilings": ceilings, "devices": ["NVIDIA H100"], "results": []}
@@ -66,7 +64,7 @@ def make_rates(folder: Path, number: int) -> None:
 
 
 def read_given_rates(folder: Path, say: Say) -> Any:
-    rates = find_rates(str(folder / "gpu.json"), TARGET)
+    rates = find_rates(str(folder / "gpu.json"), find_chip("h100"), 8)
     return [rates[0], rates[1], rates[2]]
 
 
@@ -137,7 +135,7 @@ KINDS = (
         make_rates,
         ("gpu.json",),
         read_given_rates,
-        ("experiments.plan:find_rates",),
+        ("experiments.planning.rates:find_rates",),
         judge_rates,
         json=True,
         examples=(*HANGS, kept("value", 2, "NaN"), kept("value", 3, "0")),
