@@ -25,8 +25,8 @@ from carve_jax.training.data.stdlib import stdlib_documents
 from carve_jax.training.settings import make_model_config
 from configs import carve_1b3
 from experiments.benchmarks.parts import kept_parts
+from experiments.preparation.prepare import Settings, prepare
 from experiments.preparation.workers import usable_cores
-from experiments.prepare_data import Settings, prepare
 
 H100_FLOP_PER_SECOND = 989e12
 CHIPS = 8

@@ -23,15 +23,8 @@ from carve_jax.training.data.shard_header import DTYPES, sha256
 from carve_jax.training.data.shard_writer import token_dtype
 from carve_jax.training.data.tokenizer import Tokenizer, tokenizer_from_json
 from carve_jax.training.data.tokenizer_checks import LARGEST_FILE
-from experiments.preparation.sources import (
-    Columns,
-    Source,
-    Surveyed,
-    Work,
-    WorkSize,
-    read_work,
-    survey,
-)
+from experiments.preparation.sources import read_work, survey
+from experiments.preparation.work import Columns, Source, Surveyed, Work, WorkSize
 
 _T = TypeVar("_T")
 _R = TypeVar("_R")
