@@ -9,21 +9,17 @@ which is where a coarse inverse shows.
 
 import dataclasses
 import itertools
-import json
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 
-from carve_jax.errors import UserError
-from carve_jax.files import read_json, reason_of, shown
-from carve_jax.training.metrics import write_atomically
-from experiments.benchmarks.gpu import TURN
 from experiments.benchmarks.parts import kept_parts
-from experiments.measuring.rule_calls import RULES, Shape, rule_contender, rule_inputs
-from experiments.measuring.timing import Contender, LeftOut, attempt, median_seconds, require_gpu
+from experiments.benchmarks.tile_table import read_rows, write_table
+from experiments.benchmarks.tile_trial import Trial
+from experiments.measuring.rule_calls import RULES, Shape
+from experiments.measuring.timing import require_gpu
 from pallas_kernels import tiling
 from pallas_kernels.device import capability
 from pallas_kernels.tiling import Tiles
@@ -32,9 +28,6 @@ DTYPES = ("bfloat16", "float16", "float32")
 WIDTHS = (64, 128, 256)
 # Programs as in the official layer, 8 × 16, at a length that keeps the search short.
 BATCH, LENGTH, HEADS = 8, 2048, 16
-# ‖kernel − chunked‖ / ‖chunked‖ of each output and gradient. float32 inputs must not be taken for
-# tf32 ones (5e-4).
-TOLERANCE = {"bfloat16": 2e-2, "float16": 1e-2, "float32": 1e-4}
 GAIN = 0.02  # a candidate must be this much faster, or it is noise
 ROUNDS = 2
 GRID: dict[str, tuple[Any, ...]] = {
@@ -163,133 +156,6 @@ def search(start: Tiles, fields: Mapping[str, Iterable[Any]], measure: Measure) 
         if found == before:
             break
     return Found(found, best, tried)
-
-
-class Trial:
-    """Measures candidates for one rule at one dtype and shape, forward and backward.
-
-    Args:
-      shape, dtype: of the inputs.
-      rule: "gdn2" or "carve".
-      repeats, turn_seconds: as `median_seconds` takes them.
-      implementation: what is measured; it takes `tiles`.
-    """
-
-    def __init__(
-        self,
-        shape: Shape,
-        dtype: str,
-        rule: str,
-        repeats: int,
-        turn_seconds: float = TURN,
-        implementation: str = "pallas",
-    ) -> None:
-        self._inputs = correlated(rule_inputs(shape, dtype))
-        self._rule, self._implementation = rule, implementation
-        self._tolerance = TOLERANCE[dtype]
-        self._repeats, self._turn_seconds = repeats, turn_seconds
-        self._expected = _run(self._contender("chunked"))
-
-    def measure(self, tiles: Tiles) -> float | str:
-        """Seconds of a call, or why these tiles are dropped."""
-        return attempt(lambda: self._seconds(tiles))
-
-    def _seconds(self, tiles: Tiles) -> float:
-        made = self._contender(self._implementation, tiles=tiles)
-        error = difference(_run(made), self._expected)
-        if not error <= self._tolerance:  # NaN too
-            raise LeftOut(f"{self._rule} is off by {error:.1e}, {self._tolerance:.0e} at most")
-        rounds = {self._rule: made}
-        times = median_seconds(rounds, self._repeats, turn_seconds=self._turn_seconds)
-        return times[self._rule]
-
-    def _contender(self, implementation: str, **options: Any) -> Contender:
-        return rule_contender(self._inputs, self._rule, implementation, backward=True, **options)
-
-
-def correlated(x: Mapping[str, jax.Array], share: float = 0.7) -> dict[str, jax.Array]:
-    """The inputs with keys of a head that point the same way: cosines of about `share`."""
-    key = x["key"].astype(jnp.float32)
-    common = key[:, :1]
-    mixed = share**0.5 * common + (1 - share) ** 0.5 * key
-    mixed = mixed / jnp.linalg.norm(mixed, axis=-1, keepdims=True)
-    return {**x, "key": mixed.astype(x["key"].dtype)}
-
-
-@jax.jit
-def _differences(left: Any, right: Any) -> jax.Array:
-    def relative(a: jax.Array, b: jax.Array) -> jax.Array:
-        a, b = a.astype(jnp.float32).ravel(), b.astype(jnp.float32).ravel()
-        size = jnp.linalg.norm(b)
-        return jnp.linalg.norm(a - b) / jnp.where(size == 0, 1.0, size)
-
-    return jnp.stack(jax.tree.leaves(jax.tree.map(relative, left, right)))
-
-
-def difference(left: Any, right: Any) -> float:
-    """The largest ‖a − b‖ / ‖b‖ (‖a‖ if b is 0) of the arrays in two trees; NaN if there is one."""
-    return float(jnp.max(_differences(left, right)))
-
-
-def _run(entry: Contender) -> Any:
-    return jax.block_until_ready(entry.compiled(*entry.arguments))
-
-
-def merge_rows(
-    rows: Iterable[Mapping[str, Any]], found: Iterable[Mapping[str, Any]]
-) -> list[dict[str, Any]]:
-    """The table with new rows in place of those of the same device, dtype, width and kind.
-
-    The first row that fits is the one that is used, so rows with longer device names come first,
-    then narrower ones, then those for one kind of rule alone; rows for any device stay last and in
-    their order.
-    """
-
-    def key(row: Mapping[str, Any]) -> tuple[str, str, int, bool, bool]:
-        either = "content" not in row
-        return row["device"], row["dtype"], row["width"], either, row.get("content", False)
-
-    new = {key(row): dict(row) for row in found}
-    kept = [dict(row) for row in rows if key(row) not in new]
-    named = [row for row in [*kept, *new.values()] if row["device"]]
-    named.sort(key=lambda row: (-len(row["device"]), *key(row)))
-    return named + [row for row in [*kept, *new.values()] if not row["device"]]
-
-
-def read_rows(path: Path) -> list[dict[str, Any]]:
-    """Rows of the table at `path`; those of the shipped one where there is none yet.
-
-    Raises:
-      UserError: it cannot be read, holds what is no row, or its folder does not exist.
-    """
-    mend = "correct it, or leave --table out"
-    if not path.parent.is_dir():
-        raise UserError(f"--table={path}: the folder {path.parent} does not exist")
-    rows = read_json(path if path.exists() else tiling.TABLE, list, mend=mend)
-    for number, row in enumerate(rows, 1):
-        try:
-            if not (isinstance(row["device"], str) and isinstance(row["dtype"], str)):
-                raise ValueError("device and dtype are to be texts")
-            if type(row["width"]) is not int or type(row.get("content", False)) is not bool:
-                raise ValueError("width is to be a whole number, and content true or false")
-            if not all(type(one) in (int, float) for one in row.get("capabilities", [])):
-                raise ValueError("capabilities are to be numbers")
-            tiles = dataclasses.asdict(tiling.Tiles(**row["tiles"]))
-            for name, usual in dataclasses.asdict(tiling.Tiles()).items():
-                if type(tiles[name]) is not type(usual) or (type(usual) is int and tiles[name] < 1):
-                    raise ValueError(f"tiles.{name} is {shown(tiles[name])}")
-        except (ValueError, TypeError, KeyError, AttributeError) as error:
-            reason = reason_of(error)
-            raise UserError(f"--table={path}: row {number} is no row ({reason}): {mend}") from error
-    return rows
-
-
-def write_table(path: Path, found: Iterable[Mapping[str, Any]]) -> None:
-    """Puts rows into the table at `path`, a row a line; a new table begins as the shipped one."""
-    rows = merge_rows(read_rows(path), found)
-    lines = ",\n".join("  " + json.dumps(row) for row in rows)
-    write_atomically(path, f"[\n{lines}\n]\n")
-    tiling.read_table.cache_clear()
 
 
 def tune_suite(

@@ -1,34 +1,22 @@
-"""The search of tiles and the table it writes, with a clock that the test sets."""
+"""The search of tiles, with a clock that the test sets."""
 
 import dataclasses
 import json
-import math
 from pathlib import Path
 
 import jax
-import jax.numpy as jnp
 import pytest
 
-from carve_jax.errors import UserError
 from experiments.benchmarks import tune
 from experiments.benchmarks.tune import Part
-from experiments.measuring.rule_calls import Shape, rule_contender, rule_inputs
+from experiments.measuring.rule_calls import Shape
 from pallas_kernels import tiling
 from pallas_kernels.backends import BACKENDS
 from pallas_kernels.call import Request
 from pallas_kernels.tiling import Tiles
+from tests.experiments.benchmarks.tile_rows import GENERIC
 
 START = Tiles(chunk=32, warps=8, stages=2)
-
-
-def row(device: str, dtype: str, width: int, chunk: int = 32, content: bool | None = None) -> dict:
-    """A row of the table; for either kind of rule if `content` is None."""
-    kind = {} if content is None else {"content": content}
-    sizes = {"device": device, "dtype": dtype, "width": width}
-    return {**sizes, **kind, "tiles": {"chunk": chunk}}
-
-
-GENERIC = [row("", "bfloat16", 64), row("", "bfloat16", 256), row("", "float32", 256)]
 
 
 def test_the_search_finds_the_best_of_each_field() -> None:
@@ -101,129 +89,6 @@ def test_every_kind_of_rule_has_its_own_search_where_a_state_fits() -> None:
         request = Request(part.dtype, sizes, part.content)
         reason = BACKENDS["triton"].unsupported_reason(request)
         assert (reason is None) == (part.why_not is None)
-
-
-def test_new_rows_come_before_generic_ones_and_narrow_before_wide() -> None:
-    old = [row("NVIDIA H200", "bfloat16", 128, 64), row("NVIDIA H200", "bfloat16", 256), *GENERIC]
-    rows = tune.merge_rows(old, [row("NVIDIA H200", "bfloat16", 64), old[0] | {"tiles": {}}])
-    assert rows[3:] == GENERIC
-    assert [(r["width"], r["tiles"]) for r in rows[:3]] == [
-        (64, {"chunk": 32}),
-        (128, {}),
-        (256, {"chunk": 32}),
-    ]
-
-
-def test_rows_of_one_kind_come_before_rows_of_either() -> None:
-    kinds = [row("NVIDIA H200", "bfloat16", 64, content=content) for content in (None, True, False)]
-    wide = row("NVIDIA H200", "bfloat16", 128, content=True)
-    rows = tune.merge_rows([*kinds, *GENERIC], [wide, kinds[1] | {"tiles": {"chunk": 16}}])
-    assert [r.get("content") for r in rows[:4]] == [False, True, None, True]
-    assert [r["tiles"]["chunk"] for r in rows[:4]] == [32, 16, 32, 32]
-    assert rows[4:] == GENERIC
-
-
-def test_a_longer_name_is_tried_before_one_that_it_contains() -> None:
-    rows = tune.merge_rows([row("NVIDIA H100 PCIe", "bfloat16", 64)], [row("H100", "bfloat16", 64)])
-    assert [r["device"] for r in rows] == ["NVIDIA H100 PCIe", "H100"]
-
-
-def test_the_table_is_written_beside_what_it_held(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    shipped, path = tmp_path / "shipped.json", tmp_path / "mine.json"
-    shipped.write_text(json.dumps(GENERIC))
-    monkeypatch.setattr(tiling, "TABLE", shipped)
-    tune.write_table(path, [row("NVIDIA H200", "bfloat16", 64, 16)])
-    tune.write_table(path, [row("NVIDIA H200", "float16", 64, 64)])
-    rows = json.loads(path.read_text())
-    assert [r["device"] for r in rows] == ["NVIDIA H200"] * 2 + [""] * 3
-    assert path.read_text().count("\n") == 2 + len(rows)
-    assert json.loads(shipped.read_text()) == GENERIC
-    assert [p.name for p in tmp_path.iterdir() if "tmp" in p.name] == []
-
-
-def test_kernels_read_what_was_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    path = tmp_path / "tiles.json"
-    path.write_text(json.dumps(GENERIC))
-    h200 = "NVIDIA H200"
-    found = [row(h200, "bfloat16", 64, 16, False), row(h200, "bfloat16", 64, 64, True)]
-    tune.write_table(path, found)
-    table = json.loads(path.read_text())
-    monkeypatch.setattr(tiling, "read_table", lambda: table)
-    assert tiling.choose("bfloat16", 64, 64, h200).chunk == 16
-    assert tiling.choose("bfloat16", 64, 64, h200, content=True).chunk == 64
-    assert tiling.choose("bfloat16", 128, 64, h200, content=True).chunk == 32
-    assert tiling.choose("bfloat16", 64, 64, "NVIDIA A100").chunk == 32
-
-
-@pytest.mark.parametrize(
-    "text",
-    [
-        "{}",
-        "[1]",
-        "[" * 100_000,
-        '[{"device": ""}]',
-        '[{"device": 1, "dtype": "", "width": 1}]',
-        '[{"device": "", "dtype": "float32", "width": 64, "tiles": []}]',
-        '[{"device": "", "dtype": "float32", "width": 64, "tiles": {"chunk": 3}}]',
-        '[{"device": "", "dtype": "float32", "width": 64, "tiles": {"other": 3}}]',
-        "[" + "1" * 5000 + "]",
-    ],
-)
-def test_what_is_no_table_is_one_sentence(tmp_path: Path, text: str) -> None:
-    (tmp_path / "tiles.json").write_text(text)
-    with pytest.raises(UserError, match="correct it, or leave --table out") as caught:
-        tune.read_rows(tmp_path / "tiles.json")
-    assert len(str(caught.value)) < 600 + 2 * len(str(tmp_path))
-
-
-def test_a_broken_table_is_one_sentence(tmp_path: Path) -> None:
-    (tmp_path / "bad.json").write_text("{")
-    with pytest.raises(UserError, match="cannot be read"):
-        tune.read_rows(tmp_path / "bad.json")
-    with pytest.raises(UserError, match="does not exist"):
-        tune.read_rows(tmp_path / "nowhere" / "tiles.json")
-
-
-def test_keys_resemble_each_other_and_keep_their_norm() -> None:
-    x = rule_inputs(Shape(1, 64, 2, 16))
-    key = tune.correlated(x)["key"]
-    assert float(jnp.abs(jnp.linalg.norm(key, axis=-1) - 1).max()) < 1e-5
-    cosines = jnp.einsum("bthk,bshk->bhts", key, key)
-    assert float(cosines.mean()) > 0.5 > abs(float(jnp.mean(x["key"])))
-
-
-def test_the_largest_difference_counts_and_nan_with_it() -> None:
-    left, right = (jnp.ones(4), jnp.ones(4)), (jnp.ones(4), jnp.full(4, 2.0))
-    assert tune.difference(left, left) == 0
-    assert tune.difference(left, right) == pytest.approx(0.5)
-    assert math.isnan(tune.difference((jnp.full(4, jnp.nan), jnp.ones(4)), left))
-
-
-@pytest.mark.parametrize("rule", ["gdn2", "carve"])
-@pytest.mark.parametrize(
-    ("factor", "dropped"), [(1.0, None), (1.5, "off by"), (math.nan, "off by nan")]
-)
-def test_a_trial_times_only_what_is_right(
-    factor: float, dropped: str | None, rule: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    calls = []
-
-    def made(x, rule, implementation, backward, tiles=None):
-        calls.append((rule, tiles))
-        x = x if tiles is None else x | {"cotangent": x["cotangent"] * factor}
-        return rule_contender(x, rule, "recurrent", backward)
-
-    monkeypatch.setattr(tune, "rule_contender", made)
-    monkeypatch.setattr(tune, "median_seconds", lambda timed, *_, **__: dict.fromkeys(timed, 2.0))
-    outcome = tune.Trial(Shape(1, 8, 1, 16), "float32", rule, 1).measure(START)
-    assert calls == [(rule, None), (rule, START)]
-    if dropped is None:
-        assert outcome == 2.0
-    else:
-        assert isinstance(outcome, str)
-        assert f"{rule} is {dropped}" in outcome
 
 
 def test_the_suite_writes_each_row_and_its_figures(

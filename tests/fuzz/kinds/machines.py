@@ -6,7 +6,7 @@ from typing import Any
 from unittest import mock
 
 from carve_jax.files import write_atomically
-from experiments.benchmarks.tune import read_rows, write_table
+from experiments.benchmarks.tile_table import read_rows, write_table
 from experiments.planning.chips import find_chip
 from experiments.planning.rates import find_rates
 from experiments.rented_gpu.record import Record
@@ -114,7 +114,7 @@ KINDS = (
         make_tiles,
         ("tiles.json",),
         read_tiles,
-        ("experiments.benchmarks.tune:read_rows",),
+        ("experiments.benchmarks.tile_table:read_rows",),
         any_value,
         json=True,
         examples=(kept("value", 6, "1.5"), kept("value", 6, "true")),
