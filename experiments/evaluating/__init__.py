@@ -1,1 +1,1 @@
-"""What experiments.evaluate keeps of its measurements."""
+"""What experiments.evaluate measures, and the file that keeps it."""
