@@ -1,13 +1,15 @@
 """The machine under a sweep: how many runs it takes at once, and how long they may take."""
 
+import contextlib
 import itertools
 import json
 import math
 import os
 import subprocess
 import sys
+import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jax
@@ -81,6 +83,25 @@ def _visible(count: int) -> list[str]:
 
 def _cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+@contextlib.contextmanager
+def compiled() -> Iterator[dict[str, str]]:
+    """The environment in which runs share what they compile: seeds differ in nothing else.
+
+    What is compiled is code that a process runs without a look at it, so it does not lie in the
+    sweep's directory, which may have come from elsewhere: it goes where JAX_COMPILATION_CACHE_DIR
+    says, or to a folder of this process alone, for as long as it lives.
+    """
+    given = os.environ.get("JAX_COMPILATION_CACHE_DIR")
+    with contextlib.ExitStack() as stack:
+        folder = given or stack.enter_context(
+            tempfile.TemporaryDirectory(prefix="carve_jax_compiled_", ignore_cleanup_errors=True)
+        )
+        yield {
+            "JAX_COMPILATION_CACHE_DIR": folder,
+            "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+        }
 
 
 def estimated_seconds(

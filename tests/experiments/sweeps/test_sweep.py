@@ -10,7 +10,7 @@ from carve_jax.errors import UserError
 from carve_jax.mixers import MIXERS
 from configs.sweeps import family, gates, gdn2_vs_carve, parts, tiny
 from experiments import cli, sweep
-from experiments.sweeps.machine import make_slots
+from experiments.sweeps.machine import compiled, make_slots
 from experiments.sweeps.plan import expand, make_plan
 from experiments.sweeps.runner import Runner
 from experiments.sweeps.store import Store
@@ -245,7 +245,7 @@ def test_real_training_from_a_run_s_stored_config(tmp_path):
     plan = make_plan(tiny.get_config(), ["--config.steps=2", "--config.eval_every=2"])
     store, run, said = Store(tmp_path), plan.runs[0], []
     store.claim(plan, FACTS, "test", other_commit=False)
-    with sweep.compiled() as cache:
+    with compiled() as cache:
         Runner(store, [cache], commit=None, say=said.append).run_all([run])
     assert store.is_done(run), said
     assert {"eval_accuracy", "eval_loss"} <= store.last_figures(run).keys()
