@@ -8,66 +8,24 @@ import collections
 import os
 import shlex
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from tqdm import tqdm
 
 from carve_jax.errors import UserError
-from carve_jax.training.settings import FILE_NAME as CONFIG
 from carve_jax.training.settings import claim_workdir
-from carve_jax.training.stopping import Interrupted, StopRequests, TrainingDiverged
+from carve_jax.training.stopping import Interrupted, StopRequests
 from experiments.cli import USER_ERROR
+from experiments.sweeps.ending import sentence, status_at_end
 from experiments.sweeps.plan import PlannedRun
+from experiments.sweeps.process import MAXRSS_BYTES, Child, launch, peak_rss, train_command
 from experiments.sweeps.store import PROMPT, Store
 
 Say = Callable[[str], None]
 Command = Callable[[Store, PlannedRun], list[str]]
-
-# Becomes the command, which the kernel will send SIGTERM when the sweep (argv[1]) is gone.
-LAUNCH = """
-import ctypes, os, signal, sys
-if sys.platform == "linux":
-    ctypes.CDLL(None).prctl(1, signal.SIGTERM)
-if os.getppid() == int(sys.argv[1]):
-    os.execv(sys.argv[2], sys.argv[2:])
-"""
-MAXRSS_BYTES = 1 if sys.platform == "darwin" else 1024  # unit of ru_maxrss
-
-
-def train_command(store: Store, run: PlannedRun) -> list[str]:
-    """The command of a run, which may be given by hand just as well."""
-    directory = store.directory(run)
-    return [
-        *(sys.executable, "-m", "experiments.train"),
-        *(f"--config={directory / CONFIG}", f"--workdir={directory}"),
-    ]
-
-
-def peak_rss(pid: int) -> int | None:
-    """The most memory a living process has held, in bytes; None where Linux does not say.
-
-    What `os.wait4` says of a process that is over counts the memory of the one that started it too.
-    """
-    try:
-        lines = Path(f"/proc/{pid}/status").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return None
-    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM")), None)
-
-
-class Child(NamedTuple):
-    """A process of a run."""
-
-    run: PlannedRun
-    process: "subprocess.Popen[bytes]"
-    slot: int
-    started: float
 
 
 class Runner:
@@ -176,15 +134,7 @@ class Runner:
                 jobs=len(self._slots),
             )
             self._store.set_status(run, status)
-            process = subprocess.Popen(
-                [sys.executable, "-S", "-c", LAUNCH, str(os.getpid()), *command],
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                env={**os.environ, **self._slots[slot]},
-                start_new_session=True,  # ctrl-C reaches it through the sweep, once
-                pass_fds=[lock.fileno()],
-            )
+            process = launch(command, self._slots[slot], log=log, lock=lock)
         self._children.append(Child(run, process, slot, time.monotonic()))
         return True
 
@@ -211,55 +161,22 @@ class Runner:
     def _note(self, child: Child, peak_rss: int, stopping: bool) -> bool:
         """Writes down how a process ended; whether its run is to be tried again."""
         run, code = child.run, child.process.returncode
-        before = self._store.status(run)
-        status = replace(
-            before,
-            exit_code=code,
-            seconds=round(before.seconds + time.monotonic() - child.started, 2),
-            peak_rss_bytes=max(peak_rss, before.peak_rss_bytes or 0),
-            device_peak_bytes=self._store.device_peak_bytes(run),
+        status = status_at_end(
+            self._store,
+            run,
+            code,
+            seconds=time.monotonic() - child.started,
+            peak_rss=peak_rss,
+            stopping=stopping,
         )
-        if code == 0 and self._store.took_all_steps(run):
-            status = replace(status, state="done", message="")
-        elif stopping:
-            status = replace(status, state="waiting", message="interrupted")
-        else:
-            state = "diverged" if code == TrainingDiverged.exit_code else "failed"
-            status = replace(status, state=state, message=self._reason(run, code))
         # What a user got wrong, and what diverged, would end the same way again.
         again = status.state == "failed" and code != USER_ERROR and run.id not in self._crashed
         if again:
             self._crashed.add(run.id)
             status = replace(status, state="waiting")
         self._store.set_status(run, status)
-        self._say(self._sentence(run, status.state, status.message, status.seconds, again))
+        self._say(sentence(self._store, run, status, again))
         return again
-
-    def _reason(self, run: PlannedRun, code: int) -> str:
-        if code == 0:
-            step = self._store.last_figures(run).get("step", 0)
-            return f"it ended at step {step} of {run.config.steps}"
-        if code < 0:
-            return f"killed by {signal.Signals(-code).name}"
-        return self._store.last_line(run)
-
-    def _sentence(
-        self, run: PlannedRun, state: str, message: str, seconds: float, again: bool
-    ) -> str:
-        if state == "done":
-            figures = self._store.last_figures(run)
-            shown = {
-                name: "NaN" if value is None else f"{value:.4f}"
-                for name, value in figures.items()
-                if name.startswith("eval_")
-            }
-            words = ", ".join(f"{name} {text}" for name, text in shown.items())
-            return f"{run.id} done in {seconds:.0f} s: {words or 'no figures of held-out data'}"
-        if again:
-            return f"{run.id} crashed ({message}): trying it once more"
-        if state == "waiting":
-            return f"{run.id} stopped; the same command goes on with it"
-        return f"{run.id} {state}: {message}; see {self._store.path(run, 'log')}"
 
     def _show(self, bar: Any, runs: Sequence[PlannedRun], waiting: Sequence[PlannedRun]) -> None:
         """Moves the bar to the steps of all runs together."""

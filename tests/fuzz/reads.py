@@ -74,7 +74,7 @@ NOT_FILES = {
     "experiments.reporting.text:write": _OWN,
     "experiments.sweeps.machine:probe": _MADE,
     "experiments.sweeps.runner:Runner._start": _WRITES,
-    "experiments.sweeps.runner:peak_rss": _PROC,
+    "experiments.sweeps.process:peak_rss": _PROC,
     "pallas_kernels.compiling.budgets:fingerprint": _OWN,
     "pallas_kernels.compiling.xla:_dumped": _MADE,
     "pallas_kernels.compiling.xla:compile_program": _MADE,
