@@ -5,64 +5,19 @@ import math
 import re
 from pathlib import Path
 
-import numpy as np
 import pytest
-from markdown_it import MarkdownIt
 
-from experiments import cli, report
-from experiments.reporting import figures, page, tables, theory_record, words
-from experiments.reporting.compare import Verdict, compare
-from experiments.reporting.sweep import Metric, read_sweep
+from experiments import cli
+from experiments.reporting import figures, theory_record, words
+from experiments.reporting.compare import compare
+from experiments.reporting.sweep import read_sweep
 from experiments.sweeps.plan import make_plan
 from experiments.sweeps.store import Status, Store
-from tests.experiments.sweeps.made_up import ACCURACY, BITS, COMMIT, truth_of, write_sweep
+from tests.experiments.reporting.command import DOWN, mistake, run
+from tests.experiments.sweeps.made_up import ACCURACY, BITS, COMMIT, write_sweep
 
 ROOT = Path(__file__).parents[3]
-TITLES = {"gdn2": "GDN-2", "carve": "CARVE", "kda": "KDA | *the* third", "gla": "GLA"}
-DOWN = "error: training <b>diverged</b> at step 100: NaN | in `loss`"
-BROKEN = {
-    "text.gla.s1": {"state": "diverged", "message": DOWN},
-    "text.gla.s2": {"state": "running"},
-    "text.gla.s3": {"state": "waiting", "attempts": 0},
-    "text.carve.s0": {"jobs": 2},
-}
 OTHER = "5eed" + "0" * 36
-
-
-def run(*flags):
-    return cli.call(report.main, ["report", *map(str, flags)])
-
-
-def mistake(capsys, *flags):
-    """Exit code 2 and one sentence; the sentence."""
-    assert run(*flags) == 2
-    lines = capsys.readouterr().err.splitlines()
-    assert len(lines) == 1
-    return lines[0]
-
-
-@pytest.fixture(scope="module")
-def written(tmp_path_factory):
-    """A sweep in which CARVE is better and KDA the same, GLA has two runs; with a theory report."""
-    truth = truth_of({"gdn2": 0.0, "carve": -0.1, "kda": 0.0, "gla": 0.2}, noise=0.005)
-    workdir = write_sweep(
-        tmp_path_factory.mktemp("sweep") / "it",
-        TITLES,
-        truth,
-        status=lambda run: BROKEN.get(run, {}),
-    )
-    png = figures.to_png(figures.curves(read_sweep(workdir), read_sweep(workdir).tasks[0]))
-    (workdir / "theory").mkdir()
-    (workdir / "theory" / "memory.png").write_bytes(png)
-    experiment = {
-        "name": "memory", "title": "Memory holds K pairs", "claim": "It does.", "setup": "K = 8",
-        "verdict": "holds within limits", "fails_where": "K < 2", "figure": "memory.png",
-        "numbers": [{"name": "error", "value": 1.5e-7, "unit": "nats"}],
-    }  # fmt: skip
-    found = {"date": "2026-11-25", "commit": COMMIT, "experiments": [experiment]}
-    (workdir / "theory" / "theory.json").write_text(json.dumps(found))
-    assert run(f"--workdir={workdir}", "--min_difference=eval_bits_per_byte=0.05") == 0
-    return workdir / "report"
 
 
 @pytest.fixture(scope="module")
@@ -195,17 +150,6 @@ def test_theory_without_its_picture_is_one_sentence(written, tmp_path, capsys):
     assert said.endswith("shows memory.png, which is not beside it: run experiments.theory again")
 
 
-@pytest.fixture
-def small(tmp_path):
-    """Two variants, one of them no different."""
-    truth = truth_of({"gdn2": 0.0, "carve": 0.0})
-
-    def make(**more):
-        return write_sweep(tmp_path / "sweep", {"gdn2": "GDN-2", "carve": "CARVE"}, truth, **more)
-
-    return make
-
-
 def test_one_seed_gives_no_interval_and_says_why(small):
     workdir = small(seeds=1)
     assert run(f"--workdir={workdir}", f"--output={workdir}/out") == 0
@@ -306,163 +250,3 @@ def test_a_run_that_ended_without_a_number_does_not_count(tmp_path):
     }
     (only,) = compare(sweep, alpha=0.05, smallest={})
     assert only.seeds == (0, 2)
-
-
-def verdicts(tmp_path, values, metrics=(BITS,), **more):
-    """Verdict by task and metric of a second variant that has these values where GDN-2 has 0."""
-    write_sweep(
-        tmp_path / "sweep",
-        {"gdn2": "GDN-2", "carve": "CARVE"},
-        lambda task, variant, seed: values[task][seed] if variant == "carve" else 0.0,
-        seeds=5,
-        tasks={task: list(metrics) for task in values},
-    )
-    found = compare(read_sweep(tmp_path / "sweep"), alpha=0.05, **{"smallest": {}, **more})
-    return {each.task.name: each for each in found}
-
-
-def test_verdicts(tmp_path):
-    found = verdicts(
-        tmp_path,
-        {
-            "clear": [0.5, 0.51, 0.5, 0.49, 0.5],
-            "constant": [0.5] * 5,
-            "same": [0.0] * 5,
-            "noisy": [0.5, -0.4, 0.1, 0.3, -0.2],
-            "once": [0.3, 0.1, 0.2, 0.3, 0.1],  # p 0.011 alone
-            "small": [0.001, -0.001, 0.002, 0.0, 0.001],
-        },
-        metrics=(ACCURACY,),
-        smallest={"eval_accuracy": 0.01},
-    )
-    assert {task: each.verdict for task, each in found.items()} == {
-        "clear": Verdict.BETTER,
-        # All differences being one number, Student's t would be certain; sign flips are not.
-        "constant": Verdict.OPEN,
-        "same": Verdict.SAME,
-        "noisy": Verdict.OPEN,
-        "once": Verdict.OPEN,
-        "small": Verdict.SMALL,
-    }
-    assert found["constant"].p == 1 / 16
-    assert found["once"].excludes_zero
-    assert 0.01 < found["once"].p < 0.05 < found["once"].corrected_p
-    assert tables.needed(found["same"], found["same"].needed) == "–"
-    assert found["noisy"].needed > 5 > found["clear"].needed
-    assert found["noisy"].detectable > found["clear"].detectable
-
-
-def test_lower_is_better_where_it_is(tmp_path):
-    assert verdicts(tmp_path, {"t": [0.5, 0.51, 0.5, 0.49, 0.52]})["t"].verdict is Verdict.WORSE
-
-
-def test_further_metrics_do_not_weaken_the_first(small):
-    """The same figure under a second name is no second chance for luck."""
-    loss = BITS | {"title": "again"}
-    twice = compare(read_sweep(small(tasks={"text": [BITS, loss]})), alpha=0.05, smallest={})
-    assert [each.primary for each in twice] == [True, False]
-    assert [each.corrected_p for each in twice] == [each.p for each in twice]
-
-
-def test_the_frontier():
-    points = {
-        "best": (5.0, [1.0]),
-        "cheap": (1.0, [3.0, 3.0]),
-        "beaten": (5.0, [2.0]),
-        "as_cheap": (1.0, [3.0]),
-        "worst": (6.0, [4.0]),
-    }
-    assert figures.frontier(points, more_is_better=False, lower=True) == {
-        "best", "cheap", "as_cheap",
-    }  # fmt: skip
-    assert figures.frontier(points, more_is_better=True, lower=False) == {"worst"}
-
-
-def test_names_are_spread_apart_in_order():
-    heights = [0.1, 0.5, 0.5, 0.52, 0.9]
-    found = figures.spread(heights, 0.1)
-    assert (np.diff(found) >= 0.1 - 1e-9).all()
-    np.testing.assert_allclose(found, [0.1, 0.5067 - 0.1, 0.5067, 0.5067 + 0.1, 0.9], atol=1e-4)
-
-
-def test_bands_and_what_sets_the_scale(written):
-    sweep = read_sweep(written.parent)
-    task = sweep.tasks[0]
-    runs = sweep.of(task, "gdn2")
-    tokens, low, mean, high = figures.band(runs, task.metrics[0])
-    finals = [run.final(BITS["name"]) for run in runs]
-    assert tokens.tolist() == [50_000, 100_000, 150_000, 200_000]
-    assert (low[-1], high[-1]) == (min(finals), max(finals))
-    assert mean[-1] == pytest.approx(np.mean(finals))
-    runs[0].lines[1][BITS["name"]] = None  # one run lacks a step
-    assert figures.band(runs, task.metrics[0])[0].tolist() == [50_000, 150_000, 200_000]
-    gone = next(run for run in sweep.runs if run.id == "text.gla.s1")
-    before = figures.curves(sweep, task).axes[0]
-    gone.lines[1][BITS["name"]] = 1e9
-    after = figures.curves(sweep, task).axes[0]
-    assert before.get_ylim() == after.get_ylim()
-    assert len(after.lines) == 4 + 2 + 2  # the dotted ones, and their crosses
-
-
-def test_few_evaluations_give_way_to_training(small):
-    sweep = read_sweep(small(seeds=2))
-    task = sweep.tasks[0]
-    assert figures.curve_metric(sweep, task) == task.metrics[0]
-    for each in sweep.runs:
-        for line in each.lines:
-            line["bits_per_byte"] = line[BITS["name"]]
-        for line in each.lines[:-1]:
-            del line[BITS["name"]]
-    again = task._replace(
-        metrics=(Metric(**ACCURACY), *task.metrics)
-    )  # which training does not keep
-    assert figures.curve_metric(sweep, again).name == "bits_per_byte"
-    found = figures.curve_metric(sweep, task)
-    assert (found.name, found.title) == ("bits_per_byte", "training bits per byte")
-
-
-def test_no_picture_of_a_cost_that_is_the_same(small):
-    sweep = read_sweep(small(seeds=2))
-    drawn = {c.name for c in figures.COSTS if figures.pareto(sweep, sweep.tasks[0], c)}
-    assert drawn == {"parameters"}
-
-
-def test_a_figure_is_the_same_twice(small):
-    sweep = read_sweep(small(seeds=2))
-    first, second = (
-        figures.to_svg(figures.curves(sweep, sweep.tasks[0]), "curves.png") for _ in range(2)
-    )
-    assert first == second
-
-
-@pytest.mark.parametrize(
-    "text", ["a | b", "*_x_* [y](z) `c`", "gate_chunk <i> ~~no~~", "``", "a\nb"]
-)
-def test_any_text_survives_markdown(text):
-    parser = MarkdownIt("commonmark", {"html": False}).enable("table")
-    plain = " ".join(text.split())
-    for made, tag in (
-        (words.table(["x"], [[words.escape(text)]]), "td"),
-        (words.code(text), "code"),
-    ):
-        found = re.search(rf"<{tag}[^>]*>(.*?)</{tag}>", parser.render(made))[1]
-        for entity, sign in (("&lt;", "<"), ("&gt;", ">"), ("&amp;", "&")):
-            found = found.replace(entity, sign)
-        assert found == plain
-
-
-def test_numbers():
-    assert words.signed(-0.0123, 3) == "−0.012"
-    assert words.signed(0.0123, 3) == "+0.012"
-    assert words.decimals(0.0123) == 3
-    assert words.decimals(4.2) == 1
-    assert words.probability(0.00001) == "<\N{NO-BREAK SPACE}0.0001"
-    assert words.probability(1 / 16) == "0.0625"
-    assert words.number(-math.inf, 2) == "−∞"
-    assert words.join(["a", "b", "c"]) == "a, b and c"
-
-
-def test_the_page_is_titled_and_takes_no_html():
-    made = page.render("# A <question>?\n\n<b>text</b>\n", {}, {})
-    assert "&lt;b&gt;text&lt;/b&gt;" in made
-    assert "<title>A &lt;question&gt;?</title>" in made

@@ -16,13 +16,10 @@ from experiments.sweeps.runner import Runner
 from experiments.sweeps.store import Store
 from tests.experiments.sweeps.harness import fake_command
 
-TINY = "configs/sweeps/tiny.py"
-# All but what sweeps are made of.
-SWEEPS = [
-    path
-    for path in sorted(Path("configs/sweeps").glob("*.py"))
-    if path.name not in ("__init__.py", "parts.py")
-]
+ROOT = Path(__file__).parents[3]
+TINY = str(ROOT / "configs" / "sweeps" / "tiny.py")
+FILES = sorted((ROOT / "configs" / "sweeps").rglob("*.py"))
+SWEEPS = [path for path in FILES if "def get_config(" in path.read_text(encoding="utf-8")]
 FACTS = {
     "backend": "cpu", "devices": ["cpu", "cpu"], "commit": "a" * 40, "uncommitted_changes": False,
     "started": "2026-01-01", "versions": {},
@@ -122,6 +119,14 @@ def test_parameters_are_made_equal_by_the_mlp():
     assert {run.config.seed for run in plan.runs} == {0, 1}
 
 
+def test_every_file_is_a_sweep_but_what_sweeps_are_made_of():
+    others = {path.name for path in FILES if path not in SWEEPS}
+    assert others == {"__init__.py", "parts.py"}
+    assert {family.__name__, gates.__name__, gdn2_vs_carve.__name__, tiny.__name__} <= {
+        f"configs.sweeps.{path.stem}" for path in SWEEPS
+    }
+
+
 def test_sweeps_hold_what_they_promise():
     assert family.MIXERS.keys() == MIXERS.keys()
     assert len(gdn2_vs_carve.get_config().seeds) >= 5
@@ -138,7 +143,9 @@ def test_every_sweep_at_full_scale_is_accepted(path, monkeypatch):
     make_plan(config, [])
     if "text" in config.tasks:
         plan = make_plan(
-            config, ["--config.model.layers=20"], cli.load_config("configs/carve_1b3.py", [])
+            config,
+            ["--config.model.layers=20"],
+            cli.load_config(str(ROOT / "configs" / "carve_1b3.py"), []),
         )
         assert {run.config.model.d_model for run in plan.runs} == {2304}
 
