@@ -1,6 +1,7 @@
 """Commands (`python -m experiments.NAME --help`, from the root), and the wings that they import.
 
 No command imports another.
+
     cli.py           what all commands share: flags, configs, errors in one sentence
     measuring/       fair timing, calls of the rule, its floors, memory, time by kernel
     benchmarks/      the suites of `benchmark`, the tile search included

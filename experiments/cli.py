@@ -243,3 +243,10 @@ def command_line(name: str, argv: list[str]) -> str:
     """The command that makes a record again, but for where the record goes."""
     kept = [argument for argument in argv[1:] if not argument.startswith("--output")]
     return " ".join([f"python -m experiments.{name}", *kept])
+
+
+def usable_cores() -> int:
+    """Cores that this process may use: as many processes as commands start unless told."""
+    if hasattr(os, "sched_getaffinity"):  # not everywhere
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1

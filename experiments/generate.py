@@ -54,11 +54,8 @@ def define_flags() -> flags.FlagValues:
     return values
 
 
-def main(argv: list[str]) -> None:
-    """Parses the flags and prints the continuations to stdout."""
-    options = define_flags()
-    cli.refuse_unknown(cli.parse_flags(options, argv), options)
-    workdir = cli.directory_of(options.workdir, "workdir", "the directory of a run")
+def check_flags(options: flags.FlagValues) -> None:
+    """Raises UserError for a value that no bound refuses, or a directory that is not there."""
     if options.save_state:
         with told(f"--save_state={options.save_state}", "give another file"):
             there = local_path(options.save_state, "--save_state").parent.is_dir()
@@ -69,6 +66,14 @@ def main(argv: list[str]) -> None:
             raise UserError(f"--{name}=nan: give a number")
     if options.top_p == 0:
         raise UserError("--top_p=0 keeps no token: give more than 0, or leave it out")
+
+
+def main(argv: list[str]) -> None:
+    """Parses the flags and prints the continuations to stdout."""
+    options = define_flags()
+    cli.refuse_unknown(cli.parse_flags(options, argv), options)
+    workdir = cli.directory_of(options.workdir, "workdir", "the directory of a run")
+    check_flags(options)
     trained = load_trained(workdir, step=cli.checkpoint_step(options.step))
     tokenizer = load_tokenizer(workdir, trained.tokenizer_sha256)
     stops = stop_tokens(tokenizer, options.stop)

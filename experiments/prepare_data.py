@@ -27,7 +27,6 @@ from carve_jax.training.data.token_files import TokenFiles
 from experiments import cli
 from experiments.preparation.prepare import SHARD_TOKENS, Settings, prepare
 from experiments.preparation.work import LARGEST_DOCUMENT, Columns, WorkSize
-from experiments.preparation.workers import usable_cores
 
 
 def define_flags() -> flags.FlagValues:
@@ -44,7 +43,7 @@ def define_flags() -> flags.FlagValues:
     flags.DEFINE_float(
         "eval_fraction", 0.01, "Expected share of documents held out.", flag_values=values
     )
-    flags.DEFINE_integer("workers", usable_cores(), "Processes.", flag_values=values)
+    flags.DEFINE_integer("workers", cli.usable_cores(), "Processes.", flag_values=values)
     flags.DEFINE_integer(
         "shard_tokens", SHARD_TOKENS, "Training tokens of a shard.", flag_values=values
     )

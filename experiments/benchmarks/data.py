@@ -24,9 +24,9 @@ from carve_jax.training.data.shard_writer import write_tokenizer
 from carve_jax.training.data.stdlib import stdlib_documents
 from carve_jax.training.settings import make_model_config
 from configs import carve_1b3
+from experiments import cli
 from experiments.benchmarks.parts import kept_parts
 from experiments.preparation.prepare import Settings, prepare
-from experiments.preparation.workers import usable_cores
 
 H100_FLOP_PER_SECOND = 989e12
 CHIPS = 8
@@ -67,7 +67,7 @@ def make_plan(only: tuple[str, ...]) -> Plan:
       UserError: no such part.
     """
     parts = kept_parts(only, PARTS)
-    cores = usable_cores()
+    cores = cli.usable_cores()
     workers = {1 << n for n in range(cores.bit_length())} | {cores}
     return Plan(parts=parts, workers=tuple(sorted(workers)))
 

@@ -19,6 +19,7 @@ from carve_jax.accounting import forward_flops
 from carve_jax.errors import UserError
 from carve_jax.training.settings import make_model_config
 from carve_jax.training.utilisation import peak_flops
+from experiments import cli
 from experiments.sweeps.plan import Plan, PlannedRun
 from experiments.sweeps.store import Store
 
@@ -69,7 +70,7 @@ def make_slots(plan: Plan, facts: dict[str, Any], jobs: int | None) -> list[dict
         return [{"CUDA_VISIBLE_DEVICES": ",".join(group)} for group in groups[:jobs]]
     if facts["backend"] != "cpu":
         return [{}] * (jobs or 1)
-    jobs = jobs or min(_cores(), len(plan.runs))
+    jobs = jobs or min(cli.usable_cores(), len(plan.runs))
     if jobs == 1:
         return [{}]
     one_thread = f"{os.environ.get('XLA_FLAGS', '')} --xla_cpu_multi_thread_eigen=false".strip()
@@ -79,10 +80,6 @@ def make_slots(plan: Plan, facts: dict[str, Any], jobs: int | None) -> list[dict
 def _visible(count: int) -> list[str]:
     given = os.environ.get("CUDA_VISIBLE_DEVICES")
     return given.split(",") if given else [str(number) for number in range(count)]
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 @contextlib.contextmanager
