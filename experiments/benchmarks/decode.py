@@ -13,66 +13,16 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 
-from carve_jax.config import LMConfig
 from carve_jax.decoding import Decoding, prefill
-from carve_jax.errors import UserError
 from carve_jax.generate import STEPS_A_CALL, decode
 from carve_jax.mixers import MIXERS
 from carve_jax.model import LanguageModel
-from experiments.benchmarks.parts import kept_parts
+from experiments.benchmarks.patterns import PROMPT, Plan, random_model
 from experiments.measuring.memory import live_bytes, peak_rss_bytes, tree_bytes
 from experiments.measuring.timing import in_fresh_process
 
-PROMPT = 16
 TIMED = 512  # tokens before each length by which the time is told
-
-
-@dataclasses.dataclass(frozen=True)
-class Plan:
-    """What is decoded, how far.
-
-    Attributes:
-      patterns: of mixers, joined by "+".
-      lengths: tokens in a row at which memory is looked at; rising.
-      most_of_attention: as far as full attention goes.
-      model: fields of `LMConfig`.
-    """
-
-    patterns: tuple[str, ...] = ("carve", "gdn2", "mamba2", "mamba3", "carve+swa", "attention")
-    lengths: tuple[int, ...] = (1_000, 10_000, 100_000)
-    most_of_attention: int = 10_000
-    model: Mapping[str, Any] = dataclasses.field(
-        default_factory=lambda: {
-            "vocab_size": 257,
-            "d_model": 64,
-            "layers": 2,
-            "mlp_dim": 128,
-            "num_heads": 2,
-            "key_dim": 32,
-            "value_dim": 32,
-            "window": 256,
-        }
-    )
-
-
-def make_plan(lengths: list[str], only: tuple[str, ...], plan: Plan = Plan()) -> Plan:
-    """The plan of the command's flags, which change this one; no lengths leave its own.
-
-    Raises:
-      UserError: lengths that are no rising numbers beyond the prompt's, or no such pattern.
-    """
-    try:
-        numbers = tuple(int(text) for text in lengths or plan.lengths)
-    except ValueError:
-        numbers = ()
-    if not numbers or list(numbers) != sorted(set(numbers)) or numbers[0] <= PROMPT:
-        raise UserError(
-            f"--tokens={','.join(lengths)}: give rising whole numbers above {PROMPT}, such as "
-            f"{','.join(map(str, plan.lengths))}"
-        )
-    return dataclasses.replace(plan, lengths=numbers, patterns=kept_parts(only, plan.patterns))
 
 
 def decode_suite(save: Callable[[dict[str, Any]], None], plan: Plan) -> dict[str, Any]:
@@ -116,14 +66,6 @@ def measure(name: str, plan: Plan) -> dict[str, Any]:
                 "milliseconds_a_token": round(1e3 * seconds, 4),
             }
     return {"parameter_bytes": tree_bytes(params), "lengths": lengths}
-
-
-def random_model(name: str, plan: Plan) -> tuple[LanguageModel, Any]:
-    """The model of a pattern, and parameters as they are before training."""
-    pattern = tuple(name.split("+"))
-    config = LMConfig(**{"layers": len(pattern), **plan.model, "pattern": pattern})
-    model = LanguageModel(config)
-    return model, jax.jit(model.init)(jax.random.key(0), jnp.zeros((1, 1), jnp.int32))["params"]
 
 
 def _decode_to(

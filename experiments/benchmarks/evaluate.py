@@ -19,7 +19,7 @@ import numpy as np
 from carve_jax.evaluation.continuing import continue_texts
 from carve_jax.evaluation.scoring import Request, Scorer
 from carve_jax.model import LanguageModel
-from experiments.benchmarks import decode
+from experiments.benchmarks import patterns
 from experiments.measuring.memory import PeakResident
 from experiments.measuring.timing import Contender, median_seconds
 
@@ -67,8 +67,8 @@ def make_plan(lengths: list[str], only: tuple[str, ...]) -> Plan:
       UserError: lengths that are no rising numbers, or no such pattern.
     """
     plan = Plan()
-    told = decode.Plan(patterns=plan.patterns, lengths=plan.lengths)
-    told = decode.make_plan(lengths, only, told)
+    told = patterns.Plan(patterns=plan.patterns, lengths=plan.lengths)
+    told = patterns.make_plan(lengths, only, told)
     return dataclasses.replace(plan, patterns=told.patterns, lengths=told.lengths)
 
 
@@ -78,7 +78,7 @@ def evaluate_suite(
     """Every pattern of the plan; `save` is called with what there is so far."""
     figures: dict[str, Any] = {"plan": dataclasses.asdict(plan), "patterns": {}}
     for name in plan.patterns:
-        model, params = decode.random_model(name, decode.Plan(model=plan.model))
+        model, params = patterns.random_model(name, patterns.Plan(model=plan.model))
         at: dict[str, Any] = figures["patterns"].setdefault(name, {})
         at |= measure_shares(model, params, plan, repeats)
         print_shares(name, at)

@@ -8,8 +8,9 @@ from typing import Any, NamedTuple
 from carve_jax.errors import UserError
 from experiments.benchmarks import data, evaluate, ruler
 from experiments.benchmarks.cpu import cpu_suite
-from experiments.benchmarks.decode import decode_suite, make_plan
+from experiments.benchmarks.decode import decode_suite
 from experiments.benchmarks.gpu import Plan, gpu_suite
+from experiments.benchmarks.patterns import make_plan
 from experiments.benchmarks.tune import tune_suite
 
 

@@ -5,7 +5,8 @@ import json
 import pytest
 
 from experiments import benchmark, cli
-from experiments.benchmarks.decode import Plan, measure
+from experiments.benchmarks.decode import measure
+from experiments.benchmarks.patterns import Plan
 
 TINY = {
     "vocab_size": 17, "d_model": 16, "mlp_dim": 16, "num_heads": 2, "key_dim": 8, "value_dim": 8,
