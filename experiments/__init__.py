@@ -1,1 +1,21 @@
-"""Commands, run from the repository root: `python -m experiments.train --help`."""
+"""Commands (`python -m experiments.NAME --help`, from the root), and the wings that they import.
+
+No command imports another.
+
+    cli.py           what all commands share: flags, configs, errors in one sentence
+    measuring/       fair timing, calls of the rule, its floors, memory, time by kernel
+    benchmarks/      the suites of `benchmark`, the tile search included
+    peers/           other projects' kernels as contenders
+    planning/        what a model or a run needs and costs, compiled for GPUs that are not there
+    preparation/     from text to token files
+    sweeps/          the runs of `sweep`: planned, stored, taken to their end
+    reporting/       what a sweep shows: statistics, figures, Markdown and HTML
+    evaluating/      the tasks of `evaluate` and the record of their results
+    generating/      text and saved states of `generate`
+    fault_injection/ the kills of `faults` and what is compared after them
+    theory/          the paper's claims as experiments, a command of its own
+    rented_gpu/      nine minutes on a rented GPU, a command of its own
+    launch/, notebooks/, results/   scripts for clusters, a notebook, dated records
+
+Which wing may import which is drawn in tests/test_imports.py.
+"""

@@ -125,6 +125,20 @@ def require(value: str | None, flag: str, what: str) -> str:
     return value
 
 
+def known_names(flag: str, given: list[str], allowed: tuple[str, ...]) -> tuple[str, ...]:
+    """The names that a flag lists, as given.
+
+    Raises:
+      UserError: none, or one that is not allowed.
+    """
+    if not given:
+        raise UserError(f"--{flag} is empty; allowed are {', '.join(allowed)}")
+    for name in given:
+        if name not in allowed:
+            raise UserError(f"--{flag}: unknown {name!r}; {nearest(name, allowed)}")
+    return tuple(given)
+
+
 def directory_of(value: str | None, flag: str, what: str) -> Path:
     """The directory of a flag that must be given, which need not be there; `~` is expanded.
 
@@ -229,3 +243,10 @@ def command_line(name: str, argv: list[str]) -> str:
     """The command that makes a record again, but for where the record goes."""
     kept = [argument for argument in argv[1:] if not argument.startswith("--output")]
     return " ".join([f"python -m experiments.{name}", *kept])
+
+
+def usable_cores() -> int:
+    """Cores that this process may use: as many processes as commands start unless told."""
+    if hasattr(os, "sched_getaffinity"):  # not everywhere
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1

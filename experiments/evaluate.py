@@ -26,10 +26,7 @@ The harness downloads its data. For a machine without a network, run --fetch on 
 HF_HOME=DIR, bring DIR, and set HF_HOME=DIR and HF_DATASETS_OFFLINE=1.
 """
 
-import hashlib
-import time
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 from absl import flags
 
@@ -39,27 +36,15 @@ from carve_jax.evaluation.held_out import held_out_perplexity
 from carve_jax.evaluation.ruler import Haystack
 from carve_jax.evaluation.ruler.run import Asking
 from carve_jax.evaluation.ruler_tasks import RulerTasks
-from carve_jax.evaluation.subject import Subject, load_subject
-from carve_jax.evaluation.tasks import (
-    NamedTasks,
-    Options,
-    Result,
-    Source,
-    Task,
-    average,
-    find_group,
-    find_tasks,
-)
+from carve_jax.evaluation.subject import load_subject
+from carve_jax.evaluation.tasks import NamedTasks, Options, Source, find_tasks
 from carve_jax.training.provenance import describe_environment
 from carve_jax.training.ranges import INT32, SEED
 from experiments import cli
-from experiments.evaluation_record import Record, settings_of, settings_of_run
+from experiments.evaluating.measure import averages, measure, print_table
+from experiments.evaluating.record import Record, settings_of, settings_of_run
 
 OWN = NamedTasks({"perplexity": held_out_perplexity})
-LOSSY = (
-    "the tokenizer does not give back every text byte for byte, so the likelihood is that of other "
-    "text than the bytes and words are counted of: not to be compared with other tokenizers"
-)
 CHANGEABLE = ("data.", "sequence_length", "batch_size")
 
 
@@ -94,59 +79,6 @@ def define_flags() -> flags.FlagValues:
     flags.DEFINE_bool("progress", True, "Show bars.", flag_values=values)
     flags.DEFINE_bool("share_contexts", True, "Read shared contexts once.", flag_values=values)
     return values
-
-
-def measure(
-    tasks: Mapping[str, Task],
-    subject: Subject,
-    options: Options,
-    settings: dict[str, Any],
-    record: Record,
-) -> dict[str, Result]:
-    """Runs the tasks that are not in the record yet, and prints every figure."""
-    results = {}
-    for number, (name, task) in enumerate(tasks.items(), start=1):
-        found = record.find(name, settings)
-        if found is None:
-            print(f"[{number}/{len(tasks)}] {name}", flush=True)
-            digest = hashlib.sha256(repr((name, settings)).encode()).hexdigest()[:12]
-            keep = record.path.with_name(f".{record.path.stem}_{digest}.jsonl")
-            start = time.perf_counter()
-            found = task(subject, options._replace(keep=keep))
-            record.add(name, settings, found, round(time.perf_counter() - start, 1))
-            keep.unlink(missing_ok=True)
-        results[name] = found
-    return results
-
-
-def averages(
-    names: Sequence[str], sources: Sequence[Source], results: Mapping[str, Result]
-) -> dict[str, Result]:
-    """The mean over each group that was asked for."""
-    found = {}
-    for name in names:
-        if members := find_group(name, sources):
-            figures = [results[task].metrics[metric] for task, metric in members.items()]
-            found[name] = Result({"average": average(figures)}, {"metrics": dict(members)})
-    return found
-
-
-def print_table(results: Mapping[str, Result]) -> None:
-    """A line for each number; those that a lossy tokenizer falsifies are marked."""
-    width = max([len(name) for name in results] + [8]) + 2
-    print(f"{'task':<{width}} {'metric':<22} {'value':>14} {'standard error':>15} {'count':>9}")
-    lossy = False
-    for name, result in results.items():
-        for metric, figure in result.metrics.items():
-            error = "" if figure.stderr is None else f"± {figure.stderr:,.4f}"
-            if metric in result.facts.get("lossy_metrics", ()):
-                metric, lossy = f"{metric} *", True
-            print(
-                f"{name:<{width}} {metric:<22} {figure.value:>14,.4f} {error:>15} "
-                f"{figure.count:>9,}"
-            )
-    if lossy:
-        print(f"* {LOSSY}")
 
 
 def changed(rest: Sequence[str], values: flags.FlagValues) -> list[str]:

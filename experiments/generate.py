@@ -12,43 +12,20 @@ by then, in a file as large as its caches; --load_state goes on from such a file
 """
 
 import math
-from collections.abc import Sequence
 
 import jax
 import numpy as np
 from absl import flags
 
-from carve_jax.decoding import Decoding, extend, prefill
-from carve_jax.decoding_file import load_decoding, save_decoding
+from carve_jax.decoding_file import save_decoding
 from carve_jax.errors import UserError
 from carve_jax.files import local_path, reason_of, told
 from carve_jax.generate import decode
-from carve_jax.shapes import Int32
-from carve_jax.training.data import Tokenizer
 from carve_jax.training.ranges import INT32, SEED
-from carve_jax.training.run import Trained, load_tokenizer, load_trained
+from carve_jax.training.run import load_tokenizer, load_trained
 from experiments import cli
-
-
-class TextStream:
-    """Prints tokens as text while they come; waits where a character is not complete yet."""
-
-    def __init__(self, tokenizer: Tokenizer) -> None:
-        self._tokenizer = tokenizer
-        self._waiting: list[int] = []
-
-    def add(self, token: int) -> None:
-        """Takes the next token."""
-        self._waiting.append(token)
-        text = self._tokenizer.decode(self._waiting)
-        # A character has at most four bytes: longer than that, it is not one to wait for.
-        if not text.endswith("\ufffd") or len(self._waiting) > 4:
-            self.close()
-
-    def close(self) -> None:
-        """Prints what is left."""
-        print(self._tokenizer.decode(self._waiting), end="", flush=True)
-        self._waiting.clear()
+from experiments.generating.state import start
+from experiments.generating.text import TextStream, print_rows, stop_tokens
 
 
 def define_flags() -> flags.FlagValues:
@@ -77,70 +54,8 @@ def define_flags() -> flags.FlagValues:
     return values
 
 
-def encode(tokenizer: Tokenizer, flag: str, text: str) -> Int32[np.ndarray, " tokens"]:
-    """Ids of a flag's text; UserError where it is not UTF-8."""
-    try:
-        text.encode()
-    except UnicodeEncodeError as error:
-        raise UserError(f"--{flag}={text!r} is not UTF-8: convert it") from error
-    return tokenizer.encode(text)
-
-
-def stop_tokens(tokenizer: Tokenizer, texts: Sequence[str]) -> tuple[int, ...]:
-    """The separator and the token of each text; UserError for a text that is not one token."""
-    found = [tokenizer.separator]
-    for text in texts:
-        ids = [int(token) for token in encode(tokenizer, "stop", text)]
-        if len(ids) != 1:
-            parts = " + ".join(repr(tokenizer.decode([token])) for token in ids) or "none"
-            raise UserError(
-                f"--stop={text!r} is {len(ids)} tokens of this run's tokenizer ({parts}): give a "
-                "text that is one"
-            )
-        found += ids
-    return tuple(found)
-
-
-def start(options: flags.FlagValues, trained: Trained, tokenizer: Tokenizer) -> Decoding:
-    """The rows after their prompts, with room for what is to come.
-
-    Raises:
-      UserError: a file that is not there or not this model's, or prompts that are not its rows.
-    """
-    texts = options.prompt
-    prompts = [encode(tokenizer, "prompt", text) for text in texts]
-    decoding, read = None, 0
-    if options.load_state:
-        decoding = _load(options.load_state, trained)
-        rows, read = len(decoding.position), int(decoding.position.max())
-        if texts and len(texts) != rows:
-            raise UserError(
-                f"{len(texts)} times --prompt, and {options.load_state} holds {rows} rows: give "
-                "one a row, or none"
-            )
-        if any(len(prompt) == 0 for prompt in prompts):
-            raise UserError("--prompt is empty: to add nothing to --load_state, leave it out")
-    else:
-        separator = np.array([tokenizer.separator], np.int32)
-        prompts = [np.concatenate([separator, ids]) for ids in prompts] or [separator]
-    room = read + max((len(prompt) for prompt in prompts), default=0) + options.max_new_tokens
-    if decoding is not None and not prompts:
-        return extend(trained.model, decoding, room)
-    return prefill(
-        trained.model,
-        trained.params,
-        prompts,
-        max_length=room,
-        chunk=options.prefill_chunk,
-        decoding=decoding,
-    )
-
-
-def main(argv: list[str]) -> None:
-    """Parses the flags and prints the continuations to stdout."""
-    options = define_flags()
-    cli.refuse_unknown(cli.parse_flags(options, argv), options)
-    workdir = cli.directory_of(options.workdir, "workdir", "the directory of a run")
+def check_flags(options: flags.FlagValues) -> None:
+    """Raises UserError for a value that no bound refuses, or a directory that is not there."""
     if options.save_state:
         with told(f"--save_state={options.save_state}", "give another file"):
             there = local_path(options.save_state, "--save_state").parent.is_dir()
@@ -151,10 +66,25 @@ def main(argv: list[str]) -> None:
             raise UserError(f"--{name}=nan: give a number")
     if options.top_p == 0:
         raise UserError("--top_p=0 keeps no token: give more than 0, or leave it out")
+
+
+def main(argv: list[str]) -> None:
+    """Parses the flags and prints the continuations to stdout."""
+    options = define_flags()
+    cli.refuse_unknown(cli.parse_flags(options, argv), options)
+    workdir = cli.directory_of(options.workdir, "workdir", "the directory of a run")
+    check_flags(options)
     trained = load_trained(workdir, step=cli.checkpoint_step(options.step))
     tokenizer = load_tokenizer(workdir, trained.tokenizer_sha256)
     stops = stop_tokens(tokenizer, options.stop)
-    decoding = start(options, trained, tokenizer)
+    decoding = start(
+        trained,
+        tokenizer,
+        options.prompt,
+        load_state=options.load_state,
+        max_new_tokens=options.max_new_tokens,
+        prefill_chunk=options.prefill_chunk,
+    )
     rng = jax.random.key(options.seed)
     if options.load_state:  # else it would draw with the numbers that made its past
         rng = jax.random.fold_in(rng, int(decoding.position.max()))
@@ -184,7 +114,7 @@ def main(argv: list[str]) -> None:
         stream.close()
         print()
     else:
-        _print_rows(options.prompt, np.asarray(new), stops, tokenizer)
+        print_rows(options.prompt, np.asarray(new), stops, tokenizer)
     if options.save_state:
         try:
             save_decoding(options.save_state, decoding, trained.model.config, params=trained.params)
@@ -193,27 +123,6 @@ def main(argv: list[str]) -> None:
                 f"--save_state={options.save_state} cannot be written ({reason_of(error)}): give "
                 "another file; what was written above is whole"
             ) from error
-
-
-def _print_rows(
-    prompts: Sequence[str], new: np.ndarray, stops: Sequence[int], tokenizer: Tokenizer
-) -> None:
-    """Each prompt with its continuation up to the stop, under a line with its number."""
-    for index, row in enumerate(new):
-        ended = np.flatnonzero(np.isin(row, stops))
-        kept = row[: ended[0]] if len(ended) else row
-        print(f"--- {index + 1}")
-        print((prompts[index] if prompts else "") + tokenizer.decode(kept))
-
-
-def _load(path: str, trained: Trained) -> Decoding:
-    try:
-        with told(f"--load_state={path}", "give a file that --save_state wrote"):
-            return load_decoding(path, trained.model.config, params=trained.params)
-    except UserError:
-        raise
-    except ValueError as error:
-        raise UserError(f"--load_state: {error}") from error
 
 
 if __name__ == "__main__":

@@ -17,24 +17,19 @@ are, and --index=I takes the I-th of them alone, counted from 0: for array jobs,
 --report ends with what experiments.report says of DIR.
 """
 
-import contextlib
-import fnmatch
-import os
 import sys
-import tempfile
-from collections.abc import Iterator
-from typing import Any
 
 import jax
 from absl import flags
 
-from carve_jax.errors import UserError
 from carve_jax.training.loop import say_above_bar
-from experiments import cli, report
-from experiments.sweep_machine import estimated_seconds, make_slots, probe
-from experiments.sweep_plan import Plan, PlannedRun, make_plan
-from experiments.sweep_runner import Runner
-from experiments.sweep_store import Store
+from experiments import cli
+from experiments.reporting.report import write_report
+from experiments.sweeps.listing import chosen, summary, table
+from experiments.sweeps.machine import compiled, make_slots, probe
+from experiments.sweeps.plan import make_plan
+from experiments.sweeps.runner import Runner
+from experiments.sweeps.store import Store
 
 
 def define_flags() -> flags.FlagValues:
@@ -84,84 +79,9 @@ def main(argv: list[str]) -> None:
         Runner(store, cached, commit=facts["commit"], say=say_above_bar).run_all(runs)
     all_done = summary(store, runs)
     if values.report:
-        allow = ["--allow_other_commit"] if values.allow_other_commit else []
-        report.main(["report", f"--workdir={store.workdir}", *allow])
+        write_report(store.workdir, allow_other_commit=values.allow_other_commit)
     if not all_done:
         sys.exit(1)
-
-
-@contextlib.contextmanager
-def compiled() -> Iterator[dict[str, str]]:
-    """The environment in which runs share what they compile: seeds differ in nothing else.
-
-    What is compiled is code that a process runs without a look at it, so it does not lie in the
-    sweep's directory, which may have come from elsewhere: it goes where JAX_COMPILATION_CACHE_DIR
-    says, or to a folder of this process alone, for as long as it lives.
-    """
-    given = os.environ.get("JAX_COMPILATION_CACHE_DIR")
-    with contextlib.ExitStack() as stack:
-        folder = given or stack.enter_context(
-            tempfile.TemporaryDirectory(prefix="carve_jax_compiled_", ignore_cleanup_errors=True)
-        )
-        yield {
-            "JAX_COMPILATION_CACHE_DIR": folder,
-            "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-        }
-
-
-def chosen(plan: Plan, only: str, index: int | None) -> list[PlannedRun]:
-    """The runs that are asked for.
-
-    Raises:
-      UserError: there is none.
-    """
-    runs = [run for run in plan.runs if fnmatch.fnmatchcase(run.id, only)]
-    if not runs:
-        raise UserError(f"--only={only}: no run is called so; the first is {plan.runs[0].id}")
-    if index is None:
-        return runs
-    if index >= len(runs):
-        raise UserError(f"--index={index}: there are {len(runs)} runs, counted from 0")
-    return [runs[index]]
-
-
-def table(
-    plan: Plan, runs: list[PlannedRun], store: Store, facts: dict[str, Any], jobs: int
-) -> str:
-    """Runs with parameters, tokens and time, and what they take together."""
-    seconds, source = estimated_seconds(plan, store, facts, jobs)
-    width = max(len(run.id) for run in runs)
-    lines = [f"{'run':{width}} {'parameters':>14} {'tokens':>16} {'seconds':>10}  state"]
-    lines += [
-        f"{run.id:{width}} {run.parameters:>14,} {run.tokens:>16,} {seconds[run.id]:>10,.0f}"
-        f"  {store.status(run).state}"
-        for run in runs
-    ]
-    left = sum(seconds[run.id] for run in runs if not store.is_done(run))
-    lines += [
-        f"\n{plan.matched}",
-        f"{len(runs)} runs, {jobs} at once: {in_words(left / jobs)} are left ({source})",
-    ]
-    return "\n".join(lines)
-
-
-def in_words(seconds: float) -> str:
-    """A time in the unit that fits."""
-    for unit, size in (("days", 86400), ("hours", 3600)):
-        if seconds >= 2 * size:
-            return f"{seconds / size:,.1f} {unit}"
-    return f"{seconds / 60:.1f} minutes"
-
-
-def summary(store: Store, runs: list[PlannedRun]) -> bool:
-    """Says how the runs ended; whether all are done."""
-    statuses = {run.id: store.status(run) for run in runs}
-    done = [name for name, status in statuses.items() if status.state == "done"]
-    print(f"{len(done)} of {len(runs)} runs are done; results are in {store.workdir}")
-    for name, status in statuses.items():
-        if status.state != "done":
-            print(f"{name}: {status.state}, {status.message}")
-    return len(done) == len(runs)
 
 
 if __name__ == "__main__":

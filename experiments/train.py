@@ -24,7 +24,7 @@ from carve_jax.training import distributed
 from carve_jax.training.agreement import together
 from carve_jax.training.loop import train
 from experiments import cli
-from experiments.describe import describe, twin
+from experiments.planning.describe import describe, twin
 
 
 def main(argv: list[str]) -> None:

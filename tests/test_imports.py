@@ -1,6 +1,7 @@
 """Imports flow one way between the rooms, and each room's outside imports are those it may have."""
 
 import ast
+import graphlib
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -45,15 +46,21 @@ def imported_modules(source: str) -> Iterator[str]:
             yield from (f"{node.module}.{alias.name}" for alias in node.names)
 
 
-def target(module: str) -> str | None:
-    """The room that an imported dotted name lies in, if it is one of ours."""
+def file_of(module: str) -> str | None:
+    """The file that an imported dotted name lies in, if it is one of ours."""
     parts = module.split(".")
     for end in range(len(parts), 0, -1):
         base = "/".join(parts[:end])
         for path in (base + ".py", base + "/__init__.py"):
             if (ROOT / path).exists():
-                return room_of(path)
+                return path
     return None
+
+
+def target(module: str) -> str | None:
+    """The room that an imported dotted name lies in, if it is one of ours."""
+    path = file_of(module)
+    return None if path is None else room_of(path)
 
 
 def files() -> list[str]:
@@ -84,6 +91,62 @@ def test_outside_imports(room: str) -> None:
             top = module.split(".")[0]
             known = top in allowed or top == room or top in sys.stdlib_module_names
             assert known, f"{path} imports {module}; it may import {sorted(allowed)} alone"
+
+
+# What a wing of experiments may import of the others; all may import `cli`, and commands any wing.
+WINGS: dict[str, set[str]] = {
+    "measuring": set(),
+    "preparation": set(),
+    "sweeps": set(),
+    "evaluating": set(),
+    "generating": set(),
+    "fault_injection": set(),
+    "peers": {"measuring"},
+    "planning": {"measuring"},
+    "reporting": {"sweeps"},
+    "theory": {"measuring"},
+    "benchmarks": {"measuring", "peers", "preparation"},
+    "rented_gpu": {"measuring", "peers", "benchmarks"},
+}
+
+
+def wing_of(path: str) -> str | None:
+    """The wing of experiments that a file lies in; None of a command and of what all share."""
+    room, *wing, _ = path.split("/")
+    return wing[0] if room == "experiments" and wing else None
+
+
+def experiments() -> dict[str, set[str]]:
+    """The files of experiments, each with those of them that it imports."""
+    sources = [path for path in files() if room_of(path) == "experiments"]
+    named = {
+        path: {file_of(module) for module in imported_modules((ROOT / path).read_text("utf-8"))}
+        for path in sources
+    }
+    return {path: (found & set(sources)) - {path} for path, found in named.items()}
+
+
+def test_a_command_is_imported_by_no_other_file() -> None:
+    shared = {"experiments/__init__.py", "experiments/cli.py"}
+    for path, found in experiments().items():
+        for other in found - shared:
+            command = wing_of(other) is None or other.endswith("/__main__.py")
+            assert not command, f"{path} imports the command {other}: move what it needs to a wing"
+
+
+def test_the_arrows_between_wings_are_those_that_are_drawn() -> None:
+    used: dict[str, set[str]] = {wing: set() for wing in WINGS}
+    for path, found in experiments().items():
+        wing = wing_of(path)
+        if wing is not None:
+            assert wing in WINGS, f"{path} lies in no wing: give it a place in WINGS"
+            used[wing] |= {other for other in map(wing_of, found) if other not in (None, wing)}
+    assert used == WINGS
+
+
+def test_there_are_no_circles_in_experiments() -> None:
+    graphlib.TopologicalSorter(experiments()).prepare()
+    graphlib.TopologicalSorter(WINGS).prepare()
 
 
 def test_the_checker_sees_a_wrong_arrow() -> None:

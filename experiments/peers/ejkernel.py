@@ -1,7 +1,7 @@
 """ejkernel (JAX; scalar decay and β), the peer of the cpu suite."""
 
-from experiments.contenders import TILE, Shape, rule_inputs
-from experiments.timing import Contender, contender, with_gradients
+from experiments.measuring.rule_calls import TILE, Shape, rule_inputs
+from experiments.measuring.timing import Contender, contender, with_gradients
 
 
 def ejkernel(shape: Shape) -> Contender | str:

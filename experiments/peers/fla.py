@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 
 import jax
 
-from experiments.timing import Contender
+from experiments.measuring.timing import Contender
 
 VERSION = "0.6.0"
 INPUTS = {

@@ -10,9 +10,9 @@ from typing import Any
 
 import jax
 
-from experiments.contenders import Shape, rule_inputs
+from experiments.measuring.rule_calls import Shape, rule_inputs
+from experiments.measuring.timing import LeftOut
 from experiments.peers.fla import FlaAtShape, load_fla
-from experiments.timing import LeftOut
 
 
 def compile_share(shape: Shape, dtype: str, rule: str, backward: bool, part: int, of: int) -> None:

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import jax
 
-from experiments.timing import Contender, contender, with_pullback
+from experiments.measuring.timing import Contender, contender, with_pullback
 
 VERSION = "0.1.0"
 PACKAGE = "jax-linear-attention"

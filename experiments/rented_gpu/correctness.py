@@ -6,9 +6,9 @@ import subprocess
 import sys
 from typing import Any
 
+from experiments.measuring.timing import LeftOut
 from experiments.rented_gpu.record import ROOT
 from experiments.rented_gpu.worker import Progress
-from experiments.timing import LeftOut
 from pallas_kernels import guard
 
 LONGEST_MESSAGE = 500

@@ -17,11 +17,9 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from experiments import tune
-from experiments.benchmark_gpu import FLA_RULES, OURS, SHAPES
-from experiments.benchmark_steps import MIXERS
-from experiments.contenders import LAYER, Shape
-from experiments.gpu_figures import DIRECTIONS
+from experiments.benchmarks import tune
+from experiments.benchmarks.gpu import FLA_RULES, OURS, SHAPES
+from experiments.measuring.rule_calls import DIRECTIONS, LAYER, RULES, Shape
 from experiments.peers.jla import RULES as JLA_RULES
 from experiments.rented_gpu.schedule import Stage, Task
 
@@ -75,7 +73,7 @@ def _task(name: str, function: str, arguments: Mapping[str, Any], **limits: Any)
 
 def _compile(machine: Machine) -> Iterator[Task]:
     """What the first stages need, the longest and the most important first."""
-    for mixer in MIXERS:
+    for mixer in RULES:
         yield _compile_for(f"train/{mixer}", "compile_training", {"mixer": mixer}, most=140)
     for name in KERNELS:
         yield _compile_rule(LAYER, name)
@@ -167,7 +165,7 @@ def _time_fla(rule: str, way: str) -> Task:
 def _train_steps() -> tuple[Task, ...]:
     return tuple(
         _task(f"train/{mixer}", "train_step", {"mixer": mixer}, least=20, most=60)
-        for mixer in MIXERS
+        for mixer in RULES
     )
 
 

@@ -3,11 +3,12 @@
 from collections.abc import Mapping
 from typing import Any
 
-from experiments.benchmark_gpu import OURS, SHAPES, Plan, rules
-from experiments.benchmark_steps import MIXERS, TrainPlan, compare_mixers, print_decode
-from experiments.benchmark_steps import print_training as print_steps
-from experiments.contenders import LAYER, Shape
-from experiments.gpu_figures import Target, print_shape, shape_figures, targets
+from experiments.benchmarks.decode_steps import print_decode
+from experiments.benchmarks.gpu import OURS, SHAPES, Plan, rules
+from experiments.benchmarks.gpu_figures import Target, print_shape, shape_figures, targets
+from experiments.benchmarks.train_steps import TrainPlan, compare_mixers
+from experiments.benchmarks.train_steps import print_training as print_steps
+from experiments.measuring.rule_calls import LAYER, RULES, Shape
 from experiments.rented_gpu.record import Record
 
 LONGEST_LIST = 12
@@ -31,7 +32,7 @@ def collect(record: Record) -> dict[str, Any]:
         figures["ceilings"] = rates
     if "decode" in decode:
         figures["decode"] = decode["decode"]
-    steps = {mixer: record.figures(f"train/{mixer}") for mixer in MIXERS}
+    steps = {mixer: record.figures(f"train/{mixer}") for mixer in RULES}
     found = {mixer: part for mixer, part in steps.items() if part}
     if found:
         figures["train_step"] = compare_mixers(TrainPlan(), found)

@@ -15,8 +15,16 @@ from typing import Any
 import jax
 
 from carve_jax.training.provenance import describe_environment
-from experiments import tune
-from experiments.benchmark_gpu import (
+from experiments.benchmarks import tune
+from experiments.benchmarks.decode_steps import (
+    DecodePlan,
+    decode_inputs,
+    decode_program,
+    decode_sizes,
+    decode_steps,
+    measure_decode,
+)
+from experiments.benchmarks.gpu import (
     OURS,
     TURN,
     Plan,
@@ -24,25 +32,16 @@ from experiments.benchmark_gpu import (
     make_all,
     our_makers,
 )
-from experiments.benchmark_steps import (
-    DecodePlan,
-    TrainPlan,
-    decode_inputs,
-    decode_program,
-    decode_sizes,
-    decode_steps,
-    fitting_program,
-    measure_decode,
-    measure_mixer,
+from experiments.benchmarks.train_steps import TrainPlan, fitting_program, measure_mixer
+from experiments.measuring.profiling import kernel_times
+from experiments.measuring.rule_calls import (
+    DIRECTIONS,
+    Shape,
+    input_shapes,
+    rule_contender,
+    rule_inputs,
 )
-from experiments.contenders import Shape, input_shapes, rule_contender, rule_inputs
-from experiments.gpu_figures import DIRECTIONS
-from experiments.peers import Fla, FlaAtShape, Jla, load_fla, load_jla
-from experiments.peers.fla_tuning import compile_share
-from experiments.peers.jla import jla_contender
-from experiments.profiling import kernel_times
-from experiments.rented_gpu.worker import Progress
-from experiments.timing import (
+from experiments.measuring.timing import (
     Contender,
     LeftOut,
     attempt,
@@ -52,6 +51,10 @@ from experiments.timing import (
     peak_bytes,
     require_gpu,
 )
+from experiments.peers import Fla, FlaAtShape, Jla, load_fla, load_jla
+from experiments.peers.fla_tuning import compile_share
+from experiments.peers.jla import jla_contender
+from experiments.rented_gpu.worker import Progress
 from pallas_kernels import guard
 from pallas_kernels.tiling import Tiles
 

@@ -15,7 +15,7 @@ from typing import Any
 
 from carve_jax.errors import UserError
 from carve_jax.files import write_atomically
-from experiments.timing import LeftOut
+from experiments.measuring.timing import LeftOut
 
 LEFT_OUT = 3
 

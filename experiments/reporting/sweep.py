@@ -10,7 +10,7 @@ from carve_jax import files
 from carve_jax.errors import UserError
 from carve_jax.training import provenance
 from carve_jax.training.metrics import read_metrics
-from experiments.sweep_store import FILE_NAME, RUNS, read_record, read_status
+from experiments.sweeps.store import FILE_NAME, RUNS, read_record, read_status
 
 STARTED = {"commit": files.Maybe(str)}
 PROVENANCE = {**STARTED, "earlier": files.Maybe([STARTED])}

@@ -28,7 +28,6 @@ from absl import flags
 from carve_jax.files import made_directory, write_atomically
 from carve_jax.training.provenance import describe_environment
 from experiments import cli
-from experiments.memory import check_names
 from experiments.theory import (
     capacity,
     chunk_mean,
@@ -79,7 +78,7 @@ def main(argv: list[str]) -> None:
     flags.DEFINE_string("output", None, "Where the results go.", flag_values=values)
     flags.DEFINE_bool("quick", False, "Tiny sizes.", flag_values=values)
     cli.refuse_unknown(cli.parse_flags(values, argv), values)
-    names = check_names("only", values.only, tuple(EXPERIMENTS))
+    names = cli.known_names("only", values.only, tuple(EXPERIMENTS))
     today = datetime.date.today().isoformat()
     directory = made_directory(values.output or RESULTS / f"{today}_theory", "--output")
     record: dict[str, Any] = {

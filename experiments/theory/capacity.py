@@ -6,6 +6,8 @@ pairs adds noise of 1/K of a value to every other, so that linear attention errs
 x = (N − 1) / K.
 """
 
+from typing import NamedTuple
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -18,6 +20,7 @@ from experiments.theory.figures import COLOURS, label, panels, style
 from experiments.theory.finding import Check, Experiment, Finding, Number
 
 LOADS = (0.25, 0.5, 1.0, 1.5, 2.0, 4.0)  # pairs a key channel
+TIMES = (1, 2, 4)  # writes of each key
 VALUES = 16
 OPEN = 6.0  # logit of a gate that is all but open
 EXACT = 1e-5  # of float32
@@ -123,45 +126,94 @@ def linear_theory(count: np.ndarray, channels: int) -> np.ndarray:
     return noise / (1 + noise)
 
 
-def measure(quick: bool) -> Finding:
-    """Errors by load, size and rewriting."""
-    rows = 4 if quick else 16
-    names = ("linear_attention", "deltanet", "carve") if quick else tuple(GATES)
-    channels = 16 if quick else 64
-    sizes = (16,) if quick else (16, 32, 64)
-    errors = {name: curve(name, channels, rows) for name in names}
-    by_size = {k: curve("deltanet", k, 4 * rows) for k in sizes[:-1]}
-    by_size[sizes[-1]] = errors["deltanet"]
-    counts = np.array([int(load * channels) for load in LOADS])
-    theory = linear_theory(counts, channels)
-    times = (1, 2, 4)
-    rewriting = {name: [rewritten(name, channels, rows, n) for n in times] for name in names}
+class Sizes(NamedTuple):
+    """What is measured.
 
+    Attributes:
+      rows: of the batch.
+      names: of mixers.
+      channels: K.
+      delta_channels: K of the delta rule's curves; the last is `channels`.
+    """
+
+    rows: int
+    names: tuple[str, ...]
+    channels: int
+    delta_channels: tuple[int, ...]
+
+
+FULL = Sizes(16, tuple(GATES), 64, (16, 32, 64))
+QUICK = Sizes(4, ("linear_attention", "deltanet", "carve"), 16, (16,))
+
+
+class Measured(NamedTuple):
+    """What was found.
+
+    Attributes:
+      errors: by load, of each mixer.
+      by_size: by load, of the delta rule by K.
+      rewriting: by `TIMES`, of each mixer.
+      last: of the pair that the delta rule wrote last, N = K random keys.
+      whole: of the delta rule, K orthogonal keys.
+    """
+
+    errors: dict[str, list[float]]
+    by_size: dict[int, list[float]]
+    rewriting: dict[str, list[float]]
+    last: float
+    whole: float
+
+
+def find(sizes: Sizes) -> Measured:
+    """Errors by load, size and rewriting."""
+    channels, rows = sizes.channels, sizes.rows
+    errors = {name: curve(name, channels, rows) for name in sizes.names}
+    by_size = {k: curve("deltanet", k, 4 * rows) for k in sizes.delta_channels[:-1]}
+    by_size[sizes.delta_channels[-1]] = errors["deltanet"]
     key, value = pairs(rows, channels, channels)
-    memory = stored("deltanet", key, value)
     whole = orthogonal(key)
-    linear, delta = np.array(errors["linear_attention"]), np.array(errors["deltanet"])
-    behind = [load for load, a, b in zip(LOADS, delta, linear, strict=True) if a > b]
-    spread = np.ptp([by_size[k] for k in sizes], axis=0).max()
-    checks = (
+    return Measured(
+        errors=errors,
+        by_size=by_size,
+        rewriting={
+            name: [rewritten(name, channels, rows, n) for n in TIMES] for name in sizes.names
+        },
+        last=last_error(stored("deltanet", key, value), key, value),
+        whole=read_error(stored("deltanet", whole, value), whole, value),
+    )
+
+
+def checks_of(found: Measured, theory: np.ndarray) -> tuple[Check, ...]:
+    """The claim, part by part; `theory` is linear attention's error by load."""
+    linear, delta = (np.array(found.errors[name]) for name in ("linear_attention", "deltanet"))
+    once_more = zip(found.rewriting["linear_attention"], TIMES, strict=True)
+    return (
         Check("linear attention's error less x / (1 + x), largest",
               float(np.abs(linear - theory).max()), at_most=0.05),
-        Check("delta rule, error of the pair written last, N = K random keys",
-              last_error(memory, key, value), at_most=EXACT),
-        Check("delta rule, error of K orthogonal keys",
-              read_error(stored("deltanet", whole, value), whole, value), at_most=EXACT),
+        Check("delta rule, error of the pair written last, N = K random keys", found.last,
+              at_most=EXACT),
+        Check("delta rule, error of K orthogonal keys", found.whole, at_most=EXACT),
         Check("delta rule, error after orthogonal keys were rewritten",
-              max(rewriting["deltanet"]), at_most=EXACT),
+              max(found.rewriting["deltanet"]), at_most=EXACT),
         Check("linear attention's error less 1 − 1/n after n writes of each key, largest",
-              max(abs(e - 1 + 1 / n) for e, n in zip(rewriting["linear_attention"], times,
-                                                     strict=True)), at_most=0.05),
-        Check(f"spread of the delta rule's error at one N/K over K in {sizes}", float(spread),
-              at_most=0.05, edge=True),
+              max(abs(e - 1 + 1 / n) for e, n in once_more), at_most=0.05),
+        Check(f"spread of the delta rule's error at one N/K over K in {tuple(found.by_size)}",
+              float(np.ptp(list(found.by_size.values()), axis=0).max()), at_most=0.05, edge=True),
         Check("delta rule's error over linear attention's, N = K/4 random keys",
               float(delta[0] / linear[0]), at_most=1),
         Check("delta rule's error over linear attention's, largest over all N",
               float((delta / linear).max()), at_most=1, edge=True),
     )  # fmt: skip
+
+
+def measure(quick: bool) -> Finding:
+    """Whether the delta rule holds more pairs than linear attention, and where it does not."""
+    sizes = QUICK if quick else FULL
+    found = find(sizes)
+    errors = found.errors
+    theory = linear_theory(np.array([int(x * sizes.channels) for x in LOADS]), sizes.channels)
+    both = zip(LOADS, errors["deltanet"], errors["linear_attention"], strict=True)
+    behind = [load for load, delta, linear in both if delta > linear]
     at_one = LOADS.index(1.0)
     if behind:
         end = f"; reading all of N ≥ {behind[0]:g} K random keys it errs more than linear attention"
@@ -174,20 +226,21 @@ def measure(quick: bool) -> Finding:
         "random keys, and by 1 - 1/n once each key is written n times. The delta rule (b = 1) "
         "reads the last pair, K orthogonal keys and rewritten keys exactly, and random keys with "
         "less error than linear attention, few (core) or many (edge).",
-        setup=f"K {channels} (K in {sizes} for the delta rule), V {VALUES}, {rows} rows, N/K in "
-        f"{LOADS}, gates open, decays as each mixer's layer starts; float32, seed 0",
-        checks=checks,
+        setup=f"K {sizes.channels} (K in {sizes.delta_channels} for the delta rule), V {VALUES}, "
+        f"{sizes.rows} rows, N/K in {LOADS}, gates open, decays as each mixer's layer starts; "
+        "float32, seed 0",
+        checks=checks_of(found, theory),
         numbers=(
             *(Number(f"error at N = K, {name}", e[at_one], "") for name, e in errors.items()),
             *(Number(f"error at N = K/4, {name}", e[0], "") for name, e in errors.items()),
             *(
-                Number(f"error after {times[-1]} writes of each key, {name}", e[-1], "")
-                for name, e in rewriting.items()
+                Number(f"error after {TIMES[-1]} writes of each key, {name}", e[-1], "")
+                for name, e in found.rewriting.items()
             ),
         ),
         curves={
-            "errors": errors, "sizes": by_size, "theory": theory, "rewriting": rewriting,
-            "times": times,
+            "errors": errors, "sizes": found.by_size, "theory": theory,
+            "rewriting": found.rewriting, "times": TIMES,
         },
     )  # fmt: skip
 

@@ -17,17 +17,17 @@ from carve_jax.accounting import forward_flops
 from carve_jax.config import LMConfig
 from carve_jax.model import LanguageModel
 from carve_jax.ops.gated_delta import gated_delta_rule
-from experiments.benchmark import floors
-from experiments.contenders import Shape, rule_arguments, rule_inputs
-from experiments.theory.figures import COLOURS, label, panels, style
-from experiments.theory.finding import Check, Experiment, Finding, Number
-from experiments.timing import (
+from experiments.measuring.floors import floors
+from experiments.measuring.rule_calls import DIRECTIONS, Shape, rule_arguments, rule_inputs
+from experiments.measuring.timing import (
     Contender,
     contender,
     machine_ceilings,
     median_seconds,
     with_gradients,
 )
+from experiments.theory.figures import COLOURS, label, panels, style
+from experiments.theory.finding import Check, Experiment, Finding, Number
 
 RULE, HYBRID, ATTENTION = "gdn2", "gdn2 3 : 1 attention", "attention"
 PATTERNS = {
@@ -105,10 +105,12 @@ def measure_tiles(sizes: Sizes) -> tuple[np.ndarray, np.ndarray]:
     contenders = {name: tile_contender(*plan, sizes.backward) for name, plan in plans.items()}
     seconds = median_seconds(contenders, sizes.repeats)
     start = seconds["start"] / (tiny.length / sizes.tiles[0])
-    predicted = [
-        floors(sizes.shape, rate, tile)["arithmetic_seconds"] + start * sizes.shape.length / tile
-        for tile in sizes.tiles
-    ]
+
+    def arithmetic(tile: int) -> float:
+        least = floors(sizes.shape, RULE, DIRECTIONS[1], "float32", rate, tile=tile)
+        return least["arithmetic_seconds"]
+
+    predicted = [arithmetic(tile) + start * sizes.shape.length / tile for tile in sizes.tiles]
     return np.array(predicted), np.array([seconds[str(tile)] for tile in sizes.tiles])
 
 

@@ -13,9 +13,9 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from carve_jax.ops.gated_delta import tiles, value_axis_erase_rule
+from experiments.measuring.timing import contender, median_seconds
 from experiments.theory.figures import label, panels, style
 from experiments.theory.finding import Check, Experiment, Finding, Number
-from experiments.timing import contender, median_seconds
 
 EXACT = 1e-12  # of float64, relative
 SPREADS = (0.0, 1e-3, 1e-2, 0.1, 0.3, 0.6, 1.0)

@@ -7,6 +7,8 @@ all transitions are contractions in the norm |√b ⊙ s|. If it changes with th
 all, and products may grow. The search looks for those that do.
 """
 
+from typing import NamedTuple
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -117,77 +119,157 @@ def share_of_slow_decays(limit: float) -> float:
     return float((rates * steps.reshape(heads, channels) < limit).mean())
 
 
-def measure(quick: bool) -> Finding:
-    """Radii, norms, searches, random products and the closed loop."""
+class Sizes(NamedTuple):
+    """What is measured.
+
+    Attributes:
+      single: random transitions of K 8.
+      searched: (K, period) of each search.
+      steps: of gradient ascent.
+      rows, tokens: of the random products.
+      chunks: gate chunks of the closed loop.
+    """
+
+    single: int
+    searched: tuple[tuple[int, int], ...]
+    steps: int
+    rows: int
+    tokens: int
+    chunks: int
+
+
+FULL = Sizes(20000, ((2, 2), (3, 3), (4, 4), (8, 8)), 400, 64, 512, 16)
+QUICK = Sizes(2000, ((2, 2), (4, 4)), 100, 8, 64, 8)
+
+
+class Measured(NamedTuple):
+    """What was found.
+
+    Attributes:
+      radius, norm, scalar_norm: the largest of one transition, the last under one b for all
+        channels up to 2.
+      excess: norm of products under one b for all tokens, over its bound.
+      searched: growth a token found, of each search, by the largest b.
+      products: norms of the random products, [rows, tokens].
+      pair, pair_rate: norms of two tokens in turn, and their growth a token.
+      loop, silent, faint: norms through the content gate at the end of each gate chunk: from 1,
+        without content, and from 0.001.
+      loop_rate: growth a token of the first.
+    """
+
+    radius: float
+    norm: float
+    scalar_norm: float
+    excess: float
+    searched: dict[float, list[float]]
+    products: np.ndarray
+    pair: np.ndarray
+    pair_rate: float
+    loop: np.ndarray
+    silent: np.ndarray
+    faint: np.ndarray
+    loop_rate: float
+
+    @property
+    def best(self) -> float:
+        """The fastest growth a token that was found with b up to 1."""
+        return max(max(self.searched[1.0]), self.pair_rate)
+
+
+def find(sizes: Sizes) -> Measured:
+    """Radii, norms, searches, random products and the closed loop; seed 0."""
     rng = np.random.default_rng(0)
-    sizes = [(2, 2), (4, 4)] if quick else [(2, 2), (3, 3), (4, 4), (8, 8)]
-    steps, rows, tokens = (100, 8, 64) if quick else (400, 64, 512)
-    single = transitions.random_tokens(rng, (2000 if quick else 20000, 8))
-    searched = {
-        scale: [transitions.fastest(k, n, scale=scale, steps=steps)[0] for k, n in sizes]
-        for scale in (1.0, 2.0)
-    }
-    products = random_products(rng, rows, 16, tokens)
+    single = transitions.random_tokens(rng, (sizes.single, 8))
     scalar = [np.asarray(single[0]), 2 * np.broadcast_to(single[1][..., :1], single[1].shape)]
-    growing = unforced(*pair(), tokens)
-    measured_rate = (growing[-1] / growing[-33]) ** (1 / 32)
-    chunks = 8 if quick else 16
-    loop, silent = closed_loop(chunks, 50.0), closed_loop(chunks, 0.0)
-    faint = closed_loop(chunks, 50.0, size=1e-3)
-    loop_rate = (loop[-1] / loop[1]) ** (1 / (GATE_CHUNK * (chunks - 2)))
-    best = max(max(searched[1.0]), measured_rate)
-    checks = (
-        Check("spectral radius of one transition less 1",
-              transitions.spectral_radii(*single).max() - 1, at_most=ROUNDING),
-        Check("norm of one transition", transitions.norms(*single).max(),
-              at_most=BOUND + ROUNDING),
+    products = random_products(rng, sizes.rows, 16, sizes.tokens)
+    pair_norms = unforced(*pair(), sizes.tokens)
+    loop = closed_loop(sizes.chunks, 50.0)
+    return Measured(
+        radius=transitions.spectral_radii(*single).max(),
+        norm=transitions.norms(*single).max(),
+        scalar_norm=transitions.norms(*scalar).max(),
+        excess=max(constant_gate_excess(rng, 8, 4 * sizes.tokens) for _ in range(4)),
+        searched={
+            scale: [
+                transitions.fastest(k, n, scale=scale, steps=sizes.steps)[0]
+                for k, n in sizes.searched
+            ]
+            for scale in (1.0, 2.0)
+        },
+        products=products,
+        pair=pair_norms,
+        pair_rate=(pair_norms[-1] / pair_norms[-33]) ** (1 / 32),
+        loop=loop,
+        silent=closed_loop(sizes.chunks, 0.0),
+        faint=closed_loop(sizes.chunks, 50.0, size=1e-3),
+        loop_rate=(loop[-1] / loop[1]) ** (1 / (GATE_CHUNK * (sizes.chunks - 2))),
+    )
+
+
+def checks_of(found: Measured) -> tuple[Check, ...]:
+    """The claim, part by part."""
+    tokens = found.products.shape[1]
+    return (
+        Check("spectral radius of one transition less 1", found.radius - 1, at_most=ROUNDING),
+        Check("norm of one transition", found.norm, at_most=BOUND + ROUNDING),
         Check("norm of one transition, b one number for all channels up to 2, less 1",
-              transitions.norms(*scalar).max() - 1, at_most=ROUNDING),
+              found.scalar_norm - 1, at_most=ROUNDING),
         Check("norm of products under one b for all tokens, over √(max b / min b)",
-              max(constant_gate_excess(rng, 8, 4 * tokens) for _ in range(4)),
-              at_most=1 + ROUNDING),
+              found.excess, at_most=1 + ROUNDING),
         Check("growth a token of random products, slowest decline of all rows",
-              (products[:, -1] ** (1 / tokens)).max(), at_most=1.0),
-        Check("growth a token that the search finds, b by channel and token", best,
+              (found.products[:, -1] ** (1 / tokens)).max(), at_most=1.0),
+        Check("growth a token that the search finds, b by channel and token", found.best,
               at_most=1 + 1e-6),
         Check("growth a token with the content gate closing the loop, all logits 0, L 64, "
               "from a state of norm 1",
-              loop_rate, at_most=1 + 1e-6),
+              found.loop_rate, at_most=1 + 1e-6),
     )  # fmt: skip
+
+
+def numbers_of(sizes: Sizes, found: Measured) -> tuple[Number, ...]:
+    """What was measured besides."""
+    return (
+        *(
+            Number(f"growth a token found, K {k}, period {n}, b ≤ {scale:g}", rate, "times")
+            for scale, rates in found.searched.items()
+            for (k, n), rate in zip(sizes.searched, rates, strict=True)
+        ),
+        Number("bound of growth a token, b ≤ 1", float(BOUND), "times"),
+        Number("bound of growth a token, b ≤ 2", float(BOUND_NEGATIVE), "times"),
+        Number("growth a token of the pair √(1/6), √(5/6) in the rule", found.pair_rate, "times"),
+        Number("largest norm on the way of random products", float(found.products.max())),
+        Number("log-decay that rules growth out", -float(np.log(BOUND)), "nats a token"),
+        Number(
+            "channels with a slower decay at initialisation",
+            share_of_slow_decays(float(np.log(BOUND))),
+            "share",
+        ),
+        Number("growth a gate chunk through the content", found.loop_rate**GATE_CHUNK, "times"),
+        Number("largest state of the same inputs without content", float(found.silent.max())),
+        Number("last state through the content, from a start of 0.001", float(found.faint[-1])),
+    )
+
+
+def measure(quick: bool) -> Finding:
+    """Whether a state can grow that nothing is written to."""
+    sizes = QUICK if quick else FULL
+    found = find(sizes)
     return Finding(
         title="A state that nothing is written to does not grow",
-        found=f"A state that nothing is written to can grow {best:.3f} times a token "
-        f"(norm's bound {BOUND:.3f}), {loop_rate:.3f} through the content gate alone",
+        found=f"A state that nothing is written to can grow {found.best:.3f} times a token "
+        f"(norm's bound {BOUND:.3f}), {found.loop_rate:.3f} through the content gate alone",
         claim="With unit keys, b in [0, 1] and no decay the state is stable: every transition has "
         "spectral radius 1 at most, and no sequence of them, chosen freely or by the content gate, "
         "makes a state grow that nothing is written to.",
-        setup=f"{len(single[0])} random transitions of K 8; {rows} random products of {tokens}, K "
-        f"16; gradient ascent from {transitions.RESTARTS} starts, {steps} steps, (K, period) "
-        f"{sizes}; content loop of {chunks} gate chunks of {GATE_CHUNK}, K 2; seed 0",
-        checks=checks,
-        numbers=(
-            *(
-                Number(f"growth a token found, K {k}, period {n}, b ≤ {scale:g}", rate, "times")
-                for scale, rates in searched.items()
-                for (k, n), rate in zip(sizes, rates, strict=True)
-            ),
-            Number("bound of growth a token, b ≤ 1", float(BOUND), "times"),
-            Number("bound of growth a token, b ≤ 2", float(BOUND_NEGATIVE), "times"),
-            Number("growth a token of the pair √(1/6), √(5/6) in the rule", measured_rate, "times"),
-            Number("largest norm on the way of random products", float(products.max())),
-            Number("log-decay that rules growth out", -float(np.log(BOUND)), "nats a token"),
-            Number(
-                "channels with a slower decay at initialisation",
-                share_of_slow_decays(float(np.log(BOUND))),
-                "share",
-            ),
-            Number("growth a gate chunk through the content", loop_rate**GATE_CHUNK, "times"),
-            Number("largest state of the same inputs without content", float(silent.max())),
-            Number("last state through the content, from a start of 0.001", float(faint[-1])),
-        ),
+        setup=f"{sizes.single} random transitions of K 8; {sizes.rows} random products of "
+        f"{sizes.tokens}, K 16; gradient ascent from {transitions.RESTARTS} starts, {sizes.steps} "
+        f"steps, (K, period) {list(sizes.searched)}; content loop of {sizes.chunks} gate chunks of "
+        f"{GATE_CHUNK}, K 2; seed 0",
+        checks=checks_of(found),
+        numbers=numbers_of(sizes, found),
         curves={
-            "sizes": sizes, "searched": searched, "pair": growing, "random": products,
-            "loop": loop, "silent": silent,
+            "sizes": sizes.searched, "searched": found.searched, "pair": found.pair,
+            "random": found.products, "loop": found.loop, "silent": found.silent,
         },
     )  # fmt: skip
 

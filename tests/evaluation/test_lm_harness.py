@@ -22,7 +22,7 @@ from carve_jax.evaluation.subject import Subject
 from carve_jax.evaluation.tasks import NamedTasks, Options, find_tasks
 from carve_jax.model import LanguageModel, LMConfig
 from carve_jax.training.data import ByteTokenizer
-from experiments import evaluate
+from experiments.evaluating import measure
 from tests.evaluation.local_tasks import CHOICES, LAST_WORDS, QUESTIONS, TEXTS, write_tasks
 from tests.mixers.parameters import random_parameters
 
@@ -137,7 +137,7 @@ class SaysSo(ByteTokenizer):
 def test_figures_by_size_are_marked_where_the_tokenizer_is_lossy(tasks, subject, capsys):
     def measured(tokenizer):
         result = run(tasks, subject._replace(text_tokenizer=tokenizer), "local_rolling")
-        evaluate.print_table({"local_rolling": result})
+        measure.print_table({"local_rolling": result})
         return result.facts, capsys.readouterr().out
 
     facts, table = measured(Lowercase)
@@ -148,7 +148,7 @@ def test_figures_by_size_are_marked_where_the_tokenizer_is_lossy(tasks, subject,
     assert not facts["lossless_tokenizer"]
     assert facts["lossy_metrics"] == ["word_perplexity", "bits_per_byte"]
     assert "bits_per_byte *" in table
-    assert table.count(f"* {evaluate.LOSSY}") == 1
+    assert table.count(f"* {measure.LOSSY}") == 1
     model = CarveLM(subject._replace(text_tokenizer=Lowercase))
     for text, kept in (("the rule", True), ("The Rule", False), ("the rule", False)):
         model.loglikelihood_rolling([Instance("loglikelihood_rolling", {}, (text,), 0)])

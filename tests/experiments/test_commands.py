@@ -11,7 +11,7 @@ import pytest
 from carve_jax.errors import UserError
 from carve_jax.training import loop
 from experiments import cli, evaluate, generate
-from experiments.generate import TextStream
+from experiments.generating.text import TextStream
 from tests.training.helpers import text_data, tiny_config
 
 ROOT = Path(__file__).parents[2]

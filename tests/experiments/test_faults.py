@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from experiments import cli, faults
+from experiments.fault_injection.outcome import differences, outcome
 
 
 def test_killed_runs_end_as_the_one_left_alone(tmp_path, capsys):
@@ -25,7 +26,7 @@ def test_killed_runs_end_as_the_one_left_alone(tmp_path, capsys):
     # What was compared is a whole run.
     overrides = [f"--config.{name}={value}" for name, value in faults.TINY.items()]
     config = cli.load_config(faults.CONFIG, [*overrides, *changes])
-    expected = faults.outcome(config, tmp_path / "runs" / "alone")
+    expected = outcome(config, tmp_path / "runs" / "alone")
     assert [line["step"] for line in expected[2]] == list(range(1, 15))
     assert any("guard" in line for line in expected[2])
     # And it can fail: another number, another position, another line.
@@ -33,10 +34,10 @@ def test_killed_runs_end_as_the_one_left_alone(tmp_path, capsys):
     shutil.copytree(tmp_path / "runs" / "again", damaged)
     lines = (damaged / "metrics.jsonl").read_text().splitlines()
     (damaged / "metrics.jsonl").write_text("\n".join([lines[0], lines[0], *lines[2:-1]]) + "\n")
-    state, position, figures = faults.outcome(config, damaged)
+    state, position, figures = outcome(config, damaged)
     flipped = jax.tree.map(np.array, state)
     flipped.params["head"]["kernel"].view(np.uint32)[0, 0] ^= 1
-    found = faults.differences((flipped, {"other": position}, figures), expected)
+    found = differences((flipped, {"other": position}, figures), expected)
     assert found == [
         "array .params['head']['kernel']",
         "the data position",

@@ -11,9 +11,10 @@ import pyarrow.parquet
 
 from carve_jax.training.data.manifest import Manifest
 from carve_jax.training.data.token_files import TokenFiles
-from experiments import prepare_workers
-from experiments.prepare_data import Settings, prepare
-from experiments.prepare_sources import Columns, WorkSize, list_sources, read_work, survey
+from experiments.preparation import workers
+from experiments.preparation.prepare import Settings, prepare
+from experiments.preparation.sources import list_sources, read_work, survey
+from experiments.preparation.work import Columns, WorkSize
 from tests.fuzz.damage import kept
 from tests.fuzz.kind import OTHER, REPAIRED, Judge, Kind, Say, SilentChange, any_value
 from tests.training.data.helpers import write_shards
@@ -98,7 +99,7 @@ def go_on_bpe(folder: Path, say: Say) -> Any:
 
 def go_on(folder: Path, say: Say, settings: Settings | None = None) -> Any:
     """As the same prepare_data does, run again, in another process."""
-    prepare_workers._tokenizer.cache_clear()
+    workers._tokenizer.cache_clear()
     files = prepare([str(folder / "in.jsonl")], folder / "tokens", settings or UNFINISHED)
     shards = {split: files.documents(split) for split in files.headers}
     return {split: [(s.tokens, s.offsets) for s in found] for split, found in shards.items()}
@@ -170,7 +171,7 @@ def _tokens(what: str, *files: str, read: Any = read_tokens, **others: Any) -> K
 
 
 _TOKENS = "carve_jax.training.data.token_files"
-_SOURCES = "experiments.prepare_sources"
+_PREPARATION = "experiments.preparation"
 
 
 def _judge_old() -> Judge:
@@ -221,7 +222,7 @@ KINDS = (
         go_on,
         (
             "carve_jax.training.data.manifest:Manifest.read",
-            "experiments.prepare_workers:_tokenizer",
+            "experiments.preparation.workers:_tokenizer",
         ),
         judge_go_on,
         json=True,
@@ -232,7 +233,7 @@ KINDS = (
         make_unfinished_bpe,
         ("tokens/*",),
         go_on_bpe,
-        ("experiments.prepare_data:_tokenizer",),
+        ("experiments.preparation.prepare:_tokenizer",),
         judge_go_on,
         json=True,
         share=0.5,
@@ -243,7 +244,7 @@ KINDS = (
         make_text,
         ("a.txt",),
         _read("a.txt", Columns()),
-        (f"{_SOURCES}:survey", f"{_SOURCES}:_read"),
+        (f"{_PREPARATION}.sources:survey", f"{_PREPARATION}.sources:_read"),
         judge_text,
         share=0.5,
     ),
@@ -252,7 +253,7 @@ KINDS = (
         make_lines,
         ("a.jsonl",),
         _read("a.jsonl", COLUMNS),
-        (f"{_SOURCES}:_survey_lines", f"{_SOURCES}:_of_line"),
+        (f"{_PREPARATION}.json_lines:survey_lines", f"{_PREPARATION}.json_lines:document_of_line"),
         judge_lines,
         json=True,
     ),
@@ -261,7 +262,7 @@ KINDS = (
         make_parquet,
         ("a.parquet",),
         _read("a.parquet", COLUMNS),
-        (f"{_SOURCES}:_parquet", f"{_SOURCES}:_read_rows"),
+        (f"{_PREPARATION}.parquet:_parquet", f"{_PREPARATION}.parquet:read_rows"),
         judge_parquet,
     ),
 )

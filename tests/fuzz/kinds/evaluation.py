@@ -7,7 +7,7 @@ from typing import Any
 from carve_jax.evaluation.answers import Answers
 from carve_jax.evaluation.ruler import Haystack
 from carve_jax.evaluation.tasks import Figure, Result
-from experiments.evaluation_record import Record, settings_of, settings_of_run
+from experiments.evaluating.record import Record, settings_of, settings_of_run
 from tests.evaluation.local_tasks import write_tasks
 from tests.fuzz.damage import HANGS, kept
 from tests.fuzz.kind import OTHER, REPAIRED, Kind, Say, SilentChange, any_value
@@ -146,7 +146,7 @@ KINDS = (
         make_record,
         ("evaluation_6.json",),
         read_record,
-        ("experiments.evaluation_record:_read_results", "experiments.evaluation_record:Record.add"),
+        ("experiments.evaluating.record:_read_results", "experiments.evaluating.record:Record.add"),
         judge_record,
         json=True,
         share=2.0,
@@ -157,7 +157,7 @@ KINDS = (
         make_record,
         (".evaluation.lock",),
         read_record,
-        ("experiments.evaluation_record:_alone",),
+        ("experiments.evaluating.record:_alone",),
         judge_record,
         share=0.5,
     ),
@@ -189,8 +189,8 @@ KINDS = (
         read_depended,
         (
             "carve_jax.files.names:_file_digest",
-            "experiments.evaluation_record:settings_of",
-            "experiments.evaluation_record:settings_of_run",
+            "experiments.evaluating.record:settings_of",
+            "experiments.evaluating.record:settings_of_run",
         ),
         any_value,  # another digest, so that the result is measured anew
         share=0.5,

@@ -6,9 +6,10 @@ from typing import Any
 from unittest import mock
 
 from carve_jax.files import write_atomically
-from experiments.plan import find_rates, find_target
+from experiments.benchmarks.tile_table import read_rows, write_table
+from experiments.planning.chips import find_chip
+from experiments.planning.rates import find_rates
 from experiments.rented_gpu.record import Record
-from experiments.tune import read_rows, write_table
 from pallas_kernels import tiling, verdicts
 from pallas_kernels.verdicts import Check, Verdict
 from tests.fuzz.damage import HANGS, kept
@@ -56,9 +57,6 @@ def judge_verdict(folder: Path, value: Any, healthy: Any, said: list[str]) -> st
     return REPAIRED  # tested anew
 
 
-TARGET = find_target("h100", 8, "no")
-
-
 def make_rates(folder: Path, number: int) -> None:
     ceilings = {"flop_per_second": 6e14 + number, "bytes_per_second": 3e12}
     record = {"ceilings": ceilings, "devices": ["NVIDIA H100"], "results": []}
@@ -66,7 +64,7 @@ def make_rates(folder: Path, number: int) -> None:
 
 
 def read_given_rates(folder: Path, say: Say) -> Any:
-    rates = find_rates(str(folder / "gpu.json"), TARGET)
+    rates = find_rates(str(folder / "gpu.json"), find_chip("h100"), 8)
     return [rates[0], rates[1], rates[2]]
 
 
@@ -116,7 +114,7 @@ KINDS = (
         make_tiles,
         ("tiles.json",),
         read_tiles,
-        ("experiments.tune:read_rows",),
+        ("experiments.benchmarks.tile_table:read_rows",),
         any_value,
         json=True,
         examples=(kept("value", 6, "1.5"), kept("value", 6, "true")),
@@ -137,7 +135,7 @@ KINDS = (
         make_rates,
         ("gpu.json",),
         read_given_rates,
-        ("experiments.plan:find_rates",),
+        ("experiments.planning.rates:find_rates",),
         judge_rates,
         json=True,
         examples=(*HANGS, kept("value", 2, "NaN"), kept("value", 3, "0")),

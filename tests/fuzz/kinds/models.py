@@ -18,7 +18,7 @@ from carve_jax.mixers import MIXERS
 from carve_jax.model import LanguageModel, LMConfig
 from carve_jax.training.data import train_bpe
 from carve_jax.training.data.tokenizer_files import open_tokenizer
-from experiments import generate
+from experiments.generating import state
 from tests.fuzz.kind import Kind, Say, any_value
 from tests.fuzz.kinds.run_directory import TEXT, judge_tokenizer
 
@@ -81,7 +81,7 @@ def make_decoding(folder: Path, number: int) -> None:
 def read_decoding(folder: Path, say: Say) -> Any:
     """As --load_state takes it."""
     trained = SimpleNamespace(model=LanguageModel(CONFIG), params=None)
-    return jax.tree.leaves(generate._load(str(folder / "state"), trained))
+    return jax.tree.leaves(state.load(str(folder / "state"), trained))
 
 
 def reseal_decoding(folder: Path) -> None:

@@ -6,13 +6,12 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from experiments import report
-from experiments.reporting import text
+from experiments.reporting import text, theory_record
 from experiments.reporting.compare import compare
 from experiments.reporting.sweep import read_sweep
-from experiments.sweep_plan import Plan, PlannedRun, Variant
-from experiments.sweep_store import FILE_NAME, RUNS, Status, Store
-from tests.experiments.sweeps import BITS, truth_of, write_sweep
+from experiments.sweeps.plan import Plan, PlannedRun, Variant
+from experiments.sweeps.store import FILE_NAME, RUNS, Status, Store
+from tests.experiments.sweeps.made_up import BITS, truth_of, write_sweep
 from tests.fuzz.damage import HANGS, kept
 from tests.fuzz.kind import OTHER, REPAIRED, Kind, Say, SilentChange, any_value, same
 
@@ -119,8 +118,8 @@ def make_report(folder: Path, number: int) -> None:
     write_sweep(folder, titles, truth, seeds=2)
     (folder / "theory").mkdir()
     (folder / "theory" / "theory.json").write_text(json.dumps(THEORY | {"date": str(number)}))
-    (folder / "theory" / "solve.png").write_bytes(report.PNG + bytes([number]))
-    (folder / "secret.png").write_bytes(report.PNG)
+    (folder / "theory" / "solve.png").write_bytes(theory_record.PNG + bytes([number]))
+    (folder / "secret.png").write_bytes(theory_record.PNG)
 
 
 THEORY = {
@@ -145,16 +144,16 @@ def write_report(folder: Path, say: Say) -> Any:
     """As experiments.report does, but for its pictures."""
     sweep = read_sweep(folder)
     comparisons = compare(sweep, alpha=0.05, smallest={})
-    theory, where = report.find_theory(None, folder)
-    pngs = report.theory_pictures(theory, where)
+    theory, where = theory_record.find_theory(None, folder)
+    pngs = theory_record.theory_pictures(theory, where)
     shows = {task.name: {f"{task.name}_curves.png": "curves"} for task in sweep.tasks}
     written = text.write(text.Findings(sweep, comparisons, 0.05, shows, theory))
     rates = [(run.rate, run.last_step, run.curve(BITS["name"])) for run in sweep.runs]
     return written, pngs, rates
 
 
-_TAIL = "experiments.sweep_store:_tail"
-_STORE = "experiments.sweep_store:Store"
+_TAIL = "experiments.sweeps.store:_tail"
+_STORE = "experiments.sweeps.store:Store"
 _REPORT = "experiments.reporting.sweep:read_json"
 _RUN = "runs/text.carve.s0"
 
@@ -164,7 +163,7 @@ KINDS = (
         make_sweep,
         (FILE_NAME,),
         claim,
-        ("experiments.sweep_store:read_record", f"{_STORE}._read", f"{_STORE}._check"),
+        ("experiments.sweeps.store:read_record", f"{_STORE}._read", f"{_STORE}._check"),
         json=True,
         examples=(kept("only", 0, "object"), kept("value", 9, "long text")),
     ),
@@ -173,7 +172,7 @@ KINDS = (
         make_sweep,
         (f"{RUNS}/*.status.json",),
         status,
-        ("experiments.sweep_store:read_status",),
+        ("experiments.sweeps.store:read_status",),
         judge_status,
         json=True,
         examples=(kept("value", 1, "-0.0"), kept("value", 5, "[]")),
@@ -238,7 +237,7 @@ KINDS = (
         make_report,
         ("theory/theory.json",),
         write_report,
-        ("experiments.report:find_theory",),
+        ("experiments.reporting.theory_record:find_theory",),
         any_value,
         json=True,
         examples=(kept("value", 3, "[]"), kept("value", 4, "null")),
@@ -248,7 +247,7 @@ KINDS = (
         make_report,
         ("theory/*.png",),
         write_report,
-        ("experiments.report:theory_pictures",),
+        ("experiments.reporting.theory_record:theory_pictures",),
         any_value,
         share=0.3,
         examples=HANGS,

@@ -29,8 +29,9 @@ from carve_jax.training.data.shard_header import sha256
 from carve_jax.training.data.tokenizer import LibraryTokenizer, tokenizer_from_json
 from carve_jax.training.data.tokenizer_files import open_tokenizer
 from carve_jax.training.settings import differences
-from experiments.prepare_data import Settings, prepare
-from experiments.prepare_sources import Columns, Source, WorkSize, list_sources, read_work, survey
+from experiments.preparation.prepare import Settings, prepare
+from experiments.preparation.sources import list_sources, read_work, survey
+from experiments.preparation.work import Columns, Source, WorkSize
 from tests.training.data.helpers import write_shards
 
 LINES = "".join(json.dumps({"text": f"document {i}"}) + "\n" for i in range(3))

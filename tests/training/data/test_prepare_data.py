@@ -13,8 +13,10 @@ from carve_jax.errors import UserError
 from carve_jax.training.data import TokenFiles, is_held_out, make_pipeline
 from carve_jax.training.data.manifest import Manifest
 from experiments import cli
-from experiments.prepare_data import Settings, main, prepare
-from experiments.prepare_sources import Columns, WorkSize, list_sources, read_work, survey
+from experiments.preparation.prepare import Settings, prepare
+from experiments.preparation.sources import list_sources, read_work, survey
+from experiments.preparation.work import Columns, WorkSize
+from experiments.prepare_data import main
 
 ROOT = Path(__file__).parents[3]
 SETTINGS = Settings(eval_fraction=0.3)
@@ -205,7 +207,8 @@ def test_any_number_of_workers_writes_the_same_files(many, tmp_path):
 KILLED = """
 import os, signal, sys
 from pathlib import Path
-from experiments.prepare_data import Settings, WorkSize, prepare
+from experiments.preparation.prepare import Settings, prepare
+from experiments.preparation.work import WorkSize
 from carve_jax.training.data import shard_writer
 
 inputs, out = sys.argv[1], Path(sys.argv[2])

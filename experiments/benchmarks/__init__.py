@@ -1,0 +1,1 @@
+"""The suites of experiments.benchmark, each a module of its own."""

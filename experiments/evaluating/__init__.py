@@ -1,0 +1,1 @@
+"""What experiments.evaluate measures, and the file that keeps it."""

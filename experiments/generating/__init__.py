@@ -1,0 +1,1 @@
+"""Between text and the library's decoding, for experiments.generate."""

@@ -1,0 +1,1 @@
+"""What all that measures shares: fair timing, calls of the rule, and time by kernel."""

@@ -1,0 +1,1 @@
+"""From text to pieces of work to token files, for experiments.prepare_data."""

@@ -1,0 +1,1 @@
+"""The runs of experiments.sweep: planned, held in one directory, and taken to their end."""
