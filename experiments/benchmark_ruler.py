@@ -17,9 +17,9 @@ from typing import Any
 
 import jax
 
-from carve_jax.evaluation.ruler import PROBES
+from carve_jax.data import ByteTokenizer
+from carve_jax.data.ruler import PROBES
 from carve_jax.evaluation.ruler.run import Asking, run_probe
-from carve_jax.training.data import ByteTokenizer
 from experiments.benchmark_decode import Plan, random_model, tree_bytes
 from experiments.timing import in_fresh_process
 

@@ -33,10 +33,10 @@ from typing import Any
 
 from absl import flags
 
+from carve_jax.data.ruler import Haystack
 from carve_jax.errors import UserError
 from carve_jax.evaluation.harness_tasks import HarnessTasks
 from carve_jax.evaluation.held_out import held_out_perplexity
-from carve_jax.evaluation.ruler import Haystack
 from carve_jax.evaluation.ruler.run import Asking
 from carve_jax.evaluation.ruler_tasks import RulerTasks
 from carve_jax.evaluation.subject import Subject, load_subject
@@ -50,8 +50,8 @@ from carve_jax.evaluation.tasks import (
     find_group,
     find_tasks,
 )
+from carve_jax.ranges import INT32, SEED
 from carve_jax.training.provenance import describe_environment
-from carve_jax.training.ranges import INT32, SEED
 from experiments import cli
 from experiments.evaluation_record import Record, settings_of, settings_of_run
 

@@ -18,14 +18,14 @@ import jax
 import numpy as np
 from absl import flags
 
+from carve_jax.data import Tokenizer
 from carve_jax.decoding import Decoding, extend, prefill
 from carve_jax.decoding_file import load_decoding, save_decoding
 from carve_jax.errors import UserError
 from carve_jax.files import local_path, reason_of, told
 from carve_jax.generate import decode
+from carve_jax.ranges import INT32, SEED
 from carve_jax.shapes import Int32
-from carve_jax.training.data import Tokenizer
-from carve_jax.training.ranges import INT32, SEED
 from carve_jax.training.run import Trained, load_tokenizer, load_trained
 from experiments import cli
 

@@ -13,10 +13,10 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from carve_jax.data.sources.documents import Document, fingerprint
+from carve_jax.data.sources.stdlib import stdlib_documents
 from carve_jax.errors import UserError
 from carve_jax.files import local_path, open_regular, parse_json, reason_of, shown, told
-from carve_jax.training.data.documents import Document, fingerprint
-from carve_jax.training.data.stdlib import stdlib_documents
 from carve_jax.training.settings import nearest
 
 LINES = (".jsonl", ".ndjson", ".json")

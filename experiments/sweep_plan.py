@@ -12,11 +12,11 @@ from ml_collections import ConfigDict
 
 from carve_jax.accounting import parameter_shapes
 from carve_jax.config import LMConfig
+from carve_jax.data.config import DataConfig
+from carve_jax.data.packing import check_alignment
 from carve_jax.errors import UserError
 from carve_jax.model import count_parameters
-from carve_jax.training.data.config import DataConfig
-from carve_jax.training.data.packing import check_alignment
-from carve_jax.training.ranges import check_number
+from carve_jax.ranges import check_number
 from carve_jax.training.settings import (
     check_names,
     check_settings,

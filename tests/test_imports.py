@@ -11,7 +11,11 @@ ROOT = Path(__file__).resolve().parent.parent
 
 # A file may import its own layer and those above it in this list.
 LAYERS = (
-    ("carve_jax/shapes.py", "carve_jax/errors.py", "carve_jax/versions.py", "carve_jax/files"),
+    (
+        *("carve_jax/shapes.py", "carve_jax/errors.py", "carve_jax/versions.py"),
+        *("carve_jax/ranges.py", "carve_jax/files"),
+    ),
+    ("carve_jax/data",),
     ("pallas_kernels",),
     ("carve_jax/ops",),
     ("carve_jax/sharding.py",),

@@ -19,8 +19,8 @@ from flax import struct
 
 from carve_jax.errors import UserError
 from carve_jax.files import shown
+from carve_jax.ranges import check_number
 from carve_jax.shapes import Array, Bool, Float32, Int32
-from carve_jax.training.ranges import check_number
 
 ACTIONS = ("skip", "rewind", "stop")
 FIELDS = ("loss_factor", "grad_factor", "window", "action", "limit")

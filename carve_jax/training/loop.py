@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
+from carve_jax.data import Tokenizer, changed_facts
 from carve_jax.errors import UserError
 from carve_jax.files import held
 from carve_jax.generate import generate
@@ -26,7 +27,6 @@ from carve_jax.training.agreement import (
     together,
 )
 from carve_jax.training.checkpoint import Checkpoints
-from carve_jax.training.data import Tokenizer, changed_facts
 from carve_jax.training.metrics import read_metrics
 from carve_jax.training.run import (
     Run,

@@ -6,7 +6,7 @@ from typing import Any
 import jax
 import optax
 
-from carve_jax.training.ranges import check_number
+from carve_jax.ranges import check_number
 
 # What sets a time scale, an offset or a gain is not pulled towards zero; matrices are.
 UNDECAYED = frozenset(

@@ -12,6 +12,8 @@ from jax.sharding import Mesh, NamedSharding, SingleDeviceSharding
 from ml_collections import ConfigDict
 
 from carve_jax.accounting import parameter_shapes
+from carve_jax.data import DataPipeline, Tokenizer, make_pipeline, tokenizer_from_json
+from carve_jax.data.token_files.shard_header import sha256
 from carve_jax.errors import UserError
 from carve_jax.files import read_text, write_atomically
 from carve_jax.model import LanguageModel
@@ -19,8 +21,6 @@ from carve_jax.ops.gated_delta import resolve_implementation
 from carve_jax.placement import check_mesh, state_shardings
 from carve_jax.sharding import make_mesh, row_share, spec
 from carve_jax.training.checkpoint import Checkpoints
-from carve_jax.training.data import DataPipeline, Tokenizer, make_pipeline, tokenizer_from_json
-from carve_jax.training.data.shard_header import sha256
 from carve_jax.training.guard import Guard
 from carve_jax.training.optimizer import make_optimizer, make_schedule
 from carve_jax.training.settings import (

@@ -9,10 +9,10 @@ from typing import Any, NamedTuple
 import jax
 from tqdm import tqdm
 
+from carve_jax.data.token_files.shard_header import sha256
 from carve_jax.evaluation.perplexity import perplexity
 from carve_jax.training.agreement import for_all, is_first
 from carve_jax.training.checkpoint import Checkpoints
-from carve_jax.training.data.shard_header import sha256
 from carve_jax.training.guard import Guard
 from carve_jax.training.metrics import MetricsLog, Throughput
 from carve_jax.training.profiling import Profile

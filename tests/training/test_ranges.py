@@ -4,10 +4,10 @@ import math
 
 import pytest
 
+from carve_jax.data.config import DataConfig
 from carve_jax.errors import UserError
-from carve_jax.training.data.config import DataConfig
+from carve_jax.ranges import INT32, TABLE, Range, check_number
 from carve_jax.training.loop import train
-from carve_jax.training.ranges import INT32, TABLE, Range, check_number
 from carve_jax.training.settings import check_settings, flatten
 from configs import base
 from tests.training.helpers import tiny_config

@@ -5,9 +5,9 @@ import json
 import pytest
 from ml_collections import ConfigDict
 
+from carve_jax.data import ByteTokenizer
 from carve_jax.errors import UserError
 from carve_jax.model import LMConfig
-from carve_jax.training.data import ByteTokenizer
 from carve_jax.training.run import build_pipeline, load_trained, make_model
 from carve_jax.training.settings import (
     RESUMABLE,

@@ -9,8 +9,8 @@ from typing import Any
 import jax
 import numpy as np
 
+from carve_jax.data.batches import BatchIterator, Block, CountedOrder
 from carve_jax.training.checkpoint import Checkpoints
-from carve_jax.training.data.batches import BatchIterator, Block, CountedOrder
 from carve_jax.training.digest import FILE_NAME, SEAL, Bound, digests
 from carve_jax.training.run import CHECKPOINTS
 from tests.fuzz.damage import HANGS, Example, kept

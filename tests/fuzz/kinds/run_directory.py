@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
+from carve_jax.data import train_bpe
+from carve_jax.data.token_files.shard_header import sha256
 from carve_jax.files import held, locks
 from carve_jax.training import metrics, provenance
-from carve_jax.training.data import train_bpe
-from carve_jax.training.data.shard_header import sha256
 from carve_jax.training.run import TOKENIZER, load_tokenizer, save_tokenizer
 from carve_jax.training.settings import (
     RESUMABLE,
@@ -254,7 +254,7 @@ KINDS = (
         make_tokenizer,
         (TOKENIZER,),
         read_unsealed_tokenizer,
-        ("carve_jax.training.data.tokenizer:tokenizer_from_json",),
+        ("carve_jax.data.tokenizers.tokenizer:tokenizer_from_json",),
         judge_tokenizer,
         json=True,
         examples=(kept("value", 5818, "0"),),
