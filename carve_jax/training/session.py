@@ -10,11 +10,11 @@ import jax
 from tqdm import tqdm
 
 from carve_jax.data.token_files.shard_header import sha256
-from carve_jax.evaluation.perplexity import perplexity
 from carve_jax.training.agreement import for_all, is_first
 from carve_jax.training.checkpoint import Checkpoints
 from carve_jax.training.guard import Guard
 from carve_jax.training.metrics import MetricsLog, Throughput
+from carve_jax.training.perplexity import perplexity
 from carve_jax.training.profiling import Profile
 from carve_jax.training.recorder import Recorder, Say
 from carve_jax.training.run import Run
