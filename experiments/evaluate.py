@@ -51,7 +51,7 @@ from carve_jax.evaluation.tasks import (
     find_tasks,
 )
 from carve_jax.ranges import INT32, SEED
-from carve_jax.training.provenance import describe_environment
+from carve_jax.training.reports.provenance import describe_environment
 from experiments import cli
 from experiments.evaluation_record import Record, settings_of, settings_of_run
 

@@ -29,9 +29,9 @@ from absl import flags
 
 from carve_jax.errors import UserError
 from carve_jax.files import made_directory, output_file, write_atomically
-from carve_jax.training.checkpoint import Checkpoints
-from carve_jax.training.metrics import CLOCK, read_metrics
-from carve_jax.training.provenance import describe_environment
+from carve_jax.training.checkpoints.checkpoint import Checkpoints
+from carve_jax.training.reports.metrics import CLOCK, read_metrics
+from carve_jax.training.reports.provenance import describe_environment
 from carve_jax.training.run import build
 from carve_jax.training.settings import CHECKPOINTS
 from experiments import cli

@@ -26,7 +26,7 @@ from carve_jax.mixers import MIXERS
 from carve_jax.model import LanguageModel
 from carve_jax.ops.gated_delta import IMPLEMENTATIONS
 from carve_jax.training.optimizer import make_optimizer, make_schedule
-from carve_jax.training.provenance import describe_environment
+from carve_jax.training.reports.provenance import describe_environment
 from carve_jax.training.run import make_init
 from carve_jax.training.settings import make_model_config, nearest
 from carve_jax.training.step import make_loss, make_train_step

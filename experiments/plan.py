@@ -45,7 +45,7 @@ from carve_jax.files import (
 from carve_jax.model import count_parameters
 from carve_jax.placement import check_mesh
 from carve_jax.sharding import AXES, make_mesh
-from carve_jax.training.provenance import describe_environment
+from carve_jax.training.reports.provenance import describe_environment
 from carve_jax.training.run import Steps, build_steps, implementation_of, make_model
 from carve_jax.training.settings import check_settings, nearest
 from experiments import budget, cli

@@ -19,9 +19,9 @@ from typing import Any, NamedTuple
 from tqdm import tqdm
 
 from carve_jax.errors import UserError
+from carve_jax.training.processes.stopping import Interrupted, StopRequests, TrainingDiverged
 from carve_jax.training.settings import FILE_NAME as CONFIG
 from carve_jax.training.settings import claim_workdir
-from carve_jax.training.stopping import Interrupted, StopRequests, TrainingDiverged
 from experiments.cli import USER_ERROR
 from experiments.sweep_plan import PlannedRun
 from experiments.sweep_store import PROMPT, Store

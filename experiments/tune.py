@@ -19,7 +19,7 @@ import jax.numpy as jnp
 
 from carve_jax.errors import UserError
 from carve_jax.files import read_json, reason_of, shown
-from carve_jax.training.metrics import write_atomically
+from carve_jax.training.reports.metrics import write_atomically
 from experiments.benchmark_gpu import TURN, check_parts
 from experiments.contenders import RULES, Shape, rule_contender, rule_inputs
 from experiments.timing import Contender, LeftOut, attempt, median_seconds, require_gpu

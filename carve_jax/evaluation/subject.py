@@ -15,7 +15,7 @@ from carve_jax.data.tokenizers.tokenizer import Tokenizer
 from carve_jax.errors import UserError
 from carve_jax.evaluation.scoring import Scorer, has_full_attention
 from carve_jax.model import LanguageModel
-from carve_jax.training.checkpoint import Checkpoints
+from carve_jax.training.checkpoints.checkpoint import Checkpoints
 from carve_jax.training.run import Trained, load_tokenizer, load_trained
 from carve_jax.training.settings import CHECKPOINTS, load_config
 

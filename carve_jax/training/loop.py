@@ -17,8 +17,8 @@ from carve_jax.files import held
 from carve_jax.generate import generate
 from carve_jax.model import count_parameters
 from carve_jax.placement import pipeline_bubble
-from carve_jax.training import plot, provenance
-from carve_jax.training.agreement import (
+from carve_jax.training.checkpoints.checkpoint import Checkpoints
+from carve_jax.training.processes.agreement import (
     for_all,
     held_by_first,
     is_first,
@@ -26,8 +26,8 @@ from carve_jax.training.agreement import (
     require_shared,
     together,
 )
-from carve_jax.training.checkpoint import Checkpoints
-from carve_jax.training.metrics import read_metrics
+from carve_jax.training.reports import plot, provenance
+from carve_jax.training.reports.metrics import read_metrics
 from carve_jax.training.run import (
     Run,
     Say,

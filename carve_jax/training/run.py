@@ -20,7 +20,7 @@ from carve_jax.model import LanguageModel
 from carve_jax.ops.gated_delta import resolve_implementation
 from carve_jax.placement import check_mesh, state_shardings
 from carve_jax.sharding import make_mesh, row_share, spec
-from carve_jax.training.checkpoint import Checkpoints
+from carve_jax.training.checkpoints.checkpoint import Checkpoints
 from carve_jax.training.guard import Guard
 from carve_jax.training.optimizer import make_optimizer, make_schedule
 from carve_jax.training.settings import (

@@ -10,18 +10,18 @@ import jax
 from tqdm import tqdm
 
 from carve_jax.data.token_files.shard_header import sha256
-from carve_jax.training.agreement import for_all, is_first
-from carve_jax.training.checkpoint import Checkpoints
+from carve_jax.training.checkpoints.checkpoint import Checkpoints
 from carve_jax.training.guard import Guard
-from carve_jax.training.metrics import MetricsLog, Throughput
 from carve_jax.training.perplexity import perplexity
-from carve_jax.training.profiling import Profile
-from carve_jax.training.recorder import Recorder, Say
+from carve_jax.training.processes.agreement import for_all, is_first
+from carve_jax.training.processes.stopping import Interrupted, SpikeFound, StopRequests
+from carve_jax.training.processes.watchdog import Watchdog
+from carve_jax.training.reports.metrics import MetricsLog, Throughput
+from carve_jax.training.reports.profiling import Profile
+from carve_jax.training.reports.recorder import Recorder, Say
+from carve_jax.training.reports.utilisation import ideal_step_seconds
 from carve_jax.training.run import Run
 from carve_jax.training.step import Batch, TrainState
-from carve_jax.training.stopping import Interrupted, SpikeFound, StopRequests
-from carve_jax.training.utilisation import ideal_step_seconds
-from carve_jax.training.watchdog import Watchdog
 
 
 class Start(NamedTuple):

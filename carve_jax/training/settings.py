@@ -22,9 +22,9 @@ from carve_jax.files import (
 from carve_jax.model import LMConfig
 from carve_jax.ranges import check_number, check_numbers
 from carve_jax.sharding import AXES
-from carve_jax.training import metrics
 from carve_jax.training.guard import FIELDS as GUARD
 from carve_jax.training.guard import Guard
+from carve_jax.training.reports import metrics
 
 FILE_NAME = "config.json"
 CHECKPOINTS = "checkpoints"  # the folder of a run directory

@@ -14,7 +14,7 @@ from typing import Any
 
 import jax
 
-from carve_jax.training.provenance import describe_environment
+from carve_jax.training.reports.provenance import describe_environment
 from experiments import tune
 from experiments.benchmark_gpu import (
     OURS,

@@ -12,10 +12,10 @@ import pytest
 from carve_jax.errors import UserError
 from carve_jax.training import loop
 from carve_jax.training.guard import Guard
-from carve_jax.training.metrics import read_metrics
+from carve_jax.training.processes.stopping import Interrupted, SpikeFound
+from carve_jax.training.reports.metrics import read_metrics
 from carve_jax.training.run import build
 from carve_jax.training.settings import check_settings
-from carve_jax.training.stopping import Interrupted, SpikeFound
 from tests.training.helpers import figures, tiny_config, train
 
 

@@ -14,9 +14,9 @@ from ml_collections import ConfigDict
 
 from carve_jax.errors import UserError
 from carve_jax.training import loop
-from carve_jax.training.metrics import CLOCK, read_metrics
+from carve_jax.training.processes.stopping import Interrupted, TrainingDiverged
+from carve_jax.training.reports.metrics import CLOCK, read_metrics
 from carve_jax.training.run import build, load_tokenizer, load_trained
-from carve_jax.training.stopping import Interrupted, TrainingDiverged
 from tests.training.helpers import figures, text_data, tiny_config, train
 
 

@@ -6,8 +6,9 @@ import pytest
 
 from carve_jax.errors import UserError
 from carve_jax.files import held
-from carve_jax.training import loop, provenance
-from carve_jax.training.metrics import MetricsLog, read_metrics
+from carve_jax.training import loop
+from carve_jax.training.reports import provenance
+from carve_jax.training.reports.metrics import MetricsLog, read_metrics
 from tests.training.helpers import tiny_config
 
 DAMAGE = (b"garbage", b"\x00\xff", b"[1]", b"1", b'{"loss": 1.0}', b'{"step": 2, "loss": [1]}')

@@ -23,8 +23,8 @@ from carve_jax.errors import UserError
 from carve_jax.placement import pipeline_bubble
 from carve_jax.sharding import row_share
 from carve_jax.training import loop
-from carve_jax.training.distributed import COMPLETION_INDEX, Peers, peers_of
-from carve_jax.training.metrics import read_metrics
+from carve_jax.training.processes.distributed import COMPLETION_INDEX, Peers, peers_of
+from carve_jax.training.reports.metrics import read_metrics
 from carve_jax.training.run import build, load_trained, make_model
 from experiments import train as command
 from tests.devices import xla_flags

@@ -10,8 +10,8 @@ import jax
 import numpy as np
 
 from carve_jax.data.batches import BatchIterator, Block, CountedOrder
-from carve_jax.training.checkpoint import Checkpoints
-from carve_jax.training.digest import FILE_NAME, SEAL, Bound, digests
+from carve_jax.training.checkpoints.checkpoint import Checkpoints
+from carve_jax.training.checkpoints.digest import FILE_NAME, SEAL, Bound, digests
 from carve_jax.training.run import CHECKPOINTS
 from tests.fuzz.damage import HANGS, Example, kept
 from tests.fuzz.kind import REPAIRED, Kind, Say, SilentChange, same
@@ -102,8 +102,8 @@ def reseal(folder: Path) -> None:
         (step / "state" / SEAL).write_text(json.dumps(bound.sealed(text)), "utf-8")
 
 
-_DIGEST = "carve_jax.training.digest"
-_CHECKPOINT = "carve_jax.training.checkpoint:Checkpoints"
+_DIGEST = "carve_jax.training.checkpoints.digest"
+_CHECKPOINT = "carve_jax.training.checkpoints.checkpoint:Checkpoints"
 
 
 def _part(
@@ -154,7 +154,7 @@ KINDS = (
         "state/_METADATA",
         "state/_sharding",
         "state/array_metadatas/*",
-        reads=("carve_jax.training.checkpoint_times:_fault", f"{_CHECKPOINT}._read_whole"),
+        reads=("carve_jax.training.checkpoints.times:_fault", f"{_CHECKPOINT}._read_whole"),
         json=False,
         examples=(*HANGS, kept("value", 0, '""'), kept("value", 0, "deep list")),
     ),

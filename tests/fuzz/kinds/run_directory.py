@@ -10,7 +10,7 @@ from unittest import mock
 from carve_jax.data import train_bpe
 from carve_jax.data.token_files.shard_header import sha256
 from carve_jax.files import held, locks
-from carve_jax.training import metrics, provenance
+from carve_jax.training.reports import metrics, provenance
 from carve_jax.training.run import TOKENIZER, load_tokenizer, save_tokenizer
 from carve_jax.training.settings import (
     RESUMABLE,
@@ -178,6 +178,7 @@ def judge_tokenizer(folder: Path, value: Any, healthy: Any, said: list[str]) -> 
     return OTHER
 
 
+_METRICS = "carve_jax.training.reports.metrics"
 KINDS = (
     Kind(
         "config.json of a run",
@@ -213,7 +214,7 @@ KINDS = (
         make_provenance,
         (provenance.FILE_NAME,),
         read_provenance,
-        ("carve_jax.training.provenance:_read",),
+        ("carve_jax.training.reports.provenance:_read",),
         judge_provenance,
         json=True,
         examples=(kept("value", 7, "[null]"), kept("twice", 1, "0")),
@@ -223,7 +224,10 @@ KINDS = (
         make_metrics,
         (metrics.FILE_NAME,),
         read_metrics,
-        ("carve_jax.training.metrics:_read", "carve_jax.training.metrics:MetricsLog._drop_lines"),
+        (
+            f"{_METRICS}:_read",
+            f"{_METRICS}:MetricsLog._drop_lines",
+        ),
         judge_metrics,
         json=True,
         share=2.0,

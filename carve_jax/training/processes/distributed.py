@@ -18,8 +18,8 @@ from typing import NamedTuple
 import jax
 
 from carve_jax.errors import UserError
-from carve_jax.training.agreement import ROOM, AgreedError, store, who
-from carve_jax.training.stopping import Interrupted, TrainingDiverged
+from carve_jax.training.processes.agreement import ROOM, AgreedError, store, who
+from carve_jax.training.processes.stopping import Interrupted, TrainingDiverged
 
 COMPLETION_INDEX = "JOB_COMPLETION_INDEX"  # a Kubernetes indexed Job tells its pods theirs
 POLL_SECONDS = 0.5

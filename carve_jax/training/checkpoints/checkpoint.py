@@ -22,9 +22,7 @@ from orbax.checkpoint import checkpoint_managers as policies
 
 from carve_jax.errors import UserError
 from carve_jax.files import parse_json, read_text
-from carve_jax.training.agreement import exchange, from_first, is_first
-from carve_jax.training.checkpoint_times import check_times
-from carve_jax.training.digest import (
+from carve_jax.training.checkpoints.digest import (
     FORMAT,
     Bound,
     DigestedRestore,
@@ -33,6 +31,8 @@ from carve_jax.training.digest import (
     verify_state,
     writer,
 )
+from carve_jax.training.checkpoints.times import check_times
+from carve_jax.training.processes.agreement import exchange, from_first, is_first
 
 
 class Restored(NamedTuple):
