@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from carve_jax.model import LanguageModel
-from carve_jax.training.optimizer import make_optimizer, make_schedule
+from carve_jax.training.optimizer import OptimizerConfig, make_optimizer, make_schedule
 from carve_jax.training.run import make_init
 from carve_jax.training.settings import make_model_config
 from carve_jax.training.step import Batch, TrainState, make_loss, make_train_step
@@ -207,8 +207,9 @@ def training_program(plan: TrainPlan, mixer: str, rows: int) -> Training:
     own = {"pattern": (mixer,), "implementation": plan.implementation, "remat": plan.remat}
     config.model.update({**plan.model, **own})
     model = LanguageModel(make_model_config(config))
-    schedule = make_schedule(config.optimizer, config.steps)
-    optimizer = make_optimizer(config.optimizer, schedule)
+    recipe = OptimizerConfig(**config.optimizer)
+    schedule = make_schedule(recipe, config.steps)
+    optimizer = make_optimizer(recipe, schedule)
     init = make_init(model, optimizer, config.seed)
     loss = make_loss(model, loss_chunk=config.loss_chunk, z_loss=config.z_loss)
 

@@ -32,7 +32,7 @@ from carve_jax.files import (
     try_lock,
     write_atomically,
 )
-from carve_jax.training.run import TOKENIZER
+from carve_jax.training.workdir import TOKENIZER
 
 RESULTS = [
     {

@@ -33,7 +33,7 @@ from carve_jax.training.checkpoints.checkpoint import Checkpoints
 from carve_jax.training.reports.metrics import CLOCK, read_metrics
 from carve_jax.training.reports.provenance import describe_environment
 from carve_jax.training.run import build
-from carve_jax.training.settings import CHECKPOINTS
+from carve_jax.training.workdir import CHECKPOINTS
 from experiments import cli
 
 CONFIG = "configs/mqar.py"

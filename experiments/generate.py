@@ -26,7 +26,8 @@ from carve_jax.files import local_path, reason_of, told
 from carve_jax.generate import decode
 from carve_jax.ranges import INT32, SEED
 from carve_jax.shapes import Int32
-from carve_jax.training.run import Trained, load_tokenizer, load_trained
+from carve_jax.training.run import Trained, load_trained
+from carve_jax.training.workdir import load_tokenizer
 from experiments import cli
 
 

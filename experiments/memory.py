@@ -25,7 +25,7 @@ from carve_jax.files import output_file, write_atomically
 from carve_jax.mixers import MIXERS
 from carve_jax.model import LanguageModel
 from carve_jax.ops.gated_delta import IMPLEMENTATIONS
-from carve_jax.training.optimizer import make_optimizer, make_schedule
+from carve_jax.training.optimizer import OptimizerConfig, make_optimizer, make_schedule
 from carve_jax.training.reports.provenance import describe_environment
 from carve_jax.training.run import make_init
 from carve_jax.training.settings import make_model_config, nearest
@@ -86,8 +86,9 @@ def lower_train_step(
     config.model.update({**model, **sizes, "pattern": (rule,), "remat": remat})
     config.model.implementation = implementation
     language_model = LanguageModel(make_model_config(config))
-    schedule = make_schedule(config.optimizer, config.steps)
-    optimizer = make_optimizer(config.optimizer, schedule)
+    recipe = OptimizerConfig(**config.optimizer)
+    schedule = make_schedule(recipe, config.steps)
+    optimizer = make_optimizer(recipe, schedule)
     loss = make_loss(language_model, loss_chunk=config.loss_chunk, z_loss=config.z_loss)
     state = jax.eval_shape(make_init(language_model, optimizer, config.seed))
     whole = jax.ShapeDtypeStruct((shape.batch, shape.length), jnp.int32)

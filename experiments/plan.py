@@ -47,7 +47,7 @@ from carve_jax.placement import check_mesh
 from carve_jax.sharding import AXES, make_mesh
 from carve_jax.training.reports.provenance import describe_environment
 from carve_jax.training.run import Steps, build_steps, implementation_of, make_model
-from carve_jax.training.settings import check_settings, nearest
+from carve_jax.training.settings import nearest, read_settings
 from experiments import budget, cli
 from experiments.absent import absent_devices, traced_for_gpu
 from experiments.budget import Rates
@@ -146,19 +146,20 @@ def plan(config: ConfigDict, target: Target, sizes: dict[str, int], rates: Rates
     Raises:
       UserError: a bad config, or a mesh that the model or the batch does not fit.
     """
-    check_settings(config)
+    settings = read_settings(config)
     with kernels_for(target):
         model = make_model(config)
         try:
-            rows = config.batch_size // config.optimizer.accumulate_steps
-            check_mesh(model.config, sizes, rows, config.sequence_length)
+            check_mesh(model.config, sizes, settings.rows, settings.sequence_length)
         except ValueError as error:
             raise UserError(f"--mesh: {error}") from error
         mesh = None if target.devices is None else make_mesh(sizes, target.devices)
-        steps = build_steps(config, model, mesh)
+        steps = build_steps(settings, model, mesh)
         with _traced(target):
             memory = budget.shape_bytes(config, model.config, steps.state_shapes, sizes)
-        implementation = implementation_of(config, model)
+        implementation = implementation_of(
+            model.config, settings.batch_size, settings.sequence_length
+        )
         parameters = count_parameters(steps.state_shapes.params)["total"]
         step = budget.work(config, model.config)
         found: list[Collective] = []

@@ -20,8 +20,8 @@ from tqdm import tqdm
 
 from carve_jax.errors import UserError
 from carve_jax.training.processes.stopping import Interrupted, StopRequests, TrainingDiverged
-from carve_jax.training.settings import FILE_NAME as CONFIG
-from carve_jax.training.settings import claim_workdir
+from carve_jax.training.workdir import FILE_NAME as CONFIG
+from carve_jax.training.workdir import claim_workdir
 from experiments.cli import USER_ERROR
 from experiments.sweep_plan import PlannedRun
 from experiments.sweep_store import PROMPT, Store
@@ -160,7 +160,7 @@ class Runner:
                 return True
             before = self._store.status(run)
             try:
-                claim_workdir(self._store.directory(run), run.config)
+                claim_workdir(self._store.directory(run), run.config.to_dict())
             except UserError as error:
                 self._store.set_status(run, replace(before, state="failed", message=str(error)))
                 self._say(f"{run.id} failed: {error}")

@@ -105,8 +105,8 @@ class DataConfig:
                 )
 
     @classmethod
-    def from_config(cls, config: Mapping[str, Any]) -> "DataConfig":
-        """Reads a ConfigDict or any mapping; absent keys take the defaults.
+    def from_config(cls, config: "Mapping[str, Any] | DataConfig") -> "DataConfig":
+        """Reads a ConfigDict or any mapping, whose absent keys take the defaults.
 
         Raises:
           UserError: a key that is not a field (the nearest one is offered), or a bad value.

@@ -67,7 +67,7 @@ class DataPipeline:
         return dict(self._facts)
 
 
-def make_tokenizer(config: Mapping[str, Any]) -> Tokenizer | None:
+def make_tokenizer(config: Mapping[str, Any] | DataConfig) -> Tokenizer | None:
     """The tokenizer of a data section; None for tasks that are no text. A "bpe" is trained anew.
 
     Raises:
@@ -88,7 +88,7 @@ def build_tokenizer(name: str, vocab_size: int, texts: Iterable[bytes]) -> Token
 
 
 def make_pipeline(
-    config: Mapping[str, Any],
+    config: Mapping[str, Any] | DataConfig,
     *,
     batch_size: int,
     sequence_length: int,
@@ -100,7 +100,7 @@ def make_pipeline(
     """Builds the batches of a config's data section.
 
     Args:
-      config: the data section; see `DataConfig`.
+      config: the data section, read or as it is given; see `DataConfig`.
       batch_size: rows of the global batch, of all processes together; a multiple of their number.
       sequence_length: tokens of a row; a multiple of segment_alignment.
       segment_alignment: segments start on multiples of it (the model's gate chunk, or 1).

@@ -12,7 +12,7 @@ import numpy as np
 from carve_jax.data.batches import BatchIterator, Block, CountedOrder
 from carve_jax.training.checkpoints.checkpoint import Checkpoints
 from carve_jax.training.checkpoints.digest import FILE_NAME, SEAL, Bound, digests
-from carve_jax.training.run import CHECKPOINTS
+from carve_jax.training.workdir import CHECKPOINTS
 from tests.fuzz.damage import HANGS, Example, kept
 from tests.fuzz.kind import REPAIRED, Kind, Say, SilentChange, same
 
