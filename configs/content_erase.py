@@ -1,7 +1,7 @@
 """Content erase: a mode set long ago says whether a key written again replaces or accumulates.
 
 Source: synthetic, with the proof of what a memory-blind gate cannot do in
-carve_jax/training/data/synthetic/content_erase.py; 3 keys, 5 writes of each, a state of 4 × 4:
+carve_jax/data/synthetic/content_erase.py; 3 keys, 5 writes of each, a state of 4 × 4:
 a row for each key and one for the mode, where both answers to all keys would take six.
 Command: python -m experiments.train --config=configs/content_erase.py --workdir=runs/content_erase
 The figure to watch is eval_accuracy in metrics.jsonl: 1/2 is chance, 3/4 is what knowing one mode's

@@ -35,7 +35,7 @@ from absl import flags
 
 from carve_jax.errors import UserError
 from carve_jax.files import local_path, output_file, write_atomically
-from carve_jax.training.provenance import describe_environment
+from carve_jax.training.reports.provenance import describe_environment
 from carve_jax.training.settings import nearest
 from experiments import cli
 from experiments.benchmarks.suites import SUITES, Options

@@ -16,9 +16,9 @@ from ml_collections import ConfigDict, config_flags
 
 from carve_jax.errors import UserError
 from carve_jax.files import local_path, read_json, reason_of, shown
-from carve_jax.training.distributed import PeerLost
+from carve_jax.training.processes.distributed import PeerLost
+from carve_jax.training.processes.stopping import Interrupted, TrainingDiverged
 from carve_jax.training.settings import OPTIONAL, from_json, nearest
-from carve_jax.training.stopping import Interrupted, TrainingDiverged
 from carve_jax.versions import warn_of_untested
 
 USER_ERROR = UserError.exit_code

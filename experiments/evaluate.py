@@ -30,16 +30,16 @@ from collections.abc import Sequence
 
 from absl import flags
 
+from carve_jax.data.ruler.haystack import Haystack
 from carve_jax.errors import UserError
 from carve_jax.evaluation.harness_tasks import HarnessTasks
 from carve_jax.evaluation.held_out import held_out_perplexity
-from carve_jax.evaluation.ruler import Haystack
 from carve_jax.evaluation.ruler.run import Asking
 from carve_jax.evaluation.ruler_tasks import RulerTasks
 from carve_jax.evaluation.subject import load_subject
 from carve_jax.evaluation.tasks import NamedTasks, Options, Source, find_tasks
-from carve_jax.training.provenance import describe_environment
-from carve_jax.training.ranges import INT32, SEED
+from carve_jax.ranges import INT32, SEED
+from carve_jax.training.reports.provenance import describe_environment
 from experiments import cli
 from experiments.evaluating.measure import averages, measure, print_table
 from experiments.evaluating.record import Record, settings_of, settings_of_run

@@ -21,7 +21,7 @@ from absl import flags
 
 from carve_jax.errors import UserError
 from carve_jax.files import made_directory, output_file, write_atomically
-from carve_jax.training.provenance import describe_environment
+from carve_jax.training.reports.provenance import describe_environment
 from experiments import cli
 from experiments.fault_injection.kills import Trainer, torture
 

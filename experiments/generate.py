@@ -21,8 +21,9 @@ from carve_jax.decoding_file import save_decoding
 from carve_jax.errors import UserError
 from carve_jax.files import local_path, reason_of, told
 from carve_jax.generate import decode
-from carve_jax.training.ranges import INT32, SEED
-from carve_jax.training.run import load_tokenizer, load_trained
+from carve_jax.ranges import INT32, SEED
+from carve_jax.training.run import load_trained
+from carve_jax.training.workdir import load_tokenizer
 from experiments import cli
 from experiments.generating.state import start
 from experiments.generating.text import TextStream, print_rows, stop_tokens

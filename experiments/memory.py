@@ -18,7 +18,7 @@ from absl import flags
 
 from carve_jax.files import output_file, write_atomically
 from carve_jax.ops.gated_delta import IMPLEMENTATIONS
-from carve_jax.training.provenance import describe_environment
+from carve_jax.training.reports.provenance import describe_environment
 from experiments import cli
 from experiments.measuring.rule_calls import LAYER
 from experiments.planning.ahead_of_time import KIND, absent_h100, traced_for_gpu

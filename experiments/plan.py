@@ -25,7 +25,7 @@ from typing import Any
 from absl import flags
 
 from carve_jax.files import output_file, write_atomically
-from carve_jax.training.provenance import describe_environment
+from carve_jax.training.reports.provenance import describe_environment
 from experiments import cli
 from experiments.planning.rates import find_rates
 from experiments.planning.run_plan import money, plan_run

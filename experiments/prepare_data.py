@@ -22,8 +22,8 @@ goes on where whole shards ended: run it again. --verify reads everything back a
 
 from absl import flags
 
+from carve_jax.data.token_files.token_files import TokenFiles
 from carve_jax.errors import UserError
-from carve_jax.training.data.token_files import TokenFiles
 from experiments import cli
 from experiments.preparation.prepare import SHARD_TOKENS, Settings, prepare
 from experiments.preparation.work import LARGEST_DOCUMENT, Columns, WorkSize

@@ -20,9 +20,9 @@ from collections.abc import Callable
 from absl import flags
 
 from carve_jax.errors import UserError
-from carve_jax.training import distributed
-from carve_jax.training.agreement import together
 from carve_jax.training.loop import train
+from carve_jax.training.processes import distributed
+from carve_jax.training.processes.agreement import together
 from experiments import cli
 from experiments.planning.describe import describe, twin
 

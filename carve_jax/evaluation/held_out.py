@@ -10,12 +10,13 @@ import numpy as np
 from tqdm import tqdm
 
 from carve_jax.errors import UserError
-from carve_jax.evaluation.scoring import score_targets
+from carve_jax.evaluation.reading import score_targets
 from carve_jax.evaluation.subject import Subject
 from carve_jax.evaluation.tasks import Figure, Options, Result, exponential, ratio
 from carve_jax.model import LanguageModel
 from carve_jax.shapes import Array, Bool, Float32
 from carve_jax.training.run import build_pipeline
+from carve_jax.training.settings import read_batches
 
 
 def held_out_perplexity(subject: Subject, options: Options) -> Result:
@@ -27,7 +28,7 @@ def held_out_perplexity(subject: Subject, options: Options) -> Result:
     Raises:
       UserError: nothing is held out.
     """
-    pipeline = build_pipeline(subject.config, subject.model)
+    pipeline = build_pipeline(read_batches(subject.config), subject.model.config)
     sums = []
     batches = tqdm(
         pipeline.eval_batches(), "perplexity", unit="batch", disable=not subject.scorer.progress

@@ -4,7 +4,7 @@ import dataclasses
 import re
 from collections.abc import Iterable, Iterator, Mapping
 
-from carve_jax.evaluation.ruler import PROBES, RULER
+from carve_jax.data.ruler import PROBES, RULER
 from carve_jax.evaluation.ruler.run import Asking, run_probe
 from carve_jax.evaluation.scoring import check_length
 from carve_jax.evaluation.subject import Subject

@@ -10,14 +10,14 @@ import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from carve_jax.config import COMPUTE_DTYPES
+from carve_jax.data.tokenizers.files import open_tokenizer
+from carve_jax.data.tokenizers.tokenizer import Tokenizer
 from carve_jax.errors import UserError
 from carve_jax.evaluation.scoring import Scorer, has_full_attention
 from carve_jax.model import LanguageModel
-from carve_jax.training.checkpoint import Checkpoints
-from carve_jax.training.data.tokenizer import Tokenizer
-from carve_jax.training.data.tokenizer_files import open_tokenizer
-from carve_jax.training.run import Trained, load_tokenizer, load_trained
-from carve_jax.training.settings import CHECKPOINTS, load_config
+from carve_jax.training.checkpoints.checkpoint import Checkpoints
+from carve_jax.training.run import Trained, load_trained
+from carve_jax.training.workdir import CHECKPOINTS, load_config, load_tokenizer
 
 Step = int | Literal["best", "average"] | None
 

@@ -1,1 +1,1 @@
-"""Training: data, optimizer, loss, step, checkpoints and the loop that joins them."""
+"""Training: optimizer, loss, step, checkpoints and the loop that joins them."""

@@ -11,19 +11,16 @@ and a resumed run judges as the run that never stopped.
 """
 
 import dataclasses
-from collections.abc import Mapping
-from typing import Any
 
 import jax.numpy as jnp
 from flax import struct
 
 from carve_jax.errors import UserError
 from carve_jax.files import shown
+from carve_jax.ranges import check_number
 from carve_jax.shapes import Array, Bool, Float32, Int32
-from carve_jax.training.ranges import check_number
 
 ACTIONS = ("skip", "rewind", "stop")
-FIELDS = ("loss_factor", "grad_factor", "window", "action", "limit")
 
 
 @struct.dataclass
@@ -58,6 +55,9 @@ class Guard:
       action: "skip": the update is not applied; "rewind": back to the newest checkpoint, and on
         with the data after the spike; "stop": the run ends.
       limit: spikes in a row, or rewinds to one checkpoint, after which the run stops all the same.
+
+    Raises:
+      UserError: a value out of range.
     """
 
     loss_factor: float = 0.0
@@ -66,22 +66,14 @@ class Guard:
     action: str = "skip"
     limit: int = 10
 
-    @classmethod
-    def from_config(cls, section: Mapping[str, Any]) -> "Guard":
-        """The guard of a config section.
-
-        Raises:
-          UserError: a value out of range.
-        """
-        guard = cls(**{name: section[name] for name in FIELDS})
+    def __post_init__(self) -> None:
         for name in ("loss_factor", "grad_factor", "window", "limit"):
-            check_number(f"guard.{name}", getattr(guard, name))
-        if guard.action not in ACTIONS:
+            check_number(f"guard.{name}", getattr(self, name))
+        if self.action not in ACTIONS:
             raise UserError(
-                f"config.guard.action is {shown(guard.action)}, but must be one of "
+                f"config.guard.action is {shown(self.action)}, but must be one of "
                 f"{', '.join(ACTIONS)}"
             )
-        return guard
 
     @property
     def on(self) -> bool:

@@ -1,52 +1,35 @@
 """The main loop: train a run from its config, and leave everything in its directory."""
 
-import contextlib
+import copy
 import sys
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
-from carve_jax.errors import UserError
-from carve_jax.files import held
-from carve_jax.generate import generate
-from carve_jax.model import count_parameters
-from carve_jax.placement import pipeline_bubble
-from carve_jax.training import plot, provenance
-from carve_jax.training.agreement import (
+from carve_jax.training.checkpoints.checkpoint import Checkpoints
+from carve_jax.training.perplexity import perplexity
+from carve_jax.training.processes.agreement import (
+    Say,
     for_all,
-    held_by_first,
     is_first,
     require_same,
-    require_shared,
     together,
 )
-from carve_jax.training.checkpoint import Checkpoints
-from carve_jax.training.data import Tokenizer, changed_facts
-from carve_jax.training.metrics import read_metrics
-from carve_jax.training.run import (
-    Run,
-    Say,
-    build,
-    implementation_of,
-    save_tokenizer,
-)
-from carve_jax.training.session import Start, take_steps
-from carve_jax.training.settings import (
-    CHECKPOINTS,
-    claim_workdir,
-    flatten,
-    make_workdir,
-    require_config_of,
-)
-from carve_jax.training.step import TrainState
-
-LOCK = ".lock"
-"""In a run directory: locked as long as a process trains there."""
+from carve_jax.training.processes.stopping import Interrupted, SpikeFound, StopRequests
+from carve_jax.training.processes.watchdog import Watchdog
+from carve_jax.training.reports import provenance, whole_run
+from carve_jax.training.reports.metrics import MetricsLog, Throughput
+from carve_jax.training.reports.profiling import Profile
+from carve_jax.training.reports.recorder import Recorder
+from carve_jax.training.run import Run, Start, build, restore_or_init, saved_with
+from carve_jax.training.settings import flatten
+from carve_jax.training.step import Batch, TrainState
+from carve_jax.training.workdir import CHECKPOINTS, alone, claim
 
 
 def say_above_bar(line: str) -> None:
@@ -67,152 +50,204 @@ def train(config: ConfigDict, workdir: Path, *, say: Say = say_above_bar) -> Tra
       TrainingDiverged: the loss or a gradient is NaN or infinite.
       Interrupted: ctrl-C or SIGTERM; the state has been saved.
     """
-    agree(config, workdir)
+    agree(config.to_dict(), workdir)
     with together():
         run = build(config)
     require_same("the data", flatten(run.pipeline.describe()), "give all the same files and Python")
     speak = for_all(say)
     with alone(workdir, speak):
-        return _train(run, workdir, say)
+        return train_in(workdir, run, say)
 
 
-def _train(run: Run, workdir: Path, say: Say) -> TrainState:
-    config, speak = run.config, for_all(say)
-    claim(workdir, run, speak)
+def train_in(workdir: Path, run: Run, say: Say) -> TrainState:
+    """Trains a run in a directory that is held for it; see `train`."""
+    settings, speak = run.settings, for_all(say)
+    claim(workdir, settings.plain, run.pipeline.tokenizer, speak)
     with Checkpoints(
         workdir / CHECKPOINTS,
-        keep=config.keep_checkpoints,
-        keep_every=config.keep_every,
-        keep_best=config.keep_best,
+        keep=settings.keep_checkpoints,
+        keep_every=settings.keep_every,
+        keep_best=settings.keep_best,
         say=speak,
     ) as checkpoints:
         batches = run.pipeline.train_iterator()
         start = restore_or_init(run, checkpoints, batches, workdir)
-        facts = describe(run, start.state, start.step)
-        if is_first():
-            provenance.write_provenance(workdir, facts, speak)
-        if facts.get("pipeline_bubble"):
-            speak(
-                f"CARVE's pipeline along the sequence leaves {facts['pipeline_bubble']:.0%} of the "
-                "time of its rule idle; the more rows a device has, the less"
-            )
-        speak(f"training from step {start.step} to {config.steps}; results go to {workdir}")
+        whole_run.begin(run, workdir, start, speak)
         state = take_steps(run, checkpoints, batches, start, workdir, say)
-    if is_first():
-        provenance.add_provenance(workdir, {"device_peak_bytes": provenance.device_peak_bytes()})
-    finish(run, workdir, state, speak)
+    whole_run.finish(run, workdir, state, speak)
     return state
 
 
-@contextlib.contextmanager
-def alone(workdir: Path, say: Say) -> Iterator[None]:
-    """Holds the run directory, which is made, against every other run.
+def take_steps(
+    run: Run, checkpoints: Checkpoints, batches: Any, start: Start, workdir: Path, say: Say
+) -> TrainState:
+    """Trains from `start` to the last step.
+
+    Args:
+      batches: the data iterator, at the position that belongs to `start`.
+      workdir: of the run; metrics and profiles go there.
+      say: takes one line for the user; all but the watchdog's are the first process's.
 
     Raises:
-      UserError: it cannot be made, or another run has it.
+      UserError: a checkpoint could not be written or, for a rewind, read.
+      TrainingDiverged: the loss or a gradient is NaN or infinite, or the guard says stop.
+      Interrupted: ctrl-C or SIGTERM; the state has been saved.
     """
-    with contextlib.ExitStack() as stack:
-        with together():
-            if is_first():
-                make_workdir(workdir)
-                try:
-                    stack.enter_context(held(workdir / LOCK, str(workdir), say=say))
-                except OSError as error:
-                    raise UserError(
-                        f"--workdir {workdir} cannot be written ({error.strerror}): give another"
-                    ) from error
-        yield
+    settings = run.settings
+    quiet = None if is_first() else True  # None: where there is a terminal
+    speak, profiled = for_all(say), settings.profile_steps if is_first() else (0, 0)
+    with (
+        StopRequests() as stop,
+        MetricsLog(workdir, start.step, speak) as log,
+        tqdm(total=settings.steps, initial=start.step, unit="step", disable=quiet) as bar,
+        Watchdog(settings.watchdog_seconds, say) as watchdog,
+        Profile(workdir, profiled, speak) as profile,
+    ):
+        recorder = Recorder(
+            log,
+            bar,
+            log_every=settings.log_every,
+            log_norms_every=settings.log_norms_every,
+            guard=settings.guard,
+            tokens=start.tokens,
+            throughput=Throughput(whole_run.ideal_seconds(run)),
+            last_good=checkpoints.settled,
+            say=speak,
+        )
+        loop = Loop(run, checkpoints, batches, start, recorder, stop, watchdog, profile, speak)
+        return loop.run_all()
 
 
-def agree(config: ConfigDict, workdir: Path) -> None:
+class Loop:
+    """What `take_steps` carries from step to step."""
+
+    def __init__(
+        self,
+        run: Run,
+        checkpoints: Checkpoints,
+        batches: Any,
+        start: Start,
+        recorder: Recorder,
+        stop: StopRequests,
+        watchdog: Watchdog,
+        profile: Profile,
+        say: Say,
+    ) -> None:
+        self._run = run
+        self._settings = run.settings
+        self._guard = run.settings.guard
+        self._checkpoints = checkpoints
+        self._batches = batches
+        self._state, self._step, _ = start
+        self._first = start.step + 1
+        self._recorder = recorder
+        self._stop = stop
+        self._watchdog = watchdog
+        self._profile = profile
+        self._say = say
+        self._positions: dict[int, Any] = {}  # of the data after the last steps
+        self._rewinds = 0  # since a checkpoint was last saved
+
+    def run_all(self) -> TrainState:
+        """Takes all the steps that are left."""
+        while self._step < self._settings.steps:
+            try:
+                self._take_step()
+            except SpikeFound as spike:
+                if self._guard.action != "rewind" or self._rewinds >= self._guard.limit:
+                    raise
+                self._rewind(spike)
+        self._watchdog.waits_for("the end of the last save")
+        return self._state
+
+    def _take_step(self) -> None:
+        step, settings = self._step + 1, self._settings
+        batch, waited = self._next_batch(step)
+        self._profile.before(step)
+        compiles = " and its compilation" if step == self._first else ""
+        self._watchdog.waits_for(f"step {step}{compiles}")
+        self._state, metrics = self._run.train_step(self._state, batch)
+        self._step = step
+        self._recorder.add(step, metrics, waited)
+        self._profile.after(step, self._state)
+        last, held_out = step == settings.steps, None
+        if last or step % settings.eval_every == 0:
+            measure = evaluate(self._run, self._state, step, self._say)
+            self._watchdog.waits_for(f"step {step} and its evaluation")
+            held_out = self._recorder.settle(measure)
+        asked = self._stop.agreed()
+        if last or step % settings.checkpoint_every == 0 or asked:
+            self._recorder.settle()  # nothing is saved before it is known to be good
+            self._save(held_out)
+        if asked and not last:
+            self._checkpoints.wait()
+            raise Interrupted(asked, self._checkpoints.last_good())
+
+    def _next_batch(self, step: int) -> tuple[Batch, float]:
+        """The batch of a step, and the seconds it took to come."""
+        self._watchdog.waits_for(f"the data of step {step}, from {self._settings.data.source!r}")
+        begun = time.perf_counter()
+        batch = next(self._batches)
+        waited = time.perf_counter() - begun
+        if self._guard.on and self._guard.action == "rewind":
+            # A spike is known one step late, when one batch more than it may have been drawn.
+            self._positions.pop(step - 2, None)
+            self._positions[step] = copy.deepcopy(self._batches.get_state())
+        return batch, waited
+
+    def _save(self, held_out: dict[str, float] | None) -> None:
+        self._watchdog.waits_for(f"a checkpoint of step {self._step}")
+        meta = saved_with(self._run, self._recorder.tokens)
+        if held_out is not None:
+            meta["eval_loss"] = held_out["eval_loss"]
+        self._checkpoints.save(self._step, self._state, self._batches, meta)
+        self._rewinds = 0
+
+    def _rewind(self, spike: SpikeFound) -> None:
+        """Goes back to the newest checkpoint, and on with the data after the spike.
+
+        A scheduled checkpoint is preferred to one of an interruption, so that a run that was
+        interrupted takes the way of one that was not.
+        """
+        self._watchdog.waits_for(f"a checkpoint from before step {spike.step}")
+        self._checkpoints.wait()
+        restored = self._checkpoints.restore(
+            self._run.state_shapes, multiple_of=self._settings.checkpoint_every
+        )
+        if restored is None:
+            self._state, self._step, tokens = self._run.init(), 0, 0
+        else:
+            self._state, self._step = restored.state, restored.step
+            tokens = restored.meta["tokens"]
+        self._checkpoints.forget_after(self._step)
+        self._batches.set_state(self._positions[spike.step])
+        self._positions.clear()
+        self._rewinds += 1
+        note = {"guard": "rewind", "guard_why": spike.why, "guard_step": spike.step}
+        self._recorder.rewind(self._step, tokens, note)
+        self._say(
+            f"step {spike.step}: {spike.why}; back to step {self._step}, and on with the data "
+            "after the spike"
+        )
+
+
+def evaluate(run: Run, state: TrainState, step: int, say: Say) -> Callable[[], dict[str, float]]:
+    """A function that measures held-out figures, says them, and names them for the log."""
+
+    def measure() -> dict[str, float]:
+        figures = perplexity(run.eval_sums, state.params, run.pipeline.eval_batches())
+        names = [n for n in ("loss", "bits_per_byte", "accuracy") if n in figures]
+        words = ", ".join(f"{name.replace('_', ' ')} {figures[name]:.4f}" for name in names)
+        say(f"step {step}: held-out {words}")
+        return {f"eval_{name}": figures[name] for name in names}
+
+    return measure
+
+
+def agree(config: Mapping[str, Any], workdir: Path) -> None:
     """Raises AgreedError unless all processes were started alike."""
     if jax.process_count() == 1:
         return
     code = {"--workdir": str(workdir.absolute()), "code": provenance.describe_code()}
-    facts = flatten(config.to_dict() | code)
+    facts = flatten({**config, **code})
     require_same("the config", facts, "start all processes with the same command and code")
-
-
-def claim(workdir: Path, run: Run, say: Say) -> None:
-    """The first process makes the run directory; the others see that they share it.
-
-    Raises:
-      UserError: another config's directory, or one of this machine alone.
-    """
-    with together():
-        if is_first():
-            claim_workdir(workdir, run.config, say=say)
-            save_tokenizer(workdir, run.pipeline.tokenizer)
-    require_shared(workdir)
-
-
-def restore_or_init(run: Run, checkpoints: Checkpoints, batches: Any, workdir: Path) -> Start:
-    """Where to go on: at the newest usable checkpoint, or at the beginning of a new run.
-
-    Raises:
-      UserError: no checkpoint is usable, or config or data are not what the run was trained on.
-    """
-    facts = run.pipeline.describe()
-
-    def same_run(meta: dict[str, Any]) -> None:
-        require_config_of(meta, run.config, workdir)
-        changed = changed_facts(meta["data"], facts)
-        if changed:
-            raise UserError(
-                f"the data is not what this run was trained on ({', '.join(changed)} changed): go "
-                "on with the same files and the same Python, or start again in an empty --workdir"
-            )
-
-    restored = checkpoints.restore(run.state_shapes, batches, accept=same_run)
-    if restored is None:
-        return Start(run.init(), 0, 0)
-    return Start(restored.state, restored.step, restored.meta["tokens"])
-
-
-def describe(run: Run, state: TrainState, start: int) -> dict[str, Any]:
-    """Facts for provenance.json."""
-    return {
-        **provenance.describe_environment(),
-        "implementation": implementation_of(run.config, run.model),
-        "start_step": start,
-        **describe_mesh(run),
-        "parameters": count_parameters(state.params),
-        "data": run.pipeline.describe(),
-    }
-
-
-def describe_mesh(run: Run) -> dict[str, Any]:
-    """Processes, mesh, and the share of time that it leaves CARVE's layers idle (see `bubble`)."""
-    facts: dict[str, Any] = {"processes": jax.process_count(), "mesh": None}
-    if run.mesh is not None:
-        rows = run.config.batch_size // run.config.optimizer.accumulate_steps
-        facts["mesh"] = dict(run.mesh.shape)
-        facts["pipeline_bubble"] = pipeline_bubble(run.model.config, run.mesh.shape, rows)
-    return facts
-
-
-def finish(run: Run, workdir: Path, state: TrainState, say: Say) -> None:
-    """Draws the loss curve and, if the data is text, prints a sample; in the first process."""
-    tokenizer = None if run.config.sample_tokens == 0 else run.pipeline.tokenizer
-    params = None if tokenizer is None else held_by_first(state.params)
-    with together():
-        if not is_first():
-            return
-        say(f"loss curve: {plot.plot_loss(read_metrics(workdir, say), workdir / plot.FILE_NAME)}")
-        if tokenizer is not None:
-            say(f"sample:\n{sample(run, params, tokenizer)}")
-
-
-def sample(run: Run, params: Any, tokenizer: Tokenizer) -> str:
-    """The config's prompt, continued."""
-    prompt = run.config.sample_prompt
-    tokens = generate(
-        run.model,
-        params,
-        jnp.asarray([[tokenizer.separator, *tokenizer.encode(prompt)]], jnp.int32),
-        max_new_tokens=run.config.sample_tokens,
-        rng=jax.random.key(run.config.seed),
-        temperature=0.8,
-        stop_tokens=(tokenizer.separator,),
-    )
-    return prompt + tokenizer.decode(tokens[0])

@@ -1,12 +1,12 @@
 """AdamW with the official recipe: warm-up, cosine to a tenth, global-norm clip, decay masks."""
 
-from collections.abc import Mapping
+import dataclasses
 from typing import Any
 
 import jax
 import optax
 
-from carve_jax.training.ranges import check_number
+from carve_jax.ranges import check_number
 
 # What sets a time scale, an offset or a gain is not pulled towards zero; matrices are.
 UNDECAYED = frozenset(
@@ -29,41 +29,66 @@ def weight_decay_mask(params: Any) -> Any:
     return jax.tree_util.tree_map_with_path(decayed, params)
 
 
-def make_schedule(optimizer: Mapping[str, Any], steps: int) -> optax.Schedule:
+@dataclasses.dataclass(frozen=True)
+class OptimizerConfig:
+    """The config section `optimizer`.
+
+    Attributes:
+      peak_learning_rate: where the warm-up ends.
+      warmup_fraction: share of the steps, linear.
+      final_fraction: of the peak, where the cosine ends.
+      weight_decay: see `weight_decay_mask`.
+      beta1, beta2: of Adam's moments.
+      clip_norm: most that the global norm of a gradient may be.
+      accumulate_steps: parts that a batch is taken in, to save memory.
+
+    Raises:
+      UserError: a value out of range.
+    """
+
+    peak_learning_rate: float
+    warmup_fraction: float
+    final_fraction: float
+    weight_decay: float
+    beta1: float
+    beta2: float
+    clip_norm: float
+    accumulate_steps: int
+
+    def __post_init__(self) -> None:
+        for field in dataclasses.fields(self):
+            check_number(f"optimizer.{field.name}", getattr(self, field.name))
+
+
+def make_schedule(optimizer: OptimizerConfig, steps: int) -> optax.Schedule:
     """The learning rate by step (from 0): linear warm-up to the peak, then a cosine.
 
     Args:
-      optimizer: the config's section; `peak_learning_rate`, `warmup_fraction` and
-        `final_fraction` are read.
+      optimizer: of which the peak and the fractions are read.
       steps: optimizer steps of the whole run.
-
-    Raises:
-      UserError: the warm-up would take the whole run, or more.
     """
-    peak = optimizer["peak_learning_rate"]
-    fraction = optimizer["warmup_fraction"]
-    check_number("optimizer.warmup_fraction", fraction)
-    warmup = max(1, round(fraction * steps))
+    peak = optimizer.peak_learning_rate
+    warmup = max(1, round(optimizer.warmup_fraction * steps))
     return optax.warmup_cosine_decay_schedule(
         init_value=peak / warmup,  # a first step at zero would be a step wasted
         peak_value=peak,
         warmup_steps=warmup,
         decay_steps=max(steps, warmup + 1),
-        end_value=peak * optimizer["final_fraction"],
+        end_value=peak * optimizer.final_fraction,
     )
 
 
 def make_optimizer(
-    optimizer: Mapping[str, Any], schedule: optax.Schedule
+    optimizer: OptimizerConfig, schedule: optax.Schedule
 ) -> optax.GradientTransformation:
-    """AdamW behind a global-norm clip; `optimizer` is the config's section of that name."""
+    """AdamW behind a global-norm clip."""
     return optax.chain(
-        optax.clip_by_global_norm(optimizer["clip_norm"]),
+        optax.clip_by_global_norm(optimizer.clip_norm),
         optax.adamw(
             schedule,
-            b1=optimizer["beta1"],
-            b2=optimizer["beta2"],
-            weight_decay=optimizer["weight_decay"],
+            b1=optimizer.beta1,
+            b2=optimizer.beta2,
+            weight_decay=optimizer.weight_decay,
             mask=weight_decay_mask,
         ),
     )

@@ -1,47 +1,23 @@
-"""The config of a run: checked before anything is built, and held against that of its directory."""
+"""The config of a run: parsed once, checked before anything is built, and held against others."""
 
 import dataclasses
 import difflib
-import json
 import types
-from collections.abc import Callable, Iterable, Mapping
-from pathlib import Path
+from collections.abc import Iterable, Mapping
 from typing import Any, get_args, get_type_hints
 
 from ml_collections import ConfigDict, FieldReference
 
+from carve_jax.data import DataConfig
 from carve_jax.errors import UserError
-from carve_jax.files import (
-    local_path,
-    made_directory,
-    read_json,
-    reason_of,
-    shown,
-    write_atomically,
-)
+from carve_jax.files import reason_of, shown
 from carve_jax.model import LMConfig
+from carve_jax.ranges import check_number, check_numbers
 from carve_jax.sharding import AXES
-from carve_jax.training import metrics
-from carve_jax.training.guard import FIELDS as GUARD
 from carve_jax.training.guard import Guard
-from carve_jax.training.ranges import check_number, check_numbers
+from carve_jax.training.optimizer import OptimizerConfig
 
-FILE_NAME = "config.json"
-CHECKPOINTS = "checkpoints"  # the folder of a run directory
-
-SECTIONS = ("model", "data", "optimizer", "mesh", "guard")
-OPTIMIZER = (
-    "peak_learning_rate", "warmup_fraction", "final_fraction", "weight_decay", "beta1", "beta2",
-    "clip_norm", "accumulate_steps",
-)  # fmt: skip
-COUNTS = (
-    "batch_size", "sequence_length", "steps", "loss_chunk", "eval_every", "log_every",
-    "checkpoint_every", "keep_checkpoints",
-)  # fmt: skip
-COUNTS_OR_ZERO = ("keep_every", "keep_best", "log_norms_every")
-OTHERS = (
-    "seed", "z_loss", "sample_prompt", "sample_tokens", "watchdog_seconds", "profile_steps",
-)  # fmt: skip
+WITH_DIGESTS = ("token_files", "mixture")
 
 # What a run may change when it is resumed: all that leaves parameters and data as they would be.
 RESUMABLE = frozenset(
@@ -54,8 +30,6 @@ RESUMABLE = frozenset(
 )  # fmt: skip
 
 
-WITH_DIGESTS = ("token_files", "mixture")
-
 OPTIONAL = {
     f"model.{name}": get_args(hint)[0]
     for name, hint in get_type_hints(LMConfig).items()
@@ -64,23 +38,152 @@ OPTIONAL = {
 """Fields that may be None, by dotted name, and of which type they are otherwise."""
 
 
-def check_settings(config: ConfigDict) -> None:
-    """Raises UserError for a field that is missing, unknown or out of range.
+@dataclasses.dataclass(frozen=True)
+class BatchSettings:
+    """What the batches of a run are made of.
 
-    The sections `model` and `data` are checked, but for their numbers, by the code they belong to.
+    Attributes:
+      data: the section.
+      batch_size: rows, of all processes together.
+      sequence_length: tokens of a row.
+      seed: of parameters and training order.
     """
-    check_names(config.keys(), SECTIONS + COUNTS + COUNTS_OR_ZERO + OTHERS, "config")
-    sections = {name: section_of(config, name) for name in SECTIONS}
-    check_names(sections["optimizer"].keys(), OPTIMIZER, "config.optimizer")
-    check_names(sections["mesh"].keys(), AXES, "config.mesh")
-    check_names(sections["guard"].keys(), GUARD, "config.guard")
-    check_numbers(config.to_dict())
-    Guard.from_config(config.guard)
-    check_reports(config)
-    if config.batch_size % config.optimizer.accumulate_steps:
+
+    data: DataConfig
+    batch_size: int
+    sequence_length: int
+    seed: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings(BatchSettings):
+    """A whole config, checked; `configs/base.py` says what each field is.
+
+    Attributes:
+      model, data, optimizer, guard: the sections.
+      mesh: how many devices along each axis (`sharding.AXES`); -1: all that are left.
+      plain: all of it as plain values, as config.json and the checkpoints keep it.
+    """
+
+    model: LMConfig
+    optimizer: OptimizerConfig
+    mesh: Mapping[str, int]
+    guard: Guard
+    steps: int
+    z_loss: float
+    loss_chunk: int
+    eval_every: int
+    log_every: int
+    checkpoint_every: int
+    keep_checkpoints: int
+    keep_every: int
+    keep_best: int
+    log_norms_every: int
+    profile_steps: tuple[int, int]
+    watchdog_seconds: float
+    sample_prompt: str
+    sample_tokens: int
+    plain: Mapping[str, Any]
+
+    @property
+    def rows(self) -> int:
+        """Rows that are taken at a time, over all devices."""
+        return self.batch_size // self.optimizer.accumulate_steps
+
+
+def _names(kind: type) -> tuple[str, ...]:
+    return tuple(field.name for field in dataclasses.fields(kind))
+
+
+SECTIONS = ("model", "data", "optimizer", "mesh", "guard")
+FIELDS = tuple(name for name in _names(Settings) if name not in (*SECTIONS, "plain"))
+
+
+def read_settings(config: ConfigDict) -> Settings:
+    """The settings that a config stands for.
+
+    Raises:
+      UserError: a field that is missing, unknown or out of range.
+    """
+    check_names(config.keys(), (*SECTIONS, *FIELDS), "config")
+    plain = config.to_dict()
+    for name in SECTIONS:
+        section_of(config, name)
+    check_names(plain["optimizer"], _names(OptimizerConfig), "config.optimizer")
+    check_names(plain["mesh"], AXES, "config.mesh")
+    check_names(plain["guard"], _names(Guard), "config.guard")
+    check_numbers(plain)
+    _check_reports(plain)
+    optimizer = OptimizerConfig(**plain["optimizer"])
+    if plain["batch_size"] % optimizer.accumulate_steps:
         raise UserError(
-            f"config.batch_size is {config.batch_size}, but must be a multiple of "
-            f"config.optimizer.accumulate_steps, which is {config.optimizer.accumulate_steps}"
+            f"config.batch_size is {plain['batch_size']}, but must be a multiple of "
+            f"config.optimizer.accumulate_steps, which is {optimizer.accumulate_steps}"
+        )
+    fields = {name: plain[name] for name in FIELDS}
+    return Settings(
+        **fields | {"profile_steps": tuple(plain["profile_steps"])},
+        model=make_model_config(config),
+        data=_read_data(config),
+        optimizer=optimizer,
+        mesh=plain["mesh"],
+        guard=Guard(**plain["guard"]),
+        plain=plain,
+    )
+
+
+def read_batches(config: ConfigDict) -> BatchSettings:
+    """The same of the batches alone: all that a trained model's config need say besides its model.
+
+    Raises:
+      UserError: a field of them that is missing or out of range.
+    """
+    batch_size, sequence_length = read_sizes(config)
+    return BatchSettings(_read_data(config), batch_size, sequence_length, _number(config, "seed"))
+
+
+def read_sizes(config: ConfigDict) -> tuple[int, int]:
+    """Rows and tokens of a row of a config's batches.
+
+    Raises:
+      UserError: it does not say.
+    """
+    return _number(config, "batch_size"), _number(config, "sequence_length")
+
+
+def _read_data(config: ConfigDict) -> DataConfig:
+    section = section_of(config, "data").to_dict()
+    try:
+        return DataConfig.from_config(section)
+    except TypeError as error:
+        raise UserError(f"config.data: {reason_of(error)}") from error
+
+
+def _number(config: ConfigDict, name: str) -> int:
+    if name not in config:
+        raise UserError(f"config lacks {name}: start from configs/base.py")
+    check_number(name, config[name])
+    return config[name]
+
+
+def _check_reports(plain: Mapping[str, Any]) -> None:
+    """Raises UserError for a field, out of range, of what a run keeps and says."""
+    steps = plain["profile_steps"]
+    pair = isinstance(steps, (list, tuple)) and [type(step) for step in steps] == [int, int]
+    if not pair or (tuple(steps) != (0, 0) and not 1 <= steps[0] <= steps[1]):
+        raise UserError(
+            f"config.profile_steps is {shown(steps)}, but must be the first and the last step to "
+            "trace, such as (10, 12), or (0, 0) for none"
+        )
+    prompt = plain["sample_prompt"]
+    if not isinstance(prompt, str):
+        raise UserError(f"config.sample_prompt is {shown(prompt)}, but must be text")
+    often, seldom = sorted((plain["eval_every"], plain["checkpoint_every"]))
+    if plain["keep_best"] and seldom % often:
+        raise UserError(
+            "config.keep_best needs checkpoints that were evaluated at their step, but "
+            f"config.checkpoint_every is {plain['checkpoint_every']} and config.eval_every is "
+            f"{plain['eval_every']}: make one a multiple of the other"
         )
 
 
@@ -95,34 +198,6 @@ def section_of(config: ConfigDict, name: str) -> ConfigDict:
         given = f"config.{name} is {shown(section)}" if name in config else f"config lacks {name}"
         raise UserError(f"{given}, which must be a section of fields: start from configs/base.py")
     return section
-
-
-def check_sizes(config: ConfigDict) -> None:
-    """Raises UserError unless a config says how large its batches are."""
-    for name in ("batch_size", "sequence_length"):
-        if name not in config:
-            raise UserError(f"config lacks {name}: start from configs/base.py")
-        check_number(name, config[name])
-
-
-def check_reports(config: ConfigDict) -> None:
-    """Raises UserError for a field, out of range, of what a run keeps and says."""
-    steps = config.profile_steps
-    pair = isinstance(steps, (list, tuple)) and [type(step) for step in steps] == [int, int]
-    if not pair or (tuple(steps) != (0, 0) and not 1 <= steps[0] <= steps[1]):
-        raise UserError(
-            f"config.profile_steps is {shown(steps)}, but must be the first and the last step to "
-            "trace, such as (10, 12), or (0, 0) for none"
-        )
-    if not isinstance(config.sample_prompt, str):
-        raise UserError(f"config.sample_prompt is {shown(config.sample_prompt)}, but must be text")
-    often, seldom = sorted((config.eval_every, config.checkpoint_every))
-    if config.keep_best and seldom % often:
-        raise UserError(
-            "config.keep_best needs checkpoints that were evaluated at their step, but "
-            f"config.checkpoint_every is {config.checkpoint_every} and config.eval_every is "
-            f"{config.eval_every}: make one a multiple of the other"
-        )
 
 
 def check_names(given: Iterable[str], expected: tuple[str, ...], where: str) -> None:
@@ -163,75 +238,6 @@ def make_model_config(config: ConfigDict) -> LMConfig:
         raise UserError(f"config.model: {reason_of(error)}") from error
 
 
-def claim_workdir(
-    workdir: Path, config: ConfigDict, *, say: Callable[[str], None] = lambda line: None
-) -> None:
-    """Makes the run directory this config's: writes config.json, or checks the one there.
-
-    A run that left neither a figure nor a checkpoint has nothing to lose, and gives way.
-
-    Args:
-      say: takes one line for the user where it does.
-
-    Raises:
-      UserError: the directory belongs to another config; every differing field is named.
-    """
-    make_workdir(workdir)
-    if (workdir / FILE_NAME).exists():
-        differing = differences(flatten(load_config(workdir)), flatten(config))
-        if differing and _has_begun(workdir):
-            raise UserError(
-                f"{workdir} belongs to a run of another config: {'; '.join(differing)}; give "
-                "another --workdir, or these values"
-            )
-        if differing:
-            say(
-                f"{workdir} held a run that never took a step, of another config: "
-                f"{'; '.join(differing)}; it has this config now"
-            )
-    text = json.dumps(config.to_dict(), indent=2, sort_keys=True) + "\n"
-    write_atomically(workdir / FILE_NAME, text)
-
-
-def _has_begun(workdir: Path) -> bool:
-    """Whether a run has left figures or checkpoints, whole or not."""
-    figures, checkpoints = workdir / metrics.FILE_NAME, workdir / CHECKPOINTS
-    if figures.exists() and figures.stat().st_size > 0:
-        return True
-    return checkpoints.exists() and any(checkpoints.iterdir())
-
-
-def make_workdir(workdir: Path) -> None:
-    """Makes a run directory unless it is there.
-
-    Raises:
-      UserError: it cannot be made or written, or begins with `~`, which commands expand.
-    """
-    path = local_path(workdir, "--workdir")
-    if path != workdir:
-        raise UserError(f"--workdir={workdir}: only commands expand ~: give {path}")
-    made_directory(path, "--workdir")
-
-
-def load_config(workdir: Path) -> ConfigDict:
-    """The resolved config of a run directory.
-
-    Raises:
-      UserError: there is none, or it cannot be read.
-    """
-    path = workdir / FILE_NAME
-    try:
-        return from_json(read_json(path, mend="restore it, or start again in an empty --workdir"))
-    except FileNotFoundError:
-        raise UserError(
-            f"{workdir} holds no run ({FILE_NAME} is missing): train first, or correct --workdir"
-        ) from None
-    except (ValueError, TypeError, AttributeError) as error:  # of ConfigDict: odd names
-        if isinstance(error, UserError):
-            raise
-        raise UserError(f"{path} cannot be read ({error}): restore it") from error
-
-
 def from_json(value: Mapping[str, Any]) -> ConfigDict:
     """The config that was written as this value, with the types that its fields had.
 
@@ -254,23 +260,6 @@ def _typed(value: Any, path: str = "") -> Any:
     if kind is not None and (value is None or type(value) is kind):
         return FieldReference(value, field_type=kind)
     return value
-
-
-def require_config_of(meta: Mapping[str, Any], config: ConfigDict, workdir: Path) -> None:
-    """Raises UserError unless a checkpoint was trained by this config, which is a directory's.
-
-    Fields that leave parameters and data as they would be may differ.
-    """
-    trained = meta.get("config")
-    if not isinstance(trained, dict):
-        return  # of a checkpoint that does not say
-    differing = differences(flatten(trained), flatten(config.to_dict()))
-    if differing:
-        raise UserError(
-            f"the config of {workdir} is not the one that its checkpoint of step {meta['step']} "
-            f"was trained with ({FILE_NAME} is here, the checkpoint there): "
-            f"{'; '.join(differing)}; restore {FILE_NAME} from a copy"
-        )
 
 
 def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

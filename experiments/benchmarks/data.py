@@ -18,10 +18,10 @@ from typing import Any
 import numpy as np
 
 from carve_jax.accounting import forward_flops
-from carve_jax.training.data import ByteTokenizer, ShardWriter, make_pipeline, train_bpe
-from carve_jax.training.data.batches import BatchIterator
-from carve_jax.training.data.shard_writer import write_tokenizer
-from carve_jax.training.data.stdlib import stdlib_documents
+from carve_jax.data import ByteTokenizer, ShardWriter, make_pipeline, train_bpe
+from carve_jax.data.batches import BatchIterator
+from carve_jax.data.sources.stdlib import stdlib_documents
+from carve_jax.data.token_files.shard_writer import write_tokenizer
 from carve_jax.training.settings import make_model_config
 from configs import carve_1b3
 from experiments import cli

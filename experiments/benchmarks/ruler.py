@@ -14,9 +14,9 @@ from typing import Any
 
 import jax
 
-from carve_jax.evaluation.ruler import PROBES
+from carve_jax.data import ByteTokenizer
+from carve_jax.data.ruler.probes import PROBES
 from carve_jax.evaluation.ruler.run import Asking, run_probe
-from carve_jax.training.data import ByteTokenizer
 from experiments.benchmarks.patterns import Plan, random_model
 from experiments.measuring.memory import PeakResident, tree_bytes
 from experiments.measuring.timing import in_fresh_process

@@ -17,8 +17,8 @@ from typing import Any
 
 from absl import flags
 
+from carve_jax.data.ruler.haystack import Haystack
 from carve_jax.errors import UserError
-from carve_jax.evaluation.ruler.haystack import Haystack
 from carve_jax.evaluation.subject import Subject
 from carve_jax.evaluation.tasks import Figure, Result
 from carve_jax.files import (
@@ -32,7 +32,7 @@ from carve_jax.files import (
     try_lock,
     write_atomically,
 )
-from carve_jax.training.run import TOKENIZER
+from carve_jax.training.workdir import TOKENIZER
 
 RESULTS = [
     {

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from carve_jax.errors import UserError
-from carve_jax.training.settings import CHECKPOINTS
+from carve_jax.training.workdir import CHECKPOINTS
 from experiments.fault_injection.outcome import differences, outcome
 
 KINDS = ("anywhere", "training", "saving")

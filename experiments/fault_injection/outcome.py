@@ -6,10 +6,10 @@ from typing import Any
 import jax
 import numpy as np
 
-from carve_jax.training.checkpoint import Checkpoints
-from carve_jax.training.metrics import CLOCK, read_metrics
+from carve_jax.training.checkpoints.checkpoint import Checkpoints
+from carve_jax.training.reports.metrics import CLOCK, read_metrics
 from carve_jax.training.run import build
-from carve_jax.training.settings import CHECKPOINTS
+from carve_jax.training.workdir import CHECKPOINTS
 
 
 def outcome(config: Any, workdir: Path) -> tuple[Any, Any, list[dict[str, Any]]]:

@@ -4,11 +4,11 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from carve_jax.data import Tokenizer
 from carve_jax.decoding import Decoding, extend, prefill
 from carve_jax.decoding_file import load_decoding
 from carve_jax.errors import UserError
 from carve_jax.files import told
-from carve_jax.training.data import Tokenizer
 from carve_jax.training.run import Trained
 from experiments.generating.text import encode
 

@@ -4,9 +4,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from carve_jax.data import Tokenizer
 from carve_jax.errors import UserError
 from carve_jax.shapes import Int32
-from carve_jax.training.data import Tokenizer
 
 
 class TextStream:

@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 from carve_jax.model import LanguageModel
-from carve_jax.training.optimizer import make_optimizer, make_schedule
+from carve_jax.training.optimizer import OptimizerConfig, make_optimizer, make_schedule
 from carve_jax.training.run import make_init
 from carve_jax.training.settings import make_model_config
 from carve_jax.training.step import TrainState, make_loss, make_train_step
@@ -35,8 +35,9 @@ def make_step(fields: Mapping[str, Any]) -> TrainStep:
     config = get_config()
     config.model.update(fields)
     model = LanguageModel(make_model_config(config))
-    schedule = make_schedule(config.optimizer, config.steps)
-    optimizer = make_optimizer(config.optimizer, schedule)
+    recipe = OptimizerConfig(**config.optimizer)
+    schedule = make_schedule(recipe, config.steps)
+    optimizer = make_optimizer(recipe, schedule)
     loss = make_loss(model, loss_chunk=config.loss_chunk, z_loss=config.z_loss)
     init = make_init(model, optimizer, config.seed)
     return TrainStep(model, init, make_train_step(loss, optimizer, schedule))

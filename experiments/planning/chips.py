@@ -1,16 +1,16 @@
 """GPUs that a run may be planned for, as their maker describes them.
 
 Sources: NVIDIA's datasheets of the A100 (80 GB, SXM), H100 (SXM), H200 (SXM) and HGX B200, for
-arithmetic (`carve_jax.training.utilisation`), bandwidth, NVLink and the network of their DGX
-machines; what a program may see of the memory, and of the chip, from XLA's descriptions of them
+arithmetic (`carve_jax.training.reports.utilisation`), bandwidth, NVLink and the network of their
+DGX machines; what a program may see of the memory, and of the chip, from XLA's descriptions of them
 (openxla/xla, xla/backends/gpu/target_config/specs).
 """
 
 from typing import NamedTuple
 
 from carve_jax.errors import UserError
+from carve_jax.training.reports.utilisation import peak_flops
 from carve_jax.training.settings import nearest
-from carve_jax.training.utilisation import peak_flops
 
 MACHINE = 8
 """GPUs that NVLink joins in one machine."""

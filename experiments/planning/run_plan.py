@@ -11,7 +11,7 @@ from carve_jax.model import count_parameters
 from carve_jax.placement import check_mesh
 from carve_jax.sharding import make_mesh
 from carve_jax.training.run import Steps, build_steps, implementation_of, make_model
-from carve_jax.training.settings import check_settings
+from carve_jax.training.settings import read_settings
 from experiments.measuring.timing import peak_bytes
 from experiments.planning import budget
 from experiments.planning.collectives import Collective, collectives
@@ -30,19 +30,20 @@ def plan_run(
     Raises:
       UserError: a bad config, or a mesh that the model or the batch does not fit.
     """
-    check_settings(config)
+    settings = read_settings(config)
     with kernels_for(target):
         model = make_model(config)
         try:
-            rows = config.batch_size // config.optimizer.accumulate_steps
-            check_mesh(model.config, sizes, rows, config.sequence_length)
+            check_mesh(model.config, sizes, settings.rows, settings.sequence_length)
         except ValueError as error:
             raise UserError(f"--mesh: {error}") from error
         mesh = None if target.devices is None else make_mesh(sizes, target.devices)
-        steps = build_steps(config, model, mesh)
+        steps = build_steps(settings, model, mesh)
         with traced_for(target):
             memory = budget.shape_bytes(config, model.config, steps.state_shapes, sizes)
-        implementation = implementation_of(config, model)
+        implementation = implementation_of(
+            model.config, settings.batch_size, settings.sequence_length
+        )
         parameters = count_parameters(steps.state_shapes.params)["total"]
         step = budget.work(config, model.config)
         found: list[Collective] = []

@@ -2,9 +2,9 @@
 
 import hashlib
 
+from carve_jax.data.sources.documents import Document
 from carve_jax.errors import UserError
 from carve_jax.files import open_regular, parse_json, reason_of, shown
-from carve_jax.training.data.documents import Document
 from experiments.preparation.work import Columns, Source, Surveyed, Work, WorkSize, check_size
 
 DIGITS = 1000  # of an integer beside a text: hashes as numbers have dozens

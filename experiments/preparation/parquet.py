@@ -4,9 +4,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from carve_jax.data.sources.documents import Document
 from carve_jax.errors import UserError
 from carve_jax.files import open_regular, reason_of
-from carve_jax.training.data.documents import Document
 from carve_jax.training.settings import nearest
 from experiments.preparation.work import AGAIN, Columns, Source, Work, WorkSize, check_size
 

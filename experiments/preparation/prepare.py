@@ -7,18 +7,18 @@ from typing import NamedTuple
 
 import tqdm
 
+from carve_jax.data.config import check_fraction
+from carve_jax.data.pipeline import build_tokenizer
+from carve_jax.data.sources.documents import is_held_out
+from carve_jax.data.token_files import manifest as manifests
+from carve_jax.data.token_files.manifest import Manifest, shard_facts
+from carve_jax.data.token_files.shard_header import SPLITS, TOKENIZER_FILE, Header, sha256
+from carve_jax.data.token_files.shard_writer import ShardWriter, write_tokenizer
+from carve_jax.data.token_files.token_files import TokenFiles
+from carve_jax.data.tokenizers.checks import LARGEST_FILE
+from carve_jax.data.tokenizers.tokenizer import Tokenizer, tokenizer_from_json
 from carve_jax.errors import UserError
 from carve_jax.files import made_directory, read_text, reason_of, told
-from carve_jax.training.data import manifest as manifests
-from carve_jax.training.data.config import check_fraction
-from carve_jax.training.data.documents import is_held_out
-from carve_jax.training.data.manifest import Manifest, shard_facts
-from carve_jax.training.data.pipeline import build_tokenizer
-from carve_jax.training.data.shard_header import SPLITS, TOKENIZER_FILE, Header, sha256
-from carve_jax.training.data.shard_writer import ShardWriter, write_tokenizer
-from carve_jax.training.data.token_files import TokenFiles
-from carve_jax.training.data.tokenizer import Tokenizer, tokenizer_from_json
-from carve_jax.training.data.tokenizer_checks import LARGEST_FILE
 from experiments.preparation.sources import list_sources, read_work, source_bytes
 from experiments.preparation.work import Columns, Surveyed, Work, WorkSize
 from experiments.preparation.workers import Stream, Survey, Tokenise, Workers

@@ -12,10 +12,10 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
+from carve_jax.data.sources.documents import Document, fingerprint
+from carve_jax.data.sources.stdlib import stdlib_documents
 from carve_jax.errors import UserError
 from carve_jax.files import local_path, open_regular, shown, told
-from carve_jax.training.data.documents import Document, fingerprint
-from carve_jax.training.data.stdlib import stdlib_documents
 from experiments.preparation.json_lines import document_of_line, survey_lines
 from experiments.preparation.parquet import cut_rows, read_rows
 from experiments.preparation.work import (

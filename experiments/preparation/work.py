@@ -3,8 +3,8 @@
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from carve_jax.data.sources.documents import Document
 from carve_jax.errors import UserError
-from carve_jax.training.data.documents import Document
 
 LARGEST_DOCUMENT = 64 << 20
 AGAIN = "correct --input, or mend the file"

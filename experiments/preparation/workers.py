@@ -16,13 +16,13 @@ from typing import NamedTuple, TypeVar
 import numpy as np
 import tqdm
 
+from carve_jax.data.sources.documents import is_held_out
+from carve_jax.data.token_files.shard_header import DTYPES, sha256
+from carve_jax.data.token_files.shard_writer import token_dtype
+from carve_jax.data.tokenizers.checks import LARGEST_FILE
+from carve_jax.data.tokenizers.tokenizer import Tokenizer, tokenizer_from_json
 from carve_jax.errors import UserError
 from carve_jax.files import read_text, reason_of
-from carve_jax.training.data.documents import is_held_out
-from carve_jax.training.data.shard_header import DTYPES, sha256
-from carve_jax.training.data.shard_writer import token_dtype
-from carve_jax.training.data.tokenizer import Tokenizer, tokenizer_from_json
-from carve_jax.training.data.tokenizer_checks import LARGEST_FILE
 from experiments.preparation.sources import read_work, survey
 from experiments.preparation.work import Columns, Source, Surveyed, Work, WorkSize
 

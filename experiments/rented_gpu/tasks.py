@@ -14,7 +14,7 @@ from typing import Any
 
 import jax
 
-from carve_jax.training.provenance import describe_environment
+from carve_jax.training.reports.provenance import describe_environment
 from experiments.benchmarks import tune
 from experiments.benchmarks.decode_steps import (
     DecodePlan,

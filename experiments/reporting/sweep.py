@@ -8,8 +8,8 @@ from typing import Any, NamedTuple
 
 from carve_jax import files
 from carve_jax.errors import UserError
-from carve_jax.training import provenance
-from carve_jax.training.metrics import read_metrics
+from carve_jax.training.reports import provenance
+from carve_jax.training.reports.metrics import read_metrics
 from experiments.sweeps.store import FILE_NAME, RUNS, read_record, read_status
 
 STARTED = {"commit": files.Maybe(str)}

@@ -3,7 +3,7 @@
 import signal
 from dataclasses import replace
 
-from carve_jax.training.stopping import TrainingDiverged
+from carve_jax.training.processes.stopping import TrainingDiverged
 from experiments.sweeps.plan import PlannedRun
 from experiments.sweeps.store import Status, Store
 

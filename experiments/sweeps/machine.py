@@ -17,14 +17,14 @@ import jax.numpy as jnp
 
 from carve_jax.accounting import forward_flops
 from carve_jax.errors import UserError
+from carve_jax.training.reports.utilisation import peak_flops
 from carve_jax.training.settings import make_model_config
-from carve_jax.training.utilisation import peak_flops
 from experiments import cli
 from experiments.sweeps.plan import Plan, PlannedRun
 from experiments.sweeps.store import Store
 
 PROBE = (
-    "import json; from carve_jax.training.provenance import describe_environment; "
+    "import json; from carve_jax.training.reports.provenance import describe_environment; "
     "print(json.dumps(describe_environment()))"
 )
 GPU_SHARE, CPU_SHARE = 0.4, 0.2  # of the peak, and of a product of matrices, that training reaches

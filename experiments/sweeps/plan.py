@@ -12,16 +12,13 @@ from ml_collections import ConfigDict
 
 from carve_jax.accounting import parameter_shapes
 from carve_jax.config import LMConfig
+from carve_jax.data.packing import check_alignment
 from carve_jax.errors import UserError
 from carve_jax.model import count_parameters
-from carve_jax.training.data.config import DataConfig
-from carve_jax.training.data.packing import check_alignment
-from carve_jax.training.ranges import check_number
+from carve_jax.ranges import check_number
 from carve_jax.training.settings import (
     check_names,
-    check_settings,
     flatten,
-    make_model_config,
     nearest,
 )
 from experiments import cli
@@ -247,13 +244,11 @@ def _run(
 def _checked(config: ConfigDict, where: str) -> LMConfig:
     """The model of a config that training accepts, as far as can be said without its data."""
     try:
-        check_settings(config)
-        model = make_model_config(config)
-        DataConfig.from_config(config.data)
-        check_alignment(config.sequence_length, model.segment_alignment)
+        settings = read_settings(config)
+        check_alignment(settings.sequence_length, settings.model.segment_alignment)
     except UserError as error:
         raise UserError(f"the run {where} could not be trained: {error}") from error
-    return model
+    return settings.model
 
 
 @functools.cache

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import IO, NamedTuple
 
-from carve_jax.training.settings import FILE_NAME as CONFIG
+from carve_jax.training.workdir import FILE_NAME as CONFIG
 from experiments.sweeps.plan import PlannedRun
 from experiments.sweeps.store import Store
 

@@ -16,8 +16,8 @@ from typing import Any
 from tqdm import tqdm
 
 from carve_jax.errors import UserError
-from carve_jax.training.settings import claim_workdir
-from carve_jax.training.stopping import Interrupted, StopRequests
+from carve_jax.training.processes.stopping import Interrupted, StopRequests
+from carve_jax.training.workdir import claim_workdir
 from experiments.cli import USER_ERROR
 from experiments.sweeps.ending import sentence, status_at_end
 from experiments.sweeps.plan import PlannedRun
@@ -118,7 +118,7 @@ class Runner:
                 return True
             before = self._store.status(run)
             try:
-                claim_workdir(self._store.directory(run), run.config)
+                claim_workdir(self._store.directory(run), run.config.to_dict())
             except UserError as error:
                 self._store.set_status(run, replace(before, state="failed", message=str(error)))
                 self._say(f"{run.id} failed: {error}")

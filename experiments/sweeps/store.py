@@ -28,7 +28,7 @@ from carve_jax.files import (
     write_atomically,
     write_new,
 )
-from carve_jax.training import metrics, provenance
+from carve_jax.training.reports import metrics, provenance
 from carve_jax.training.settings import differences
 from experiments.sweeps.plan import BETTER, Plan, PlannedRun
 

@@ -26,7 +26,7 @@ from typing import Any
 from absl import flags
 
 from carve_jax.files import made_directory, write_atomically
-from carve_jax.training.provenance import describe_environment
+from carve_jax.training.reports.provenance import describe_environment
 from experiments import cli
 from experiments.theory import (
     capacity,

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from matplotlib.figure import Figure
 
-from carve_jax.training.data.stdlib import stdlib_documents
+from carve_jax.data.sources.stdlib import stdlib_documents
 from experiments.theory import small_models
 from experiments.theory.figures import label, panels, style
 from experiments.theory.finding import Check, Experiment, Finding, Number

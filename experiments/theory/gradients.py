@@ -62,9 +62,10 @@ def projections(gradients: Any, name: str) -> np.ndarray:
 
 def train(run: Run) -> Course:
     """The config's steps as `experiments.train` takes them, with the gradients' norms."""
-    config = run.config
-    optimizer = make_optimizer(config.optimizer, make_schedule(config.optimizer, config.steps))
-    loss = make_loss(run.model, loss_chunk=config.loss_chunk)
+    settings = run.settings
+    schedule = make_schedule(settings.optimizer, settings.steps)
+    optimizer = make_optimizer(settings.optimizer, schedule)
+    loss = make_loss(run.model, loss_chunk=settings.loss_chunk)
 
     @jax.jit
     def step(params: Any, state: Any, batch: Any) -> tuple[Any, Any, Any, jax.Array]:
@@ -75,7 +76,7 @@ def train(run: Run) -> Course:
     start = run.init()
     initial, params, state = jax.device_get(start.params), start.params, start.opt_state
     batches, kept, nats = run.pipeline.train_iterator(), [], jnp.nan
-    for _ in range(config.steps):
+    for _ in range(settings.steps):
         params, state, grads, nats = step(params, state, next(batches))
         kept.append(jax.device_get(grads))
     return Course(
@@ -104,7 +105,7 @@ def with_content(params: Any, strength: float) -> Any:
 def gradient_without_gate(run: Run, params: Any) -> Any:
     """Gradients of the first batch of GDN-2 with a scalar write gate, in CARVE's parameters."""
     config = dataclasses.replace(run.model.config, pattern=("gdn2",), write="scalar")
-    loss = make_loss(LanguageModel(config), loss_chunk=run.config.loss_chunk)
+    loss = make_loss(LanguageModel(config), loss_chunk=run.settings.loss_chunk)
     batch = next(run.pipeline.train_iterator())
     return jax.jit(lambda p: gradient(loss, p, batch, 1)[0])(without_content(params))
 
@@ -207,8 +208,8 @@ def measure(quick: bool) -> Finding:
         "negligible part of the whole, gradients stay of one order over depth and do not vanish "
         "back in time, and an open content gate keeps them within a factor of three (edges).",
         setup=f"associative recall, {sizes.layers} layers of width {sizes.d_model}, gate chunks of "
-        f"{sizes.gate_chunk}, {steps} steps of {run.config.batch_size} rows of "
-        f"{run.config.sequence_length}; back in time over {length} tokens, {rows} rows; P_up "
+        f"{sizes.gate_chunk}, {steps} steps of {run.settings.batch_size} rows of "
+        f"{run.settings.sequence_length}; back in time over {length} tokens, {rows} rows; P_up "
         f"as trained and normal with standard deviations {STRENGTHS}; seed 0",
         checks=checks,
         numbers=tuple(figures_of(courses, ends, length)),

@@ -12,6 +12,7 @@ import pytest
 from lm_eval.api.instance import Instance
 from lm_eval.api.registry import get_model
 
+from carve_jax.data import ByteTokenizer
 from carve_jax.errors import UserError
 from carve_jax.evaluation import harness_tasks, recall
 from carve_jax.evaluation.harness_run import Harness, with_error
@@ -21,7 +22,6 @@ from carve_jax.evaluation.scoring import Scorer
 from carve_jax.evaluation.subject import Subject
 from carve_jax.evaluation.tasks import NamedTasks, Options, find_tasks
 from carve_jax.model import LanguageModel, LMConfig
-from carve_jax.training.data import ByteTokenizer
 from experiments.evaluating import measure
 from tests.evaluation.local_tasks import CHOICES, LAST_WORDS, QUESTIONS, TEXTS, write_tasks
 from tests.mixers.parameters import random_parameters

@@ -10,9 +10,9 @@ import pytest
 from absl import flags
 
 from carve_jax.errors import UserError
-from carve_jax.training.distributed import PeerLost
+from carve_jax.training.processes.distributed import PeerLost
+from carve_jax.training.processes.stopping import Interrupted, TrainingDiverged
 from carve_jax.training.settings import flatten
-from carve_jax.training.stopping import Interrupted, TrainingDiverged
 from experiments import cli, evaluate, train
 
 CONFIG = "configs/quickstart.py"

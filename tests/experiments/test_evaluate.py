@@ -132,7 +132,7 @@ def test_bad_input_is_one_sentence(workdir, tmp_path, capsys):
 
 
 def bpe(directory):
-    from carve_jax.training.data import train_bpe
+    from carve_jax.data import train_bpe
 
     path = directory / "tokenizer.json"
     path.write_text(

@@ -8,7 +8,7 @@ import pytest
 
 from carve_jax.errors import UserError
 from carve_jax.files import made_directory, output_file
-from carve_jax.training.settings import claim_workdir
+from carve_jax.training.workdir import claim_workdir
 from experiments import cli
 from tests.training.helpers import tiny_config
 
@@ -90,7 +90,7 @@ def test_a_home_directory_is_expanded(tmp_path, monkeypatch):
 def test_the_library_makes_no_directory_named_home(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UserError, match=r"^--workdir=~/run: only commands expand ~: give /"):
-        claim_workdir(Path("~/run"), tiny_config())
+        claim_workdir(Path("~/run"), tiny_config().to_dict())
     assert not list(tmp_path.iterdir())
 
 

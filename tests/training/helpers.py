@@ -7,10 +7,10 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
+from carve_jax.data import ByteTokenizer, ShardWriter
+from carve_jax.data.token_files.shard_writer import write_tokenizer
 from carve_jax.training import loop
-from carve_jax.training.data import ByteTokenizer, ShardWriter
-from carve_jax.training.data.shard_writer import write_tokenizer
-from carve_jax.training.metrics import CLOCK, read_metrics
+from carve_jax.training.reports.metrics import CLOCK, read_metrics
 from configs import base
 
 

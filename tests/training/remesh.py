@@ -8,7 +8,7 @@ import jax
 import numpy as np
 
 from carve_jax.sharding import AXES
-from carve_jax.training.checkpoint import Checkpoints
+from carve_jax.training.checkpoints.checkpoint import Checkpoints
 from carve_jax.training.run import build
 from tests.training.helpers import tiny_config
 

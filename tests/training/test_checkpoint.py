@@ -16,7 +16,7 @@ import pytest
 from etils import epath
 
 from carve_jax.errors import UserError
-from carve_jax.training.checkpoint import Checkpoints
+from carve_jax.training.checkpoints.checkpoint import Checkpoints
 
 
 def make_iterator():

@@ -12,10 +12,10 @@ import pytest
 from carve_jax.errors import UserError
 from carve_jax.training import loop
 from carve_jax.training.guard import Guard
-from carve_jax.training.metrics import read_metrics
+from carve_jax.training.processes.stopping import Interrupted, SpikeFound
+from carve_jax.training.reports.metrics import read_metrics
 from carve_jax.training.run import build
-from carve_jax.training.settings import check_settings
-from carve_jax.training.stopping import Interrupted, SpikeFound
+from carve_jax.training.settings import read_settings
 from tests.training.helpers import figures, tiny_config, train
 
 
@@ -199,7 +199,7 @@ def test_too_many_are_the_end(tmp_path, monkeypatch):
 )
 def test_bad_settings(changes, message):
     with pytest.raises(UserError, match=message):
-        check_settings(tiny_config(**changes))
+        read_settings(tiny_config(**changes))
 
 
 def test_steps_without_targets_have_no_figures_to_remember():

@@ -14,9 +14,11 @@ from ml_collections import ConfigDict
 
 from carve_jax.errors import UserError
 from carve_jax.training import loop
-from carve_jax.training.metrics import CLOCK, read_metrics
-from carve_jax.training.run import build, load_tokenizer, load_trained
-from carve_jax.training.stopping import Interrupted, TrainingDiverged
+from carve_jax.training.processes.stopping import Interrupted, TrainingDiverged
+from carve_jax.training.reports import whole_run
+from carve_jax.training.reports.metrics import CLOCK, read_metrics
+from carve_jax.training.run import build, load_trained
+from carve_jax.training.workdir import load_tokenizer
 from tests.training.helpers import figures, text_data, tiny_config, train
 
 
@@ -143,7 +145,7 @@ def test_provenance_of_a_run(golden, tmp_path):
 @pytest.mark.parametrize("name", ["recurrent", "chunked"])
 def test_a_named_implementation_is_the_one_recorded(name):
     run = build(tiny_config(model__implementation=name))
-    facts = loop.describe(run, run.state_shapes, start=0)
+    facts = whole_run.describe(run, run.state_shapes, start=0)
     assert facts["implementation"] == name
 
 

@@ -6,8 +6,10 @@ import pytest
 
 from carve_jax.errors import UserError
 from carve_jax.files import held
-from carve_jax.training import loop, provenance
-from carve_jax.training.metrics import MetricsLog, read_metrics
+from carve_jax.training import loop
+from carve_jax.training.reports import provenance
+from carve_jax.training.reports.metrics import MetricsLog, read_metrics
+from carve_jax.training.workdir import LOCK
 from tests.training.helpers import tiny_config
 
 DAMAGE = (b"garbage", b"\x00\xff", b"[1]", b"1", b'{"loss": 1.0}', b'{"step": 2, "loss": [1]}')
@@ -95,7 +97,7 @@ def test_a_directory_is_of_one_run_at_a_time(tmp_path):
     before = json.dumps({"steps": 7})
     (tmp_path / "config.json").write_text(before)
     with (
-        held(tmp_path / loop.LOCK, "DIR"),
+        held(tmp_path / LOCK, "DIR"),
         pytest.raises(UserError, match=r"is in use by process \d+ on .*: wait for its end"),
     ):
         loop.train(config, tmp_path)

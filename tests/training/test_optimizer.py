@@ -9,6 +9,7 @@ import pytest
 from carve_jax.errors import UserError
 from carve_jax.model import LanguageModel
 from carve_jax.training.optimizer import (
+    OptimizerConfig,
     leaf_name,
     make_optimizer,
     make_schedule,
@@ -21,7 +22,7 @@ from tests.training.helpers import tiny_config
 
 def recipe(**changes):
     section = base.get_config().optimizer.to_dict()
-    return section | changes
+    return OptimizerConfig(**section | changes)
 
 
 def test_schedule_warms_up_then_falls_to_a_tenth():

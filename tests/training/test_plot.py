@@ -3,7 +3,7 @@
 import pytest
 
 from carve_jax.errors import UserError
-from carve_jax.training.plot import compare_runs
+from carve_jax.training.reports.plot import compare_runs
 
 
 def test_runs_beside_one_another():

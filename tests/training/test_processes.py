@@ -22,9 +22,9 @@ import pytest
 from carve_jax.errors import UserError
 from carve_jax.placement import pipeline_bubble
 from carve_jax.sharding import row_share
-from carve_jax.training import loop
-from carve_jax.training.distributed import COMPLETION_INDEX, Peers, peers_of
-from carve_jax.training.metrics import read_metrics
+from carve_jax.training.processes.distributed import COMPLETION_INDEX, Peers, peers_of
+from carve_jax.training.reports import whole_run
+from carve_jax.training.reports.metrics import read_metrics
 from carve_jax.training.run import build, load_trained, make_model
 from experiments import train as command
 from tests.devices import xla_flags
@@ -266,7 +266,7 @@ def test_unequal_shares_of_the_rows_are_refused(mesh, each):
 
 def test_a_run_says_how_idle_its_pipeline_is():
     config = tiny_config(model__vocab_size=64, mesh__sequence=2, optimizer__accumulate_steps=2)
-    facts = loop.describe_mesh(build(config))
+    facts = whole_run.describe_mesh(build(config))
     assert facts["mesh"] == {"data": 1, "fsdp": 1, "tensor": 1, "sequence": 2}
     assert facts["pipeline_bubble"] == pytest.approx(1 / 3)  # two rows at a time
     config.model.pattern = ("kda",)

@@ -4,11 +4,11 @@ import math
 
 import pytest
 
+from carve_jax.data.config import DataConfig
 from carve_jax.errors import UserError
-from carve_jax.training.data.config import DataConfig
+from carve_jax.ranges import INT32, TABLE, Range, check_number
 from carve_jax.training.loop import train
-from carve_jax.training.ranges import INT32, TABLE, Range, check_number
-from carve_jax.training.settings import check_settings, flatten
+from carve_jax.training.settings import flatten, read_settings
 from configs import base
 from tests.training.helpers import tiny_config
 
@@ -75,4 +75,4 @@ def test_training_refuses_before_it_makes_anything(tmp_path, changes, said):
 
 
 def test_whole_numbers_stand_for_numbers():
-    check_settings(tiny_config(optimizer__weight_decay=0, watchdog_seconds=3))
+    read_settings(tiny_config(optimizer__weight_decay=0, watchdog_seconds=3))

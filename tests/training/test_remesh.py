@@ -9,7 +9,7 @@ import sys
 import jax
 import numpy as np
 
-from carve_jax.training.checkpoint import Checkpoints
+from carve_jax.training.checkpoints.checkpoint import Checkpoints
 from tests.devices import xla_flags
 from tests.training.test_checkpoint import flip_a_bit, largest_file
 from tests.training.two_processes import Counter, holds, kernel

@@ -9,11 +9,11 @@ import pytest
 from carve_jax.accounting import costs
 from carve_jax.errors import UserError
 from carve_jax.training import loop
-from carve_jax.training.metrics import Throughput, read_metrics
+from carve_jax.training.processes.watchdog import Watchdog
+from carve_jax.training.reports.metrics import Throughput, read_metrics
+from carve_jax.training.reports.utilisation import ideal_step_seconds, peak_flops
 from carve_jax.training.run import build
-from carve_jax.training.settings import check_settings, make_model_config
-from carve_jax.training.utilisation import ideal_step_seconds, peak_flops
-from carve_jax.training.watchdog import Watchdog
+from carve_jax.training.settings import make_model_config, read_settings
 from configs import carve_100m
 from tests.training.helpers import tiny_config, train
 
@@ -134,4 +134,4 @@ def test_utilisation_of_a_step():
 )
 def test_bad_settings(changes, message):
     with pytest.raises(UserError, match=message):
-        check_settings(tiny_config(**changes))
+        read_settings(tiny_config(**changes))

@@ -5,18 +5,18 @@ import json
 import pytest
 from ml_collections import ConfigDict
 
+from carve_jax.data import ByteTokenizer
 from carve_jax.errors import UserError
 from carve_jax.model import LMConfig
-from carve_jax.training.data import ByteTokenizer
 from carve_jax.training.run import build_pipeline, load_trained, make_model
 from carve_jax.training.settings import (
     RESUMABLE,
-    check_settings,
-    claim_workdir,
     flatten,
-    load_config,
     make_model_config,
+    read_batches,
+    read_settings,
 )
+from carve_jax.training.workdir import claim_workdir, load_config
 from configs import (
     base,
     content_erase,
@@ -36,7 +36,7 @@ TASKS = (mqar, overwriting_recall, selective_copying, state_tracking, content_er
 @pytest.mark.parametrize("module", [base, quickstart, quickstart_gdn2, niah, *TASKS])
 def test_shipped_configs_are_valid(module):
     config = module.get_config()
-    check_settings(config)
+    read_settings(config)
     model = make_model_config(config)
     assert config.sequence_length % model.segment_alignment == 0
 
@@ -44,12 +44,13 @@ def test_shipped_configs_are_valid(module):
 @pytest.mark.parametrize("module", TASKS)
 def test_configs_of_tasks_have_room_for_them(module):
     config = module.get_config()
-    assert build_pipeline(config, make_model(config)).tokenizer is None
+    assert build_pipeline(read_batches(config), make_model(config).config).tokenizer is None
 
 
 def test_the_needle_is_asked_for_in_bytes():
     config = niah.get_config()
-    assert isinstance(build_pipeline(config, make_model(config)).tokenizer, ByteTokenizer)
+    pipeline = build_pipeline(read_batches(config), make_model(config).config)
+    assert isinstance(pipeline.tokenizer, ByteTokenizer)
 
 
 def test_the_model_section_has_the_fields_of_lmconfig_and_no_other():
@@ -74,18 +75,18 @@ def test_the_twin_differs_in_the_mixer_alone():
 )
 def test_bad_values(changes, message):
     with pytest.raises(UserError, match=message):
-        check_settings(tiny_config(**changes))
+        read_settings(tiny_config(**changes))
 
 
 def test_unknown_and_missing_fields():
     config = tiny_config()
     config.stepz = 3
     with pytest.raises(UserError, match="config has no field 'stepz'; did you mean 'steps'"):
-        check_settings(config)
+        read_settings(config)
     config = tiny_config()
     del config.optimizer.beta2
     with pytest.raises(UserError, match=r"config.optimizer lacks beta2: start from configs/base"):
-        check_settings(config)
+        read_settings(config)
     config = tiny_config()
     config.model.d_modle = 3
     with pytest.raises(UserError, match=r"config.model has no field 'd_modle'.*'d_model'"):
@@ -99,7 +100,7 @@ def test_a_section_that_is_a_value(name, value):
     with pytest.raises(
         UserError, match=rf"^config.{name} is .* must be a section of fields"
     ) as told:
-        check_settings(config)
+        read_settings(config)
     assert len(str(told.value)) < 400
 
 
@@ -123,7 +124,7 @@ def test_a_trained_model_needs_the_sizes_of_its_config(tmp_path, name, value):
 def test_steps_to_trace_are_two_whole_numbers(steps):
     config = ConfigDict(tiny_config().to_dict() | {"profile_steps": steps})
     with pytest.raises(UserError, match=r"^config.profile_steps is .* such as") as told:
-        check_settings(config)
+        read_settings(config)
     assert len(str(told.value)) < 400
 
 
@@ -137,7 +138,7 @@ def test_steps_to_trace_are_two_whole_numbers(steps):
 )
 def test_other_values_are_refused_in_a_line(changes, field):
     with pytest.raises(UserError, match=field) as told:
-        check_settings(ConfigDict(tiny_config().to_dict() | changes))
+        read_settings(ConfigDict(tiny_config().to_dict() | changes))
     assert len(str(told.value)) < 900
 
 
@@ -152,12 +153,12 @@ def test_what_the_model_refuses_is_told_in_a_line(name):
 
 
 def test_a_directory_of_another_long_config_is_told_in_a_line(tmp_path):
-    claim_workdir(tmp_path, tiny_config(data__path="x" * 100_000))
+    claim_workdir(tmp_path, tiny_config(data__path="x" * 100_000).to_dict())
     (tmp_path / "metrics.jsonl").write_text('{"step": 1}\n', "utf-8")
     with pytest.raises(
         UserError, match=r"belongs to a run of another config: data.path is"
     ) as told:
-        claim_workdir(tmp_path, tiny_config(data__path="y" * 100_000))
+        claim_workdir(tmp_path, tiny_config(data__path="y" * 100_000).to_dict())
     assert len(str(told.value)) < 900
 
 
@@ -168,13 +169,13 @@ def test_unknown_mixer_offers_the_nearest():
 
 def test_a_directory_belongs_to_its_config(tmp_path):
     workdir = tmp_path / "new" / "run"
-    claim_workdir(workdir, tiny_config())
+    claim_workdir(workdir, tiny_config().to_dict())
     assert flatten(load_config(workdir)) == flatten(tiny_config())
-    claim_workdir(workdir, tiny_config())
+    claim_workdir(workdir, tiny_config().to_dict())
     (workdir / "checkpoints" / "2").mkdir(parents=True)
     other = tiny_config(steps=7, model__pattern=("gdn2",))
     with pytest.raises(UserError) as caught:
-        claim_workdir(workdir, other)
+        claim_workdir(workdir, other.to_dict())
     assert "model.pattern is ('carve',) there and ('gdn2',) here; steps is 6 there and 7 here" in (
         str(caught.value)
     )
@@ -183,11 +184,11 @@ def test_a_directory_belongs_to_its_config(tmp_path):
 
 def test_a_run_that_never_took_a_step_gives_way(tmp_path):
     said: list[str] = []
-    claim_workdir(tmp_path, tiny_config(), say=said.append)
+    claim_workdir(tmp_path, tiny_config().to_dict(), say=said.append)
     (tmp_path / "metrics.jsonl").touch()
     (tmp_path / "checkpoints").mkdir()
     assert said == []
-    claim_workdir(tmp_path, tiny_config(steps=7), say=said.append)
+    claim_workdir(tmp_path, tiny_config(steps=7).to_dict(), say=said.append)
     assert load_config(tmp_path).steps == 7
     (line,) = said
     assert "never took a step, of another config: steps is 6 there and 7 here; it has" in line
@@ -195,17 +196,17 @@ def test_a_run_that_never_took_a_step_gives_way(tmp_path):
 
 @pytest.mark.parametrize("left", ["metrics.jsonl", "checkpoints/3", "checkpoints/0.tmp"])
 def test_a_run_that_left_something_does_not(tmp_path, left):
-    claim_workdir(tmp_path, tiny_config())
+    claim_workdir(tmp_path, tiny_config().to_dict())
     (tmp_path / "checkpoints").mkdir()
     (tmp_path / left).write_text('{"step": 1}', encoding="utf-8")
     with pytest.raises(UserError, match="belongs to a run of another config: steps is 6 there"):
-        claim_workdir(tmp_path, tiny_config(steps=7))
+        claim_workdir(tmp_path, tiny_config(steps=7).to_dict())
     assert load_config(tmp_path).steps == 6
 
 
 def test_fields_that_change_nothing_learned_may_change(tmp_path):
-    claim_workdir(tmp_path, tiny_config())
-    claim_workdir(tmp_path, tiny_config(log_every=2, eval_every=5, sample_prompt="x"))
+    claim_workdir(tmp_path, tiny_config().to_dict())
+    claim_workdir(tmp_path, tiny_config(log_every=2, eval_every=5, sample_prompt="x").to_dict())
     assert load_config(tmp_path).log_every == 2
     assert set(flatten(tiny_config())) >= RESUMABLE
 
@@ -213,7 +214,7 @@ def test_fields_that_change_nothing_learned_may_change(tmp_path):
 def test_bad_directories(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="file is a file: give a directory"):
-        claim_workdir(tmp_path / "file", tiny_config())
+        claim_workdir(tmp_path / "file", tiny_config().to_dict())
     with pytest.raises(UserError, match=r"holds no run \(config.json is missing\)"):
         load_config(tmp_path)
     (tmp_path / "config.json").write_text(json.dumps({"a": 1})[:-3])

@@ -8,8 +8,8 @@ import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from carve_jax.training.checkpoint import Checkpoints
-from carve_jax.training.stopping import StopRequests
+from carve_jax.training.checkpoints.checkpoint import Checkpoints
+from carve_jax.training.processes.stopping import StopRequests
 
 
 class Counter:

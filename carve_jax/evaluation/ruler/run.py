@@ -11,15 +11,15 @@ from typing import Any
 
 import numpy as np
 
-from carve_jax.evaluation.ruler.haystack import Haystack
-from carve_jax.evaluation.ruler.probes import Probe, example
+from carve_jax.data.ruler.haystack import Haystack
+from carve_jax.data.ruler.probes import Probe, example
+from carve_jax.data.sources.stdlib import stdlib_documents
+from carve_jax.data.tokenizers.tokenizer import Tokenizer
 from carve_jax.evaluation.ruler.score import score
 from carve_jax.evaluation.tasks import Result, mean
 from carve_jax.generate import generate
 from carve_jax.model import LanguageModel
 from carve_jax.shapes import Int32
-from carve_jax.training.data.stdlib import stdlib_documents
-from carve_jax.training.data.tokenizer import Tokenizer
 
 DEPTHS = 5  # parts of the filler that scores are told of apart
 

@@ -7,11 +7,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from carve_jax.config import LMConfig
-from carve_jax.evaluation.ruler import PROBES, Haystack, examples, run
+from carve_jax.data import ByteTokenizer
+from carve_jax.data.ruler import PROBES, Haystack, examples
+from carve_jax.evaluation.ruler import run
 from carve_jax.evaluation.ruler.run import Asking, language_reference, run_probe
 from carve_jax.evaluation.tasks import Figure
 from carve_jax.model import LanguageModel
-from carve_jax.training.data import ByteTokenizer
 
 TOKENIZER = ByteTokenizer()
 

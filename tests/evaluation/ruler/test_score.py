@@ -2,7 +2,7 @@
 
 import pytest
 
-from carve_jax.evaluation.ruler import score
+from carve_jax.evaluation.ruler.score import score
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ from carve_jax.mixers import SOFTMAX
 from carve_jax.model import count_parameters
 from carve_jax.training.settings import make_model_config
 from experiments import cli, train
-from experiments.describe import describe, twin
+from experiments.planning.describe import describe, twin
 
 CONFIGS = Path(__file__).resolve().parents[3] / "configs"
 OFFICIAL = sorted(

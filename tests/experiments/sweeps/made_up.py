@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from carve_jax.training import metrics, provenance
+from carve_jax.training.reports import metrics, provenance
 
 COMMIT = "c0ffee" + "0" * 34
 BITS = {"name": "eval_bits_per_byte", "better": "lower", "title": "held-out bits per byte"}

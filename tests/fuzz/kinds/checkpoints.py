@@ -9,10 +9,10 @@ from typing import Any
 import jax
 import numpy as np
 
-from carve_jax.training.checkpoint import Checkpoints
-from carve_jax.training.data.batches import BatchIterator, Block, CountedOrder
-from carve_jax.training.digest import FILE_NAME, SEAL, Bound, digests
-from carve_jax.training.run import CHECKPOINTS
+from carve_jax.data.batches import BatchIterator, Block, CountedOrder
+from carve_jax.training.checkpoints.checkpoint import Checkpoints
+from carve_jax.training.checkpoints.digest import FILE_NAME, SEAL, Bound, digests
+from carve_jax.training.workdir import CHECKPOINTS
 from tests.fuzz.damage import HANGS, Example, kept
 from tests.fuzz.kind import REPAIRED, Kind, Say, SilentChange, same
 
@@ -102,8 +102,9 @@ def reseal(folder: Path) -> None:
         (step / "state" / SEAL).write_text(json.dumps(bound.sealed(text)), "utf-8")
 
 
-_DIGEST = "carve_jax.training.digest"
-_CHECKPOINT = "carve_jax.training.checkpoint:Checkpoints"
+_DIGEST = "carve_jax.training.checkpoints.digest"
+_STORED = "carve_jax.training.checkpoints.stored:Stored"
+_CHECKPOINT = "carve_jax.training.checkpoints.checkpoint:Checkpoints"
 
 
 def _part(
@@ -131,13 +132,13 @@ KINDS = (
     _part(
         "description",
         "meta/metadata",
-        reads=(f"{_CHECKPOINT}._read_description", f"{_CHECKPOINT}._read_meta"),
+        reads=(f"{_STORED}.description", f"{_STORED}.meta"),
     ),
-    _part("data position", "data/metadata", reads=(f"{_CHECKPOINT}._position",)),
+    _part("data position", "data/metadata", reads=(f"{_STORED}.position",)),
     _part(
         "digests",
         f"state/{FILE_NAME}",
-        reads=(f"{_DIGEST}:verify_state", f"{_CHECKPOINT}._examined"),
+        reads=(f"{_DIGEST}:verify_state", f"{_STORED}.examine"),
     ),
     _part("seal", f"state/{SEAL}", reads=(f"{_DIGEST}:verify_state",)),
     _part(
@@ -154,7 +155,7 @@ KINDS = (
         "state/_METADATA",
         "state/_sharding",
         "state/array_metadatas/*",
-        reads=("carve_jax.training.checkpoint_times:_fault", f"{_CHECKPOINT}._read_whole"),
+        reads=("carve_jax.training.checkpoints.times:_fault", f"{_CHECKPOINT}._read_whole"),
         json=False,
         examples=(*HANGS, kept("value", 0, '""'), kept("value", 0, "deep list")),
     ),

@@ -9,15 +9,15 @@ import numpy as np
 import pyarrow
 import pyarrow.parquet
 
-from carve_jax.training.data.manifest import Manifest
-from carve_jax.training.data.token_files import TokenFiles
+from carve_jax.data.token_files.manifest import Manifest
+from carve_jax.data.token_files.token_files import TokenFiles
 from experiments.preparation import workers
 from experiments.preparation.prepare import Settings, prepare
 from experiments.preparation.sources import list_sources, read_work, survey
 from experiments.preparation.work import Columns, WorkSize
+from tests.data.helpers import write_shards
 from tests.fuzz.damage import kept
 from tests.fuzz.kind import OTHER, REPAIRED, Judge, Kind, Say, SilentChange, any_value
-from tests.training.data.helpers import write_shards
 
 TEXTS = [f"Document {n} is about a rule, é and 漢. " * (n + 1) for n in range(12)]
 COLUMNS = Columns("text", "id")
@@ -170,7 +170,7 @@ def _tokens(what: str, *files: str, read: Any = read_tokens, **others: Any) -> K
     return Kind(f"token files: {what}", make_tokens, found, read, reads, **others)
 
 
-_TOKENS = "carve_jax.training.data.token_files"
+_TOKENS = "carve_jax.data.token_files.token_files"
 _PREPARATION = "experiments.preparation"
 
 
@@ -183,21 +183,21 @@ KINDS = (
         "headers",
         "train-*.json",
         "eval-*.json",
-        reads=("carve_jax.training.data.shard_header:Header.read",),
+        reads=("carve_jax.data.token_files.shard_header:Header.read",),
         json=True,
         examples=(kept("value", 1, "long text"),),
     ),
     _tokens(
         "manifest",
         "manifest.json",
-        reads=("carve_jax.training.data.manifest:Manifest.read",),
+        reads=("carve_jax.data.token_files.manifest:Manifest.read",),
         json=True,
         reseal=reseal_manifest,
     ),
     _tokens(
         "tokens",
         "*.bin",
-        reads=("carve_jax.training.data.shard:OpenFiles.read",),
+        reads=("carve_jax.data.token_files.shard:OpenFiles.read",),
     ),
     _tokens("offsets, checksums", "*.offsets", "*.crc", reads=(f"{_TOKENS}:_content",)),
     _tokens(
@@ -221,7 +221,7 @@ KINDS = (
         ("tokens/*",),
         go_on,
         (
-            "carve_jax.training.data.manifest:Manifest.read",
+            "carve_jax.data.token_files.manifest:Manifest.read",
             "experiments.preparation.workers:_tokenizer",
         ),
         judge_go_on,

@@ -4,8 +4,8 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+from carve_jax.data.ruler import Haystack
 from carve_jax.evaluation.answers import Answers
-from carve_jax.evaluation.ruler import Haystack
 from carve_jax.evaluation.tasks import Figure, Result
 from experiments.evaluating.record import Record, settings_of, settings_of_run
 from tests.evaluation.local_tasks import write_tasks
@@ -178,7 +178,7 @@ KINDS = (
         make_haystack,
         ("hay.txt",),
         read_haystack,
-        ("carve_jax.evaluation.ruler.haystack:Haystack.file",),
+        ("carve_jax.data.ruler.haystack:Haystack.file",),
         judge_haystack,
         examples=HANGS,
     ),

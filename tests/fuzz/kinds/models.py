@@ -11,13 +11,13 @@ import jax.numpy as jnp
 import numpy as np
 import sentencepiece
 
+from carve_jax.data import train_bpe
+from carve_jax.data.tokenizers.files import open_tokenizer
 from carve_jax.decoding import Decoding
 from carve_jax.decoding_file import CRC_BYTES, save_decoding
 from carve_jax.interop import from_torch, save_safetensors
 from carve_jax.mixers import MIXERS
 from carve_jax.model import LanguageModel, LMConfig
-from carve_jax.training.data import train_bpe
-from carve_jax.training.data.tokenizer_files import open_tokenizer
 from experiments.generating import state
 from tests.fuzz.kind import Kind, Say, any_value
 from tests.fuzz.kinds.run_directory import TEXT, judge_tokenizer
@@ -106,7 +106,7 @@ KINDS = (
         make_bpe,
         ("tokenizer.json",),
         _open("tokenizer.json"),
-        ("carve_jax.training.data.tokenizer:LibraryTokenizer.from_file",),
+        ("carve_jax.data.tokenizers.tokenizer:LibraryTokenizer.from_file",),
         judge_tokenizer,
         json=True,
     ),
@@ -115,7 +115,7 @@ KINDS = (
         make_bpe,
         ("tokenizer.json",),
         _open("."),
-        ("carve_jax.training.data.tokenizer_files:open_tokenizer",),
+        ("carve_jax.data.tokenizers.files:open_tokenizer",),
         judge_tokenizer,
         share=0.3,
     ),
@@ -125,8 +125,8 @@ KINDS = (
         ("tokenizer.model",),
         _open("tokenizer.model"),
         (
-            "carve_jax.training.data.sentencepiece_tokenizer:SentencePieceTokenizer.from_file",
-            "carve_jax.training.data.sentencepiece_tokenizer:SentencePieceTokenizer.__init__",
+            "carve_jax.data.tokenizers.sentencepiece_tokenizer:SentencePieceTokenizer.from_file",
+            "carve_jax.data.tokenizers.sentencepiece_tokenizer:SentencePieceTokenizer.__init__",
         ),
         judge_tokenizer,
     ),

@@ -7,19 +7,18 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
+from carve_jax.data import train_bpe
+from carve_jax.data.token_files.shard_header import sha256
 from carve_jax.files import held, locks
-from carve_jax.training import metrics, provenance
-from carve_jax.training.data import train_bpe
-from carve_jax.training.data.shard_header import sha256
-from carve_jax.training.run import TOKENIZER, load_tokenizer, save_tokenizer
-from carve_jax.training.settings import (
-    RESUMABLE,
-    check_settings,
+from carve_jax.training.reports import metrics, provenance
+from carve_jax.training.settings import RESUMABLE, flatten, read_settings
+from carve_jax.training.workdir import (
+    TOKENIZER,
     claim_workdir,
-    flatten,
     load_config,
-    make_model_config,
+    load_tokenizer,
     require_config_of,
+    save_tokenizer,
 )
 from experiments import cli
 from tests.fuzz.damage import kept
@@ -31,25 +30,21 @@ CONFIGS = (kept("value", 9, '""'), kept("value", 50, "long text"))
 
 
 def make_config(folder: Path, number: int) -> None:
-    claim_workdir(folder, tiny_config(seed=number))
+    claim_workdir(folder, tiny_config(seed=number).to_dict())
 
 
 def read_config(folder: Path, say: Say) -> Any:
     """As a run that goes on: a checkpoint knows the config, but for what a run may change."""
-    config = load_config(folder)
-    check_settings(config)
-    make_model_config(config)
+    plain = read_settings(load_config(folder)).plain
     meta = {"config": json.loads(json.dumps(tiny_config(seed=0).to_dict())), "step": 1}
-    require_config_of(meta, config, folder)
-    return {name: value for name, value in flatten(config).items() if name not in RESUMABLE}
+    require_config_of(meta, plain, folder)
+    return {name: value for name, value in flatten(plain).items() if name not in RESUMABLE}
 
 
 def read_given_config(folder: Path, say: Say) -> Any:
     """As --config=RUN/config.json takes it, for a new run."""
     config = cli.load_config(str(folder / CONFIG), ["--config.log_every=7"])
-    check_settings(config)
-    make_model_config(config)
-    return flatten(config)
+    return flatten(read_settings(config).plain)
 
 
 def judge_given_config(folder: Path, value: Any, healthy: Any, said: list[str]) -> str:
@@ -178,13 +173,14 @@ def judge_tokenizer(folder: Path, value: Any, healthy: Any, said: list[str]) -> 
     return OTHER
 
 
+_METRICS = "carve_jax.training.reports.metrics"
 KINDS = (
     Kind(
         "config.json of a run",
         make_config,
         (CONFIG,),
         read_config,
-        ("carve_jax.training.settings:load_config",),
+        ("carve_jax.training.workdir:load_config",),
         json=True,
         examples=CONFIGS,
     ),
@@ -213,7 +209,7 @@ KINDS = (
         make_provenance,
         (provenance.FILE_NAME,),
         read_provenance,
-        ("carve_jax.training.provenance:_read",),
+        ("carve_jax.training.reports.provenance:_read",),
         judge_provenance,
         json=True,
         examples=(kept("value", 7, "[null]"), kept("twice", 1, "0")),
@@ -223,7 +219,10 @@ KINDS = (
         make_metrics,
         (metrics.FILE_NAME,),
         read_metrics,
-        ("carve_jax.training.metrics:_read", "carve_jax.training.metrics:MetricsLog._drop_lines"),
+        (
+            f"{_METRICS}:_read",
+            f"{_METRICS}:MetricsLog._drop_lines",
+        ),
         judge_metrics,
         json=True,
         share=2.0,
@@ -245,7 +244,7 @@ KINDS = (
         make_tokenizer,
         (TOKENIZER,),
         read_tokenizer,
-        ("carve_jax.training.run:load_tokenizer",),
+        ("carve_jax.training.workdir:load_tokenizer",),
         json=True,
         share=0.5,
     ),
@@ -254,7 +253,7 @@ KINDS = (
         make_tokenizer,
         (TOKENIZER,),
         read_unsealed_tokenizer,
-        ("carve_jax.training.data.tokenizer:tokenizer_from_json",),
+        ("carve_jax.data.tokenizers.tokenizer:tokenizer_from_json",),
         judge_tokenizer,
         json=True,
         examples=(kept("value", 5818, "0"),),

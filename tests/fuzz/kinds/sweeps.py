@@ -228,7 +228,7 @@ KINDS = (
         make_report,
         (f"{_RUN}/*", f"{_RUN}.status.json"),
         write_report,
-        (_REPORT, "experiments.reporting.sweep:_run", "carve_jax.training.metrics:_read"),
+        (_REPORT, "experiments.reporting.sweep:_run", "carve_jax.training.reports.metrics:_read"),
         any_value,
         json=True,
     ),

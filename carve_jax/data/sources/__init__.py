@@ -1,0 +1,1 @@
+"""Where text comes from: what every Python carries, as documents, some of them held out whole."""

@@ -1,0 +1,1 @@
+"""Tokenizers: bytes, BPE trained here, and those that other libraries saved in files."""

@@ -1,0 +1,1 @@
+"""Checkpoints on disk: written as one, sealed, and used whole or not at all."""
