@@ -2,8 +2,10 @@
 
 import dataclasses
 import difflib
+import math
+from typing import Any
 
-from carve_jax.mixers import GATES, MIXERS, SOFTMAX, GateSpec
+from carve_jax.mixers import MIXERS
 from carve_jax.ops.gated_delta import check_implementation_name
 
 REMAT = ("none", "full", "dots")
@@ -94,10 +96,8 @@ class LMConfig:
         object.__setattr__(self, "pattern", tuple(self.pattern))
         self._check_names()
         self._check_sizes()
-        for name in set(self.pattern) & GATES.keys():
-            self.gates(name)  # It refuses gates that mean nothing together.
-        if set(SOFTMAX) & set(self.pattern):
-            self._check_attention()
+        for name in dict.fromkeys(self.pattern):
+            MIXERS[name].check(self)
 
     @property
     def repeats(self) -> int:
@@ -107,20 +107,21 @@ class LMConfig:
     @property
     def segment_alignment(self) -> int:
         """Documents packed in a row start at multiples of this many tokens."""
-        return self.gate_chunk if self.has_content_gate else 1
+        return math.lcm(*(MIXERS[name].segment_alignment(self) for name in self.pattern))
 
     @property
     def has_content_gate(self) -> bool:
         """Some layer's erase gate sees content, as CARVE's does."""
-        return any(self.gates(name).content for name in self.pattern if name in GATES)
+        return any(MIXERS[name].has_content_gate(self) for name in self.pattern)
 
-    def gates(self, name: str) -> GateSpec:
-        """Gates of the mixer of that name (one of ``GATES``) in this model."""
+    @property
+    def gate_changes(self) -> dict[str, Any]:
+        """The fields of GateSpec that this model has otherwise than its mixers' presets."""
         changes = {field: getattr(self, field) for field in GATE_FIELDS}
         for field in GATE_OVERRIDES:
             if getattr(self, field) is not None:
                 changes[field] = getattr(self, field)
-        return dataclasses.replace(GATES[name], **changes)
+        return changes
 
     @property
     def query_heads(self) -> int:
@@ -169,25 +170,4 @@ class LMConfig:
         if self.num_heads % (self.num_key_heads or self.num_heads):
             raise ValueError(
                 f"num_key_heads={self.num_key_heads} does not divide num_heads={self.num_heads}."
-            )
-        if self.key_dim < 4 and {"mamba3", "mamba3_mimo"} & set(self.pattern):
-            raise ValueError(
-                f"key_dim={self.key_dim}; Mamba-3 rotates half of the key channels in pairs: give "
-                "at least 4."
-            )
-
-    def _check_attention(self) -> None:
-        if self.query_heads % self.kv_heads:
-            raise ValueError(
-                f"attention_kv_heads={self.kv_heads} does not divide "
-                f"attention_heads={self.query_heads}."
-            )
-        if self.attention_head_dim is None and self.d_model % self.query_heads:
-            raise ValueError(
-                f"attention_heads={self.query_heads} does not divide d_model={self.d_model}; "
-                "choose another number or give attention_head_dim."
-            )
-        if self.head_dim % 2:
-            raise ValueError(
-                f"attention heads have {self.head_dim} channels; RoPE needs an even number."
             )

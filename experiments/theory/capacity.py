@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from matplotlib.figure import Figure
 
-from carve_jax.mixers import GATES
+from carve_jax.mixers import FAMILY
 from carve_jax.mixers.gates import init_a_log, init_dt_bias, retention_log_decay
 from carve_jax.ops.gated_delta import carve_rule, gated_delta_rule
 from experiments.theory.figures import COLOURS, label, panels, style
@@ -25,7 +25,7 @@ EXACT = 1e-5  # of float32
 
 def log_decay(name: str, rows: int, channels: int) -> jax.Array:
     """A mixer's log-decay as its layer starts, the same for all tokens: [rows, 1, 1, K or 1]."""
-    spec = GATES[name]
+    spec = FAMILY[name].gates
     if spec.decay == "none":
         return jnp.zeros((rows, 1, 1, 1))
     if spec.decay == "constant":
@@ -67,9 +67,9 @@ def stored(name: str, key: jax.Array, value: jax.Array) -> jax.Array:
     empty = ((0, 0), (int(LOADS[-1] * channels) - count, 0), (0, 0))
     key, value = jnp.pad(key, empty)[:, :, None], jnp.pad(value, empty)[:, :, None]
     decay = jnp.broadcast_to(log_decay(name, rows, channels), key.shape)
-    if GATES[name].content:
+    if FAMILY[name].gates.content:
         return _run_carve(key, value, decay)[:, 0]
-    erase = jnp.full_like(key, GATES[name].erase != "none")
+    erase = jnp.full_like(key, FAMILY[name].gates.erase != "none")
     return _run_rule(key, value, decay, erase)[:, 0]
 
 
@@ -126,7 +126,7 @@ def linear_theory(count: np.ndarray, channels: int) -> np.ndarray:
 def measure(quick: bool) -> Finding:
     """Errors by load, size and rewriting."""
     rows = 4 if quick else 16
-    names = ("linear_attention", "deltanet", "carve") if quick else tuple(GATES)
+    names = ("linear_attention", "deltanet", "carve") if quick else tuple(FAMILY)
     channels = 16 if quick else 64
     sizes = (16,) if quick else (16, 32, 64)
     errors = {name: curve(name, channels, rows) for name in names}

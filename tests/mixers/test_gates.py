@@ -3,7 +3,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from carve_jax.mixers import GATES, GateSpec
+from carve_jax.mixers import FAMILY, GateSpec
 from carve_jax.mixers.gates import (
     gate,
     init_a_log,
@@ -15,7 +15,8 @@ from carve_jax.mixers.gates import (
 
 
 def test_presets_are_the_rows_of_the_table():
-    rows = {name: (g.decay, g.erase, g.write) for name, g in GATES.items()}
+    gates = {name: entry.gates for name, entry in FAMILY.items()}
+    rows = {name: (g.decay, g.erase, g.write) for name, g in gates.items()}
     assert rows == {
         "linear_attention": ("none", "none", "one"),
         "retnet": ("constant", "none", "one"),
@@ -27,7 +28,7 @@ def test_presets_are_the_rows_of_the_table():
         "gdn2": ("channel", "channel", "channel"),
         "carve": ("channel", "channel", "scalar"),
     }
-    assert [name for name, g in GATES.items() if g.content] == ["carve"]
+    assert [name for name, g in gates.items() if g.content] == ["carve"]
 
 
 @pytest.mark.parametrize(

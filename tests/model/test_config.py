@@ -3,7 +3,7 @@ import re
 
 import pytest
 
-from carve_jax.mixers import GATES, GateSpec
+from carve_jax.mixers import FAMILY, GateSpec
 from carve_jax.model import LMConfig
 
 
@@ -58,9 +58,13 @@ def test_documents_are_aligned_where_a_content_gate_is():
 
 def test_gates_are_the_presets_unless_changed():
     config = LMConfig(pattern=("carve", "gdn2"), gate_chunk=16, write="scalar", content_norm=True)
-    assert config.gates("gdn2") == GateSpec(write="scalar", gate_chunk=16, content_norm=True)
-    assert config.gates("carve") == dataclasses.replace(config.gates("gdn2"), content=True)
-    assert LMConfig().gates("kda") == GATES["kda"]
+    assert FAMILY["gdn2"].gates_of(config) == GateSpec(
+        write="scalar", gate_chunk=16, content_norm=True
+    )
+    assert FAMILY["carve"].gates_of(config) == dataclasses.replace(
+        FAMILY["gdn2"].gates_of(config), content=True
+    )
+    assert FAMILY["kda"].gates_of(LMConfig()) == FAMILY["kda"].gates
 
 
 def test_a_content_gate_may_be_added_or_taken_away():
