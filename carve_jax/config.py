@@ -3,20 +3,25 @@
 import dataclasses
 import difflib
 import math
+from collections.abc import Mapping
 from typing import Any
 
 from carve_jax.mixers import MIXERS
+from carve_jax.mixers.changes import SECTIONS, Changes
 from carve_jax.ops.gated_delta import check_implementation_name
 
 REMAT = ("none", "full", "dots")
 COMPUTE_DTYPES = ("float32", "bfloat16")
 OPTIONAL = ("num_key_heads", "attention_heads", "attention_kv_heads", "attention_head_dim")
-# Fields of a preset's GateSpec that a model may have otherwise; None leaves the preset's own.
-GATE_OVERRIDES = ("decay", "decay_form", "erase", "write", "content")
-GATE_FIELDS = (
-    *("gate_chunk", "content_rank", "content_norm", "stop_gradient_content"),
-    "negative_eigenvalues",
-)
+AS_PUBLISHED = {name: changes() for name, changes in SECTIONS.items()}
+# Fields that lay beside the sizes before gates had a section of their own, with their defaults of
+# that time: None was the preset's own value, and the others are what every preset has.
+FORMER: Mapping[str, Any] = {
+    **dict.fromkeys(("decay", "decay_form", "erase", "write", "content")),
+    "gate_chunk": 64,
+    "content_rank": 16,
+    **dict.fromkeys(("content_norm", "stop_gradient_content", "negative_eigenvalues"), False),
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,10 +39,9 @@ class LMConfig:
         key_dim: channels of a key head.
         value_dim: channels of a value head.
         conv_width: taps of their short convolution.
-        decay, decay_form, erase, write, content: ablations of their gates (``GateSpec``); None
-            for what each mixer of the pattern is published with.
-        gate_chunk, content_rank, content_norm, stop_gradient_content: of the content gate, and
-        negative_eigenvalues: of the erase gate, as in ``GateSpec``.
+        gates: what all of them have otherwise than their presets' gates (``GateSpec``): a mapping
+            of fields, kept as ``GateChanges``.
+        layer: the same of their layer (``LayerSpec``), kept as ``LayerChanges``.
         mimo_rank: rank of "mamba3_mimo".
         attention_heads: query heads of softmax attention; None for ``num_heads``.
         attention_kv_heads: its heads of keys and values; None for ``attention_heads``.
@@ -65,16 +69,8 @@ class LMConfig:
     key_dim: int = 64
     value_dim: int = 64
     conv_width: int = 4
-    decay: str | None = None
-    decay_form: str | None = None
-    erase: str | None = None
-    write: str | None = None
-    content: bool | None = None
-    gate_chunk: int = 64
-    content_rank: int = 16
-    content_norm: bool = False
-    stop_gradient_content: bool = False
-    negative_eigenvalues: bool = False
+    gates: Changes = AS_PUBLISHED["gates"]
+    layer: Changes = AS_PUBLISHED["layer"]
     mimo_rank: int = 4
     attention_heads: int | None = None
     attention_kv_heads: int | None = None
@@ -94,6 +90,8 @@ class LMConfig:
         if isinstance(self.pattern, str):
             raise ValueError(f"pattern={self.pattern!r} is a string; give a tuple of mixer names.")
         object.__setattr__(self, "pattern", tuple(self.pattern))
+        for name, changes in SECTIONS.items():
+            object.__setattr__(self, name, changes.of(getattr(self, name)))
         self._check_names()
         self._check_sizes()
         for name in dict.fromkeys(self.pattern):
@@ -113,15 +111,6 @@ class LMConfig:
     def has_content_gate(self) -> bool:
         """Some layer's erase gate sees content, as CARVE's does."""
         return any(MIXERS[name].has_content_gate(self) for name in self.pattern)
-
-    @property
-    def gate_changes(self) -> dict[str, Any]:
-        """The fields of GateSpec that this model has otherwise than its mixers' presets."""
-        changes = {field: getattr(self, field) for field in GATE_FIELDS}
-        for field in GATE_OVERRIDES:
-            if getattr(self, field) is not None:
-                changes[field] = getattr(self, field)
-        return changes
 
     @property
     def query_heads(self) -> int:
@@ -171,3 +160,22 @@ class LMConfig:
             raise ValueError(
                 f"num_key_heads={self.num_key_heads} does not divide num_heads={self.num_heads}."
             )
+
+
+def with_sections(model: Mapping[str, Any]) -> dict[str, Any]:
+    """An LMConfig's saved fields, with those of gates and layer in their sections.
+
+    Before they had sections, fields of the gates lay beside the sizes (``FORMER``). A default of
+    that time is what every preset has, and becomes None; so does a field that was not there yet.
+
+    Args:
+        model: plain values, such as JSON gives back; what is no section is left as it is.
+    """
+    fields = {name: value for name, value in model.items() if name not in FORMER}
+    former = {name: value for name, value in model.items() if FORMER.get(name, value) != value}
+    for name, changes in SECTIONS.items():
+        given = fields.get(name, {})
+        if isinstance(given, Mapping):
+            moved = former if name == "gates" else {}
+            fields[name] = {**dict.fromkeys(changes.kinds), **moved, **given}
+    return fields

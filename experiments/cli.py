@@ -14,10 +14,11 @@ from typing import Literal
 from absl import flags, logging
 from ml_collections import ConfigDict, config_flags
 
+from carve_jax.config import FORMER
 from carve_jax.errors import UserError
 from carve_jax.files import local_path, read_json, reason_of, shown
 from carve_jax.training.distributed import PeerLost
-from carve_jax.training.settings import OPTIONAL, from_json, nearest
+from carve_jax.training.settings import OPTIONAL, from_json, moved, nearest
 from carve_jax.training.stopping import Interrupted, TrainingDiverged
 from carve_jax.versions import warn_of_untested
 
@@ -216,6 +217,9 @@ def _run_config(path: str) -> ConfigDict:
 
 def check_field(config: ConfigDict, dotted: str) -> None:
     """Raises UserError unless the config has the field of that dotted name."""
+    former = dotted.removeprefix("model.")
+    if former != dotted and former in FORMER:
+        raise UserError(moved(f"--config.{dotted}", former))
     section, known = config, "config"
     for name in dotted.split("."):
         if not isinstance(section, ConfigDict):

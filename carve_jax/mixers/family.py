@@ -66,20 +66,26 @@ class GatedDelta(Entry):
 
     def gates_of(self, config: Config) -> GateSpec:
         """The gates in a model of this configuration."""
-        return dataclasses.replace(self.gates, **config.gate_changes)
+        return config.gates.applied(self.gates)
+
+    def layer_of(self, config: Config) -> LayerSpec:
+        """What surrounds the rule in a model of this configuration."""
+        return config.layer.applied(self.layer)
 
     def of_model(self, config: Config) -> GatedDeltaMixer:
         """See ``Entry``."""
         return GatedDeltaMixer(
             gates=self.gates_of(config),
-            layer=self.layer,
+            layer=self.layer_of(config),
             conv_width=config.conv_width,
             **recurrent_fields(config),
         )
 
     def check(self, config: Config) -> None:
-        """Refuse gates that mean nothing together."""
+        """Refuse gates that mean nothing together, and keys that RoPE cannot turn."""
         self.gates_of(config)
+        if self.layer_of(config).rope and config.key_dim % 2:
+            raise ValueError(f"key_dim={config.key_dim}; RoPE needs an even number.")
 
     def forward_flops(self, config: Config, context: int) -> dict[str, float]:
         """Decay, read, write and output: 7·K·V a head; 5·K·V without erase."""
@@ -90,13 +96,13 @@ class GatedDelta(Entry):
     def cut_by_tensor(self, config: Config) -> dict[str, int]:
         """Value heads, and those of the gates where these follow the keys."""
         cut = {"num_heads": config.num_heads}
-        if self.layer.gates_per == "key":
+        if self.layer_of(config).gates_per == "key":
             cut["num_key_heads"] = key_heads(config)
         return cut
 
     def may_stay_whole(self, config: Config) -> dict[str, int]:
         """Heads of queries and keys, and of gates."""
-        by_key = self.layer.gates_per == "key"
+        by_key = self.layer_of(config).gates_per == "key"
         gate_heads = key_heads(config) if by_key else config.num_heads
         return {"key_heads": key_heads(config), "gate_heads": gate_heads}
 

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from carve_jax.errors import UserError
+from carve_jax.mixers.changes import SECTIONS
 
 INT32 = 2**31 - 1  # steps, tokens of a row and ids are counted in 32 bits
 SEED = 2**32 - 1  # a larger one would be cut to 32 bits, and stand for another
@@ -59,6 +60,7 @@ SHARE = Range(0.0, 1.0, open_most=True)
 FACTOR = Range(0.0, 1e30, note=", and 0 turns it off")
 AXIS = Range(-1, INT32, whole=True, note=", and not 0: -1 takes all the devices that are left")
 SIZE, OPTIONAL = COUNT, whole(1, unset=True)
+OPTIONAL_NUMBER = Range(0.0, 1e30, unset=True)
 
 TABLE: Mapping[str, Range] = {
     **dict.fromkeys(
@@ -92,7 +94,7 @@ TABLE: Mapping[str, Range] = {
             f"model.{name}"
             for name in (
                 *("vocab_size", "d_model", "layers", "mlp_dim", "num_heads", "key_dim"),
-                *("value_dim", "conv_width", "gate_chunk", "content_rank", "mimo_rank", "window"),
+                *("value_dim", "conv_width", "mimo_rank", "window"),
                 "chunk_size",
             )
         ),
@@ -107,6 +109,12 @@ TABLE: Mapping[str, Range] = {
         ),
         OPTIONAL,
     ),
+    **{
+        f"model.{section}.{name}": OPTIONAL if kind is int else OPTIONAL_NUMBER
+        for section, changes in SECTIONS.items()
+        for name, kind in changes.kinds.items()
+        if kind in (int, float)
+    },
     "model.rope_theta": Range(0.0, 1e30, open_least=True),
     "model.norm_eps": Range(0.0, 1.0, open_least=True),
     "data.vocab_size": COUNT,

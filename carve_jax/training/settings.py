@@ -10,6 +10,7 @@ from typing import Any, get_args, get_type_hints
 
 from ml_collections import ConfigDict, FieldReference
 
+from carve_jax.config import FORMER, LMConfig, with_sections
 from carve_jax.errors import UserError
 from carve_jax.files import (
     local_path,
@@ -19,7 +20,7 @@ from carve_jax.files import (
     shown,
     write_atomically,
 )
-from carve_jax.model import LMConfig
+from carve_jax.mixers.changes import SECTIONS as MODEL_SECTIONS
 from carve_jax.sharding import AXES
 from carve_jax.training import metrics
 from carve_jax.training.guard import FIELDS as GUARD
@@ -60,6 +61,10 @@ OPTIONAL = {
     f"model.{name}": get_args(hint)[0]
     for name, hint in get_type_hints(LMConfig).items()
     if types.NoneType in get_args(hint)
+} | {
+    f"model.{section}.{name}": kind
+    for section, changes in MODEL_SECTIONS.items()
+    for name, kind in changes.kinds.items()
 }
 """Fields that may be None, by dotted name, and of which type they are otherwise."""
 
@@ -153,6 +158,8 @@ def make_model_config(config: ConfigDict) -> LMConfig:
     check_numbers(section, "model.")
     fields = tuple(field.name for field in dataclasses.fields(LMConfig))
     for name in section:
+        if name in FORMER:
+            raise UserError(moved(f"config.model.{name}", name))
         if name not in fields:
             raise UserError(f"config.model has no field {shown(name)}; {nearest(name, fields)}")
     if isinstance(section.get("pattern"), list):  # as JSON gives it back
@@ -161,6 +168,12 @@ def make_model_config(config: ConfigDict) -> LMConfig:
         return LMConfig(**section)
     except (ValueError, TypeError) as error:
         raise UserError(f"config.model: {reason_of(error)}") from error
+
+
+def moved(given: str, name: str) -> str:
+    """Where a field of the gates lies that lay beside the sizes of a model, in one sentence."""
+    place = f"{given.removesuffix(name)}gates.{name}"
+    return f"{given}: fields of the gates have a section of their own: give {place}"
 
 
 def claim_workdir(
@@ -235,12 +248,18 @@ def load_config(workdir: Path) -> ConfigDict:
 def from_json(value: Mapping[str, Any]) -> ConfigDict:
     """The config that was written as this value, with the types that its fields had.
 
-    JSON has no tuples, and forgets of which type an optional field is that is unset.
+    JSON has no tuples, and forgets of which type an optional field is that is unset. Fields that
+    an earlier version wrote elsewhere are where they lie now.
 
     Raises:
       ValueError, TypeError, AttributeError: names that no config has.
     """
-    return ConfigDict(_typed(value))
+    return ConfigDict(_typed(_as_now(value)))
+
+
+def _as_now(config: Mapping[str, Any]) -> dict[str, Any]:
+    model = config.get("model")
+    return {**config, "model": with_sections(model)} if isinstance(model, Mapping) else dict(config)
 
 
 def _typed(value: Any, path: str = "") -> Any:
@@ -264,7 +283,7 @@ def require_config_of(meta: Mapping[str, Any], config: ConfigDict, workdir: Path
     trained = meta.get("config")
     if not isinstance(trained, dict):
         return  # of a checkpoint that does not say
-    differing = differences(flatten(trained), flatten(config.to_dict()))
+    differing = differences(flatten(_as_now(trained)), flatten(config.to_dict()))
     if differing:
         raise UserError(
             f"the config of {workdir} is not the one that its checkpoint of step {meta['step']} "

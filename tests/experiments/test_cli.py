@@ -95,12 +95,15 @@ def run_config(tmp_path_factory):
         (["data.weights=(1,2)"], "data.weights", (1, 2)),
         (["profile_steps=(1,2)"], "profile_steps", (1, 2)),
         (["model.num_key_heads=1"], "model.num_key_heads", 1),
-        (["model.content=False"], "model.content", False),
-        (["model.decay=head"], "model.decay", "head"),
+        (["model.gates.content=False"], "model.gates.content", False),
+        (["model.gates.decay=head"], "model.gates.decay", "head"),
+        (["model.gates.gate_chunk=16"], "model.gates.gate_chunk", 16),
+        (["model.layer.short_conv=False"], "model.layer.short_conv", False),
+        (["model.layer.scale=1"], "model.layer.scale", 1.0),
         (["model.implementation=chunked"], "model.implementation", "chunked"),
         (["model.attention_heads=None"], "model.attention_heads", None),
-        (["model.decay=head", "model.decay=None"], "model.decay", None),
-        (["model.content=None", "model.content=True"], "model.content", True),
+        (["model.gates.decay=head", "model.gates.decay=None"], "model.gates.decay", None),
+        (["model.gates.content=None", "model.gates.content=True"], "model.gates.content", True),
         (["sample_prompt=None"], "sample_prompt", "None"),
     ],
 )
@@ -135,6 +138,11 @@ def mistake(argv, capsys, main=train.main):
     ("argument", "said"),
     [
         ("--config.modle.layers=3", "error: config has no field 'modle'; did you mean 'model'?"),
+        (
+            "--config.model.gate_chunk=16",
+            "error: --config.model.gate_chunk: fields of the gates have a section of their own: "
+            "give --config.model.gates.gate_chunk",
+        ),
         ("--config.model.layrs=3", "error: config.model has no field 'layrs'; did you mean 'laye"),
         ("--config.steps.x=3", "error: --config.steps.x: config.steps is a value and has no fiel"),
         ("--config.steps=many", "error: flag --config.steps=many: invalid literal for int()"),
