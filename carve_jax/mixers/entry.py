@@ -20,12 +20,15 @@ class Entry(abc.ABC):
         source: where it was published.
         parameters: logical axes (``sharding.RULES``) of every parameter by the name it has in the
             mixer; of a bias, the last of them.
+        undecayed: parameters that weight decay leaves alone, besides those called ``…_bias``: what
+            sets a time scale, an offset or a gain.
         uncut_sequence: why a mesh may not cut its sequence, as the subject and verb of a sentence;
             None where it may.
     """
 
     source: str
     parameters: Mapping[str, Axes]
+    undecayed: frozenset[str] = frozenset({"D", "o_norm"})
     uncut_sequence: str | None = None
 
     @abc.abstractmethod

@@ -53,6 +53,7 @@ class GatedDelta(Entry):
     layer: LayerSpec = GDN2_LAYER
 
     parameters = PARAMETERS
+    undecayed = Entry.undecayed | {"A_log"}
 
     def __call__(self, **fields: Any) -> GatedDeltaMixer:
         """The preset, with any field of its mixer, GateSpec and LayerSpec changed by name."""

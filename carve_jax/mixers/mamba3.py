@@ -241,6 +241,7 @@ class Mamba3(Entry):
     mimo: bool = False
 
     parameters = PARAMETERS
+    undecayed = Entry.undecayed | {"b_norm", "c_norm", "mimo_x", "mimo_z", "mimo_o"}
     uncut_sequence = "Mamba-3's trapezoid is"
 
     def __call__(self, **fields: Any) -> Mamba3Mixer:

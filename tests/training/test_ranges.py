@@ -8,7 +8,7 @@ from carve_jax.errors import UserError
 from carve_jax.training.data.config import DataConfig
 from carve_jax.training.loop import train
 from carve_jax.training.ranges import INT32, TABLE, Range, check_number
-from carve_jax.training.settings import check_settings, flatten
+from carve_jax.training.settings import OPTIONAL, check_settings, flatten
 from configs import base
 from tests.training.helpers import tiny_config
 
@@ -19,9 +19,8 @@ LISTED = {"profile_steps", "data.weights"}
 def numbers():
     """The fields of a config that hold a number, or may hold one."""
     flat = flatten(base.get_config()) | flatten({"data": vars(DataConfig())})
-    kinds = base.get_config().model.get_type
     found = {name for name, v in flat.items() if type(v) in (int, float)}
-    return found | {f"model.{n}" for n in base.get_config().model if kinds(n) in (int, float)}
+    return found | {name for name, kind in OPTIONAL.items() if kind in (int, float)}
 
 
 def test_the_table_has_all_numbers_and_no_other():
