@@ -117,6 +117,7 @@ def get_gates() -> ConfigDict:
             "content_norm": placeholder(bool),
             "stop_gradient_content": placeholder(bool),
             "negative_eigenvalues": placeholder(bool),
+            "closed_loop": placeholder(bool),  # Comba's
         }
     )
 
@@ -131,6 +132,7 @@ def get_layer() -> ConfigDict:
             "value_activation": placeholder(str),  # silu | none
             "qk_norm": placeholder(str),  # l2 | none
             "rope": placeholder(bool),
+            "query_correction": placeholder(bool),
             "scale": placeholder(float),
             "gates_per": placeholder(str),  # key | value
             "output_norm": placeholder(str),  # head | layer

@@ -27,6 +27,8 @@ PARAMETERS: Mapping[str, Axes] = {
     "A_log": ("gate_heads",),
     "dt_bias": ("gate_heads",),
     "b_proj": ("embed", "gate_heads"),
+    "b_share": ("gate_heads",),
+    "q_correction": ("key_heads",),
     "w_proj": BY_HEADS,
     "content_down": ("heads", None, None),
     "content_up": ("heads", None, None),
@@ -53,7 +55,7 @@ class GatedDelta(Entry):
     layer: LayerSpec = GDN2_LAYER
 
     parameters = PARAMETERS
-    undecayed = Entry.undecayed | {"A_log"}
+    undecayed = Entry.undecayed | {"A_log", "b_share", "q_correction"}
 
     def __call__(self, **fields: Any) -> GatedDeltaMixer:
         """The preset, with any field of its mixer, GateSpec and LayerSpec changed by name."""

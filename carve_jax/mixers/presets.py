@@ -74,6 +74,33 @@ GDN = GatedDelta(
     y = concatenate heads of rms(o) ⊙ o_norm ⊙ silu(x W_g)
 """
 
+COMBA = GatedDelta(
+    "arXiv 2506.02475",
+    gates=GateSpec(decay="scalar", erase="scalar", write="tied", closed_loop=True),
+    layer=LayerSpec(
+        query_correction=True,
+        gates_per="value",
+        output_gate="full",
+        gate_activation="sigmoid",
+        least_rate=0.0,
+    ),
+)
+"""Comba: Gated DeltaNet whose edit sees the state before its decay, and whose query is corrected::
+
+    q = l2(silu(conv(x W_q))) − d · k               # [K]; d one number a head, from 1
+    g = -exp(A_log) · softplus(x W_a + dt_bias)     # [1]
+    β = σ(x W_b)                                    # [1], write
+    for every token:
+        S = exp(g) S + kᵀ (β · v − σ(s) · β · k S)  # k S of the S before; s one a head, from 1
+        o = K^-½ · q S
+    y = concatenate heads of rms(o) ⊙ o_norm ⊙ σ(x W_g)
+
+So the rule's erase gate is σ(s)·β·exp(−g). Departures: g is at least −20, where the rest of a state
+is below the rounding of float32; queries are normed before they are corrected, as the paper writes
+them, where the code in flash-linear-attention norms corrected ones, and norms the scaled key too,
+so that σ(s) has no part there.
+"""
+
 DELTANET = GatedDelta(
     "arXiv 2406.06484",
     gates=GateSpec(decay="none", erase="scalar", write="tied"),
@@ -165,6 +192,7 @@ FAMILY: Mapping[str, GatedDelta] = {
     "deltanet": DELTANET,
     "gdn": GDN,
     "kda": KDA,
+    "comba": COMBA,
     "gdn2": GDN2,
     "carve": CARVE,
 }

@@ -19,6 +19,7 @@ MIXERS = {
     "carve": "CARVE",
     "kda": "KDA",
     "gdn": "Gated DeltaNet",
+    "comba": "Comba",
     "deltanet": "DeltaNet",
     "gla": "GLA",
     "retnet": "RetNet",
@@ -32,7 +33,7 @@ MIXERS = {
 
 
 def get_config() -> ConfigDict:
-    """Thirteen mixers, two tasks, three seeds."""
+    """Fourteen mixers, two tasks, three seeds."""
     return parts.sweep(
         "family",
         "Which mixer learns best at the same parameters and tokens?",

@@ -25,6 +25,7 @@ def test_presets_are_the_rows_of_the_table():
         "deltanet": ("none", "scalar", "tied"),
         "gdn": ("scalar", "scalar", "tied"),
         "kda": ("channel", "scalar", "tied"),
+        "comba": ("scalar", "scalar", "tied"),
         "gdn2": ("channel", "channel", "channel"),
         "carve": ("channel", "channel", "scalar"),
     }
@@ -44,6 +45,7 @@ def test_presets_are_the_rows_of_the_table():
             {"decay": "scalar", "decay_form": "bounded", "write": "timestep"},
             "not 'scalar' of the form 'bounded'",
         ),
+        ({"closed_loop": True}, "needs a scalar decay and a scalar erase gate, not 'channel'"),
         ({"content": True, "gate_chunk": 0}, "gate_chunk=0; it must be 1 or more"),
         ({"erase": "scalar", "content": True}, "needs a channel erase gate, not 'scalar'"),
     ],
