@@ -22,6 +22,7 @@ from carve_jax.mixers.family import GatedDelta
 from carve_jax.mixers.gates import GateSpec
 from carve_jax.mixers.layer import LayerSpec
 from carve_jax.mixers.mamba3 import Mamba3
+from carve_jax.mixers.rwkv7 import RWKV7
 from carve_jax.mixers.softmax import Softmax
 
 _NO_CONV: dict[str, Any] = {"short_conv": False, "value_activation": "none", "qk_norm": "none"}
@@ -202,6 +203,7 @@ MIXERS: Mapping[str, Entry] = {
     **FAMILY,
     "mamba3": Mamba3("arXiv 2603.15569"),
     "mamba3_mimo": Mamba3("arXiv 2603.15569", mimo=True),
+    "rwkv7": RWKV7("arXiv 2503.14456"),
     "attention": Softmax("arXiv 1706.03762; RoPE: arXiv 2104.09864"),
     "swa": Softmax("arXiv 2004.05150; RoPE: arXiv 2104.09864", sliding=True),
 }

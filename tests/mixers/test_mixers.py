@@ -61,7 +61,9 @@ def test_one_token_at_a_time_gives_the_same_and_later_ones_change_no_bit(name):
     assert not np.allclose(changed[:, 11:], whole[:, 11:])
 
 
-@pytest.mark.parametrize("name", ["carve", "gdn2", "comba", "retnet", "mamba3", "attention", "swa"])
+@pytest.mark.parametrize(
+    "name", ["carve", "gdn2", "comba", "retnet", "mamba3", "rwkv7", "attention", "swa"]
+)
 def test_packed_documents_equal_documents_apart(name):
     mixer = make(name)
     params, x = parameters(mixer), inputs()
@@ -83,7 +85,7 @@ def test_an_uneven_split_gives_the_same(name):
     np.testing.assert_allclose(stream(mixer, params, x, [11, 13]), whole, atol=2e-5)
 
 
-@pytest.mark.parametrize("name", ["carve", "gdn2", "comba", "kda", "gla", "mamba2", "swa"])
+@pytest.mark.parametrize("name", ["carve", "gdn2", "comba", "kda", "gla", "mamba2", "rwkv7", "swa"])
 def test_gradients_reach_every_parameter(name):
     mixer = make(name)
     params, x = parameters(mixer), inputs()
