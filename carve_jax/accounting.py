@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from carve_jax.config import LMConfig
-from carve_jax.mixers import GATES, SOFTMAX
+from carve_jax.mixers import MIXERS
 from carve_jax.model import LanguageModel, count_parameters, layer_names
 
 
@@ -58,7 +58,7 @@ def costs(config: LMConfig, *, context: int, cache_lengths: tuple[int, ...] = ()
     return Costs(
         parameters=count_parameters(params),
         mixers=mixers,
-        state={mixer: state_size(config) for mixer in config.pattern if mixer not in SOFTMAX},
+        state=state_sizes(config),
         cache_bytes={length: cache_bytes(config, length) for length in cache_lengths},
         forward_flops=forward_flops(config, context),
         activation_bytes=activation_bytes(config, context),
@@ -82,9 +82,10 @@ def mixer_parameters(config: LMConfig, params: Any) -> dict[str, dict[str, int]]
     return {mixer: dict(counts) for mixer, counts in found.items()}
 
 
-def state_size(config: LMConfig) -> int:
-    """Floats of recurrent memory in one layer, N·K·V whichever recurrent mixer it is."""
-    return config.num_heads * config.key_dim * config.value_dim
+def state_sizes(config: LMConfig) -> dict[str, int]:
+    """Floats of recurrent memory in one layer of each mixer that has such a memory."""
+    sizes = {mixer: MIXERS[mixer].state_size(config) for mixer in config.pattern}
+    return {mixer: size for mixer, size in sizes.items() if size}
 
 
 def cache_bytes(config: LMConfig, length: int) -> int:
@@ -97,8 +98,8 @@ def forward_flops(config: LMConfig, context: int) -> dict[str, float]:
     """Floating-point operations a token of one forward pass, by part.
 
     "projections" are two a parameter of every matrix (embedding apart), "rule" what the recurrence
-    itself needs: 7·K·V a head (decay, read, write, output), 5·K·V without erase; an implementation
-    may do more. "attention" is 4·E a head and token seen, the mean over a causal row.
+    itself needs (an implementation may do more), "attention" what softmax attention does; each
+    mixer's entry counts its own.
     """
     params = parameter_shapes(config)
     matrices = [
@@ -106,18 +107,11 @@ def forward_flops(config: LMConfig, context: int) -> dict[str, float]:
     ]
     if config.tie_embeddings:
         matrices.append(config.vocab_size * config.d_model)
-    rule = attention = 0.0
+    found = {"projections": 2.0 * sum(matrices), "rule": 0.0, "attention": 0.0}
     for mixer in config.pattern:
-        if mixer in SOFTMAX:
-            window = min(config.window, context) if mixer == "swa" else context
-            seen = window - window * (window - 1) / (2 * context)
-            attention += config.repeats * 4 * config.query_heads * config.head_dim * seen
-            continue
-        erases = mixer in GATES and config.gates(mixer).erase != "none"
-        writes = config.mimo_rank if mixer == "mamba3_mimo" else 1
-        each = (7 if erases else 1 + 4 * writes) * config.key_dim * config.value_dim
-        rule += config.repeats * config.num_heads * each
-    return {"projections": 2.0 * sum(matrices), "rule": rule, "attention": attention}
+        for part, flops in MIXERS[mixer].forward_flops(config, context).items():
+            found[part] += config.repeats * flops
+    return found
 
 
 def activation_bytes(config: LMConfig, context: int) -> float:

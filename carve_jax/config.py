@@ -2,19 +2,26 @@
 
 import dataclasses
 import difflib
+import math
+from collections.abc import Mapping
+from typing import Any
 
-from carve_jax.mixers import GATES, MIXERS, SOFTMAX, GateSpec
+from carve_jax.mixers import MIXERS
+from carve_jax.mixers.changes import SECTIONS, Changes
 from carve_jax.ops.gated_delta import check_implementation_name
 
 REMAT = ("none", "full", "dots")
 COMPUTE_DTYPES = ("float32", "bfloat16")
 OPTIONAL = ("num_key_heads", "attention_heads", "attention_kv_heads", "attention_head_dim")
-# Fields of a preset's GateSpec that a model may have otherwise; None leaves the preset's own.
-GATE_OVERRIDES = ("decay", "decay_form", "erase", "write", "content")
-GATE_FIELDS = (
-    *("gate_chunk", "content_rank", "content_norm", "stop_gradient_content"),
-    "negative_eigenvalues",
-)
+AS_PUBLISHED = {name: changes() for name, changes in SECTIONS.items()}
+# Fields that lay beside the sizes before gates had a section of their own, with their defaults of
+# that time: None was the preset's own value, and the others are what every preset has.
+FORMER: Mapping[str, Any] = {
+    **dict.fromkeys(("decay", "decay_form", "erase", "write", "content")),
+    "gate_chunk": 64,
+    "content_rank": 16,
+    **dict.fromkeys(("content_norm", "stop_gradient_content", "negative_eigenvalues"), False),
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,10 +39,9 @@ class LMConfig:
         key_dim: channels of a key head.
         value_dim: channels of a value head.
         conv_width: taps of their short convolution.
-        decay, decay_form, erase, write, content: ablations of their gates (``GateSpec``); None
-            for what each mixer of the pattern is published with.
-        gate_chunk, content_rank, content_norm, stop_gradient_content: of the content gate, and
-        negative_eigenvalues: of the erase gate, as in ``GateSpec``.
+        gates: what all of them have otherwise than their presets' gates (``GateSpec``): a mapping
+            of fields, kept as ``GateChanges``.
+        layer: the same of their layer (``LayerSpec``), kept as ``LayerChanges``.
         mimo_rank: rank of "mamba3_mimo".
         attention_heads: query heads of softmax attention; None for ``num_heads``.
         attention_kv_heads: its heads of keys and values; None for ``attention_heads``.
@@ -63,16 +69,8 @@ class LMConfig:
     key_dim: int = 64
     value_dim: int = 64
     conv_width: int = 4
-    decay: str | None = None
-    decay_form: str | None = None
-    erase: str | None = None
-    write: str | None = None
-    content: bool | None = None
-    gate_chunk: int = 64
-    content_rank: int = 16
-    content_norm: bool = False
-    stop_gradient_content: bool = False
-    negative_eigenvalues: bool = False
+    gates: Changes = AS_PUBLISHED["gates"]
+    layer: Changes = AS_PUBLISHED["layer"]
     mimo_rank: int = 4
     attention_heads: int | None = None
     attention_kv_heads: int | None = None
@@ -92,12 +90,12 @@ class LMConfig:
         if isinstance(self.pattern, str):
             raise ValueError(f"pattern={self.pattern!r} is a string; give a tuple of mixer names.")
         object.__setattr__(self, "pattern", tuple(self.pattern))
+        for name, changes in SECTIONS.items():
+            object.__setattr__(self, name, changes.of(getattr(self, name)))
         self._check_names()
         self._check_sizes()
-        for name in set(self.pattern) & GATES.keys():
-            self.gates(name)  # It refuses gates that mean nothing together.
-        if set(SOFTMAX) & set(self.pattern):
-            self._check_attention()
+        for name in dict.fromkeys(self.pattern):
+            MIXERS[name].check(self)
 
     @property
     def repeats(self) -> int:
@@ -107,20 +105,12 @@ class LMConfig:
     @property
     def segment_alignment(self) -> int:
         """Documents packed in a row start at multiples of this many tokens."""
-        return self.gate_chunk if self.has_content_gate else 1
+        return math.lcm(*(MIXERS[name].segment_alignment(self) for name in self.pattern))
 
     @property
     def has_content_gate(self) -> bool:
         """Some layer's erase gate sees content, as CARVE's does."""
-        return any(self.gates(name).content for name in self.pattern if name in GATES)
-
-    def gates(self, name: str) -> GateSpec:
-        """Gates of the mixer of that name (one of ``GATES``) in this model."""
-        changes = {field: getattr(self, field) for field in GATE_FIELDS}
-        for field in GATE_OVERRIDES:
-            if getattr(self, field) is not None:
-                changes[field] = getattr(self, field)
-        return dataclasses.replace(GATES[name], **changes)
+        return any(MIXERS[name].has_content_gate(self) for name in self.pattern)
 
     @property
     def query_heads(self) -> int:
@@ -170,24 +160,22 @@ class LMConfig:
             raise ValueError(
                 f"num_key_heads={self.num_key_heads} does not divide num_heads={self.num_heads}."
             )
-        if self.key_dim < 4 and {"mamba3", "mamba3_mimo"} & set(self.pattern):
-            raise ValueError(
-                f"key_dim={self.key_dim}; Mamba-3 rotates half of the key channels in pairs: give "
-                "at least 4."
-            )
 
-    def _check_attention(self) -> None:
-        if self.query_heads % self.kv_heads:
-            raise ValueError(
-                f"attention_kv_heads={self.kv_heads} does not divide "
-                f"attention_heads={self.query_heads}."
-            )
-        if self.attention_head_dim is None and self.d_model % self.query_heads:
-            raise ValueError(
-                f"attention_heads={self.query_heads} does not divide d_model={self.d_model}; "
-                "choose another number or give attention_head_dim."
-            )
-        if self.head_dim % 2:
-            raise ValueError(
-                f"attention heads have {self.head_dim} channels; RoPE needs an even number."
-            )
+
+def with_sections(model: Mapping[str, Any]) -> dict[str, Any]:
+    """An LMConfig's saved fields, with those of gates and layer in their sections.
+
+    Before they had sections, fields of the gates lay beside the sizes (``FORMER``). A default of
+    that time is what every preset has, and becomes None; so does a field that was not there yet.
+
+    Args:
+        model: plain values, such as JSON gives back; what is no section is left as it is.
+    """
+    fields = {name: value for name, value in model.items() if name not in FORMER}
+    former = {name: value for name, value in model.items() if FORMER.get(name, value) != value}
+    for name, changes in SECTIONS.items():
+        given = fields.get(name, {})
+        if isinstance(given, Mapping):
+            moved = former if name == "gates" else {}
+            fields[name] = {**dict.fromkeys(changes.kinds), **moved, **given}
+    return fields

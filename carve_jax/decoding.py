@@ -8,9 +8,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from carve_jax.mixers import SoftmaxAttention
+from carve_jax.mixers import MIXERS, SoftmaxAttention
 from carve_jax.mixers.base import Cache
-from carve_jax.model import LanguageModel, LMConfig, layer_names, make_mixer
+from carve_jax.model import LanguageModel, LMConfig, layer_names
 from carve_jax.shapes import Array, Bool, Float32, Int32
 
 Tree = TypeVar("Tree")
@@ -116,7 +116,7 @@ def slots(config: LMConfig, cache: Cache) -> int | None:
     """Tokens a row of this cache can hold; None where no layer sets a bound."""
     bounds = []
     for name, mixer_name in layer_names(config):
-        mixer = make_mixer(config, mixer_name)
+        mixer = MIXERS[mixer_name].of_model(config)
         if isinstance(mixer, SoftmaxAttention):
             held = cache[name].key.shape[2]
             if mixer.window is None or held < mixer.window:

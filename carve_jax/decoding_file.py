@@ -16,10 +16,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from carve_jax.config import LMConfig
+from carve_jax.config import LMConfig, with_sections
 from carve_jax.decoding import Decoding
 from carve_jax.files import local_path, open_regular, parse_json, reason_of, replacing, shown
 from carve_jax.files.paths import LONGEST_SHOWN
+from carve_jax.mixers.changes import SECTIONS
 from carve_jax.model import LanguageModel
 from carve_jax.ops.attention import AttentionCache
 
@@ -201,8 +202,17 @@ def _brief(value: Any) -> str:
     return text if text.isprintable() and len(text) <= LONGEST_SHOWN else shown(value)
 
 
+def _flat(fields: dict[str, Any]) -> dict[str, Any]:
+    """Fields by dotted name."""
+    flat: dict[str, Any] = {}
+    for name, value in fields.items():
+        inner = value if name in SECTIONS and isinstance(value, dict) else None
+        flat |= {name: value} if inner is None else {f"{name}.{n}": v for n, v in inner.items()}
+    return flat
+
+
 def _check_model(path: Path, header: dict[str, Any], config: LMConfig, params: Any) -> None:
-    saved, given = header["config"], _plain(config)
+    saved, given = _flat(with_sections(header["config"])), _flat(_plain(config))
     for name in sorted(saved.keys() | given.keys()):
         if saved.get(name) != given.get(name):
             raise ValueError(

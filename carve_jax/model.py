@@ -9,12 +9,12 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from carve_jax.config import LMConfig
-from carve_jax.mixers import GATES, MIXERS, SOFTMAX, Mixer
+from carve_jax.mixers import MIXERS
 from carve_jax.mixers.base import Cache, fan_in_uniform
 from carve_jax.shapes import Array, Float, Float32, Int32
 from carve_jax.sharding import constrain
 
-__all__ = ["LMConfig", "LanguageModel", "count_parameters", "make_mixer"]
+__all__ = ["LMConfig", "LanguageModel", "count_parameters"]
 
 PARTS = {
     "mixer": "mixer",
@@ -29,37 +29,6 @@ REMAT_POLICY = {
     "full": jax.checkpoint_policies.nothing_saveable,
     "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
 }
-
-
-def make_mixer(config: LMConfig, name: str) -> Mixer:
-    """The mixer of that name in a model of this configuration."""
-    if name in SOFTMAX:
-        return MIXERS[name](
-            num_heads=config.query_heads,
-            kv_heads=config.kv_heads,
-            head_dim=config.head_dim,
-            window=config.window if name == "swa" else None,
-            rope_theta=config.rope_theta,
-            output_scale=(2 * config.layers) ** -0.5,
-            compute_dtype=config.compute_dtype,
-        )
-    options: dict[str, Any] = {}
-    if name in GATES:
-        options = {"gates": config.gates(name), "conv_width": config.conv_width}
-    elif name == "mamba3_mimo":
-        options = {"mimo_rank": config.mimo_rank}
-    return MIXERS[name](
-        num_heads=config.num_heads,
-        num_key_heads=config.num_key_heads,
-        key_dim=config.key_dim,
-        value_dim=config.value_dim,
-        norm_eps=config.norm_eps,
-        output_scale=(2 * config.layers) ** -0.5,
-        compute_dtype=config.compute_dtype,
-        implementation=config.implementation,
-        chunk_size=config.chunk_size,
-        **options,
-    )
 
 
 class SwiGLU(nn.Module):
@@ -90,7 +59,7 @@ class Block(nn.Module):
         config = self.config
         dtype = jnp.dtype(config.compute_dtype)
         self.mixer_norm = nn.RMSNorm(epsilon=config.norm_eps, dtype=dtype)
-        self.mixer = make_mixer(config, self.mixer_name)
+        self.mixer = MIXERS[self.mixer_name].of_model(config)
         self.mlp_norm = nn.RMSNorm(epsilon=config.norm_eps, dtype=dtype)
         self.mlp = SwiGLU(config)
 
@@ -234,7 +203,7 @@ class LanguageModel(nn.Module):
                 f"init_cache: batch={batch}, max_length={max_length}; both must be 1 or more."
             )
         caches = {
-            name: make_mixer(self.config, mixer).init_cache(batch, max_length)
+            name: MIXERS[mixer].of_model(self.config).init_cache(batch, max_length)
             for name, mixer in layer_names(self.config)
         }
         return jax.tree.map(lambda leaf: jnp.stack([leaf] * self.config.repeats), caches)

@@ -7,7 +7,7 @@ import jax
 from jax.sharding import Mesh, PartitionSpec
 
 from carve_jax.config import LMConfig
-from carve_jax.mixers import GATES, LAYERS, SOFTMAX
+from carve_jax.mixers import MIXERS
 from carve_jax.model import layer_names
 from carve_jax.ops.gated_delta.context_parallel import bubble
 from carve_jax.sharding import PARAMETERS, named, spec
@@ -17,9 +17,11 @@ def check_mesh(config: LMConfig, mesh: Mapping[str, int], batch_size: int, lengt
     """Raise ValueError unless the mesh (sizes by axis) cuts this model and its batches evenly."""
     rows, fsdp, tensor = mesh["data"] * mesh["fsdp"], mesh["fsdp"], mesh["tensor"]
     stretches, alignment = mesh["sequence"], config.segment_alignment
-    if stretches > 1 and any(name.startswith("mamba3") for name in config.pattern):
+    entries = [MIXERS[name] for name in config.pattern]
+    uncut = next((entry.uncut_sequence for entry in entries if entry.uncut_sequence), None)
+    if stretches > 1 and uncut:
         raise ValueError(
-            f"sequence={stretches} of the mesh: Mamba-3's trapezoid is not cut along the sequence; "
+            f"sequence={stretches} of the mesh: {uncut} not cut along the sequence; "
             "use the other axes."
         )
     if stretches > 1 and length % (stretches * alignment):
@@ -35,12 +37,8 @@ def check_mesh(config: LMConfig, mesh: Mapping[str, int], batch_size: int, lengt
     if config.d_model % fsdp:
         raise ValueError(f"fsdp={fsdp} of the mesh does not divide d_model={config.d_model}.")
     cut = {"mlp_dim": config.mlp_dim}
-    if set(config.pattern) - set(SOFTMAX):
-        cut["num_heads"] = config.num_heads
-    if any(name in GATES and LAYERS[name].gates_per == "key" for name in config.pattern):
-        cut["num_key_heads"] = _key_heads(config)
-    if set(SOFTMAX) & set(config.pattern):
-        cut["attention_heads"] = config.query_heads
+    for entry in entries:
+        cut |= entry.cut_by_tensor(config)
     for name, size in cut.items():
         if size % tensor:
             raise ValueError(f"tensor={tensor} of the mesh does not divide {name}={size}.")
@@ -65,58 +63,43 @@ def state_shardings(config: LMConfig, state: Any, mesh: Mesh) -> Any:
     Leaves that belong to no parameter are whole on every device.
 
     Raises:
-      ValueError: a parameter without a place in ``sharding.PARAMETERS``.
+      ValueError: a parameter without a place in ``sharding.PARAMETERS`` or its mixer's entry.
     """
     return named(mesh, state_specs(config, state, mesh.shape))
 
 
 def state_specs(config: LMConfig, state: Any, mesh: Mapping[str, int]) -> Any:
     """The same as specs, for a mesh of these sizes."""
-    kinds = {name: _kind(mixer) for name, mixer in layer_names(config)}
-    whole = {kind: _whole(config, kind, mesh["tensor"]) for kind in {*kinds.values(), "model"}}
+    mixers = dict(layer_names(config))
+    outside = _whole({"vocab": config.vocab_size}, mesh["tensor"])
+    inside = {
+        name: _whole(MIXERS[name].may_stay_whole(config), mesh["tensor"]) for name in config.pattern
+    }
 
     def place(path: tuple[Any, ...], leaf: Any) -> PartitionSpec:
         keys = [key.key for key in path if isinstance(key, jax.tree_util.DictKey)]
         if not keys or leaf.ndim == 0:
             return PartitionSpec()
-        kind, stacked = "model", keys[0] == "blocks"
-        layer = kinds[keys[1]] if stacked else "model"
+        known, whole, of, stacked = PARAMETERS["model"], outside, "model", keys[0] == "blocks"
         if stacked:
-            kind, keys = {"mixer": layer, "mlp": "mlp"}.get(keys[2], "model"), keys[2:]
-            keys = keys if kind == "model" else keys[1:]
-        axes = PARAMETERS[kind].get(keys[0])
+            mixer, part, keys = mixers[keys[1]], keys[2], keys[2:]
+            if part == "mixer":
+                known, whole, of, keys = MIXERS[mixer].parameters, inside[mixer], mixer, keys[1:]
+            elif part == "mlp":
+                known, of, keys = PARAMETERS["mlp"], "mlp", keys[1:]
+        axes = known.get(keys[0])
         if axes is None:
             raise ValueError(
-                f"parameter {jax.tree_util.keystr(path)} has no place on a mesh: give it one in "
-                f"sharding.PARAMETERS[{kind!r}]."
+                f"parameter {jax.tree_util.keystr(path)} has no place on a mesh: name its axes "
+                f"among the parameters of {of!r}."
             )
         if keys[-1] == "bias":
             axes = axes[-1:]
-        axes = (None, *axes) if stacked else axes
-        return spec(*axes, whole=whole[layer if kind == layer else "model"])
+        return spec(*((None, *axes) if stacked else axes), whole=whole)
 
     return jax.tree.map_with_path(place, state)
 
 
-def _kind(mixer: str) -> str:
-    if mixer in SOFTMAX:
-        return "softmax"
-    return "gated_delta" if mixer in GATES else "mamba3"
-
-
-def _key_heads(config: LMConfig) -> int:
-    return config.num_heads if config.num_key_heads is None else config.num_key_heads
-
-
-def _whole(config: LMConfig, kind: str, tensor: int) -> frozenset[str]:
-    """Logical axes that ``tensor`` devices cannot cut evenly, and that may stay whole."""
-    sizes = {"vocab": config.vocab_size}
-    if kind == "gated_delta":
-        by_value = all(
-            LAYERS[name].gates_per == "value" for name in config.pattern if name in GATES
-        )
-        sizes["key_heads"] = _key_heads(config)
-        sizes["gate_heads"] = config.num_heads if by_value else _key_heads(config)
-    if kind == "softmax":
-        sizes["kv_heads"] = config.kv_heads
+def _whole(sizes: Mapping[str, int], tensor: int) -> frozenset[str]:
+    """The logical axes of these sizes that ``tensor`` devices cannot cut evenly."""
     return frozenset(axis for axis, size in sizes.items() if size % tensor)

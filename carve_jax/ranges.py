@@ -59,6 +59,7 @@ SHARE = Range(0.0, 1.0, open_most=True)
 FACTOR = Range(0.0, 1e30, note=", and 0 turns it off")
 AXIS = Range(-1, INT32, whole=True, note=", and not 0: -1 takes all the devices that are left")
 SIZE, OPTIONAL = COUNT, whole(1, unset=True)
+OPTIONAL_NUMBER = Range(0.0, 1e30, unset=True)
 
 TABLE: Mapping[str, Range] = {
     **dict.fromkeys(
@@ -92,7 +93,7 @@ TABLE: Mapping[str, Range] = {
             f"model.{name}"
             for name in (
                 *("vocab_size", "d_model", "layers", "mlp_dim", "num_heads", "key_dim"),
-                *("value_dim", "conv_width", "gate_chunk", "content_rank", "mimo_rank", "window"),
+                *("value_dim", "conv_width", "mimo_rank", "window"),
                 "chunk_size",
             )
         ),
@@ -119,27 +120,29 @@ TABLE: Mapping[str, Range] = {
 }
 
 
-def check_number(name: str, value: Any) -> None:
+def check_number(name: str, value: Any, table: Mapping[str, Range] = TABLE) -> None:
     """Raises UserError for a number out of the range that the table gives for the dotted name."""
-    allowed = TABLE[name]
+    allowed = table[name]
     if not allowed.has(value) or (allowed is AXIS and value == 0):
         raise UserError(f"config.{name} is {_shown(value)}, but must be {allowed}")
 
 
-def check_numbers(section: Mapping[str, Any], where: str = "") -> None:
+def check_numbers(
+    section: Mapping[str, Any], where: str = "", table: Mapping[str, Range] = TABLE
+) -> None:
     """Checks all numbers of a config, or of the section of a dotted name, that are there.
 
     Raises:
       UserError: one is out of its range; names it, and the range.
     """
-    for name, allowed in TABLE.items():
+    for name, allowed in table.items():
         if not name.startswith(where):
             continue
         found: Any = section
         for part in name.removeprefix(where).split("."):
             found = found.get(part, allowed) if isinstance(found, Mapping) else allowed
         if found is not allowed:  # it is there
-            check_number(name, found)
+            check_number(name, found, table)
 
 
 def _shown(value: Any) -> str:

@@ -34,49 +34,7 @@ RULES: Mapping[str, tuple[str, ...]] = {
 
 Axes = tuple[str | None, ...]
 
-_BY_HEADS: Axes = ("embed", "heads")
-_SHARED: Mapping[str, Axes] = {"o_proj": ("heads", "embed"), "D": ("heads",), "o_norm": (None,)}
 PARAMETERS: Mapping[str, Mapping[str, Axes]] = {
-    "gated_delta": {
-        **_SHARED,
-        "q_proj": ("embed", "key_heads"),
-        "k_proj": ("embed", "key_heads"),
-        "v_proj": _BY_HEADS,
-        "q_conv": (None, "key_heads"),
-        "k_conv": (None, "key_heads"),
-        "v_conv": (None, "heads"),
-        "q_conv_bias": ("key_heads",),
-        "k_conv_bias": ("key_heads",),
-        "v_conv_bias": ("heads",),
-        "a_proj": ("embed", "gate_heads"),
-        "f_down": (None, None),  # a bottleneck is not worth cutting
-        "f_up": (None, "gate_heads"),
-        "A_log": ("gate_heads",),
-        "dt_bias": ("gate_heads",),
-        "b_proj": ("embed", "gate_heads"),
-        "w_proj": _BY_HEADS,
-        "content_down": ("heads", None, None),
-        "content_up": ("heads", None, None),
-        "g_down": (None, None),
-        "g_up": (None, "heads"),
-        "g_proj": _BY_HEADS,
-    },
-    "mamba3": {
-        **_SHARED,
-        **dict.fromkeys(("z_proj", "x_proj", "dt_proj", "a_proj", "trap_proj"), _BY_HEADS),
-        **dict.fromkeys(("b_proj", "c_proj"), ("embed", None)),
-        "angle_proj": (None, None),
-        **dict.fromkeys(("b_norm", "c_norm"), (None,)),
-        **dict.fromkeys(("b_bias", "c_bias"), ("heads", None, None)),
-        **dict.fromkeys(("mimo_x", "mimo_z", "mimo_o"), ("heads", None, None)),
-        "dt_bias": ("heads",),
-    },
-    "softmax": {
-        **_SHARED,
-        "q_proj": _BY_HEADS,
-        "k_proj": ("embed", "kv_heads"),
-        "v_proj": ("embed", "kv_heads"),
-    },
     "mlp": {
         "gate_proj": ("embed", "mlp"),
         "up_proj": ("embed", "mlp"),
@@ -88,7 +46,7 @@ PARAMETERS: Mapping[str, Mapping[str, Axes]] = {
         **dict.fromkeys(("mixer_norm", "mlp_norm", "final_norm"), (None,)),
     },
 }
-"""Logical axes of every parameter by the name it has in its module; of a bias, the last of them."""
+"""Logical axes of every parameter outside the mixers, each of which names those of its own."""
 
 
 def spec(*axes: str | None, whole: frozenset[str] = frozenset()) -> PartitionSpec:

@@ -83,16 +83,8 @@ def get_model() -> ConfigDict:
             "key_dim": 64,
             "value_dim": 64,
             "conv_width": 4,
-            "decay": placeholder(str),  # ablations of a preset's gates; unset: as published
-            "decay_form": placeholder(str),
-            "erase": placeholder(str),
-            "write": placeholder(str),
-            "content": placeholder(bool),
-            "gate_chunk": 64,
-            "content_rank": 16,
-            "content_norm": False,
-            "stop_gradient_content": False,
-            "negative_eigenvalues": False,
+            "gates": get_gates(),
+            "layer": get_layer(),
             "mimo_rank": 4,  # of mamba3_mimo
             "attention_heads": placeholder(int),  # num_heads
             "attention_kv_heads": placeholder(int),  # attention_heads
@@ -106,5 +98,48 @@ def get_model() -> ConfigDict:
             "compute_dtype": "bfloat16",  # float32 | bfloat16
             "implementation": placeholder(str),  # the best for the device
             "chunk_size": 64,
+        }
+    )
+
+
+def get_gates() -> ConfigDict:
+    """What all mixers have otherwise than their published gates: `carve_jax.GateSpec`'s fields."""
+    return ConfigDict(
+        {
+            "decay": placeholder(str),  # none | constant | scalar | channel
+            "decay_form": placeholder(str),  # softplus | logsigmoid | bounded
+            "decay_rank": placeholder(int),
+            "erase": placeholder(str),  # none | scalar | channel
+            "write": placeholder(str),  # one | tied | timestep | scalar | channel
+            "content": placeholder(bool),  # CARVE's
+            "gate_chunk": placeholder(int),
+            "content_rank": placeholder(int),
+            "content_norm": placeholder(bool),
+            "stop_gradient_content": placeholder(bool),
+            "negative_eigenvalues": placeholder(bool),
+            "closed_loop": placeholder(bool),  # Comba's
+        }
+    )
+
+
+def get_layer() -> ConfigDict:
+    """What all mixers have otherwise than their published layer: `carve_jax.LayerSpec`'s fields."""
+    return ConfigDict(
+        {
+            "short_conv": placeholder(bool),
+            "conv_bias": placeholder(bool),
+            "activation": placeholder(str),  # silu | none | elu_plus_one
+            "value_activation": placeholder(str),  # silu | none
+            "qk_norm": placeholder(str),  # l2 | none
+            "rope": placeholder(bool),
+            "query_correction": placeholder(bool),
+            "scale": placeholder(float),
+            "gates_per": placeholder(str),  # key | value
+            "output_norm": placeholder(str),  # head | layer
+            "output_gate": placeholder(str),  # none | full | low_rank
+            "gate_activation": placeholder(str),  # silu | sigmoid
+            "skip": placeholder(bool),
+            "init": placeholder(str),  # xavier | fan_in
+            "least_rate": placeholder(float),
         }
     )

@@ -26,7 +26,7 @@ def get_config() -> ConfigDict:
             "num_heads": 1,
             "key_dim": 4,
             "value_dim": 4,
-            "gate_chunk": 4,
+            "gates": {"gate_chunk": 4},
             "implementation": "recurrent",  # of so small a state, four times as fast on a CPU
         }
     )

@@ -25,7 +25,7 @@ def get_config() -> ConfigDict:
             "num_heads": 2,
             "key_dim": 32,
             "value_dim": 32,
-            "gate_chunk": 16,
+            "gates": {"gate_chunk": 16},
             "chunk_size": 16,
             "compute_dtype": "float32",
         }

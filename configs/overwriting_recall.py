@@ -24,7 +24,7 @@ def get_config() -> ConfigDict:
             "num_heads": 1,
             "key_dim": 8,
             "value_dim": 8,
-            "gate_chunk": 8,
+            "gates": {"gate_chunk": 8},
             "implementation": "recurrent",  # of so small a state, faster on a CPU
         }
     )

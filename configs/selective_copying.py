@@ -21,7 +21,7 @@ def get_config() -> ConfigDict:
             "mlp_dim": 64,
             "key_dim": 16,
             "value_dim": 16,
-            "gate_chunk": 16,
+            "gates": {"gate_chunk": 16},
             "chunk_size": 16,
         }
     )

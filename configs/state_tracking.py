@@ -5,8 +5,8 @@ Source: synthetic; erase gates that reach 2, without which parity is out of reac
 Command: python -m experiments.train --config=configs/state_tracking.py --workdir=runs/parity
 Duration: about half a minute of a core's time.
 The figure to watch is eval_accuracy in metrics.jsonl: 1.00 at steps 200 to 600, one seed, at the 32
-tokens trained on; 0.73 with --config.model.negative_eigenvalues=False. At 512 tokens the first has
-0.59, so it has learned a length and no state:
+tokens trained on; 0.73 with --config.model.gates.negative_eigenvalues=False. At 512 tokens the
+first has 0.59, so it has learned a length and no state:
   python -m experiments.evaluate --workdir=runs/parity --config.sequence_length=512
 """
 
@@ -27,10 +27,9 @@ def get_config() -> ConfigDict:
             "num_heads": 2,
             "key_dim": 8,
             "value_dim": 8,
-            "gate_chunk": 16,
             "implementation": "recurrent",  # of so small a state, faster on a CPU
             "chunk_size": 16,
-            "negative_eigenvalues": True,
+            "gates": {"gate_chunk": 16, "negative_eigenvalues": True},
         }
     )
     config.data = ConfigDict(

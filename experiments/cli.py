@@ -14,6 +14,7 @@ from typing import Literal
 from absl import flags, logging
 from ml_collections import ConfigDict, config_flags
 
+from carve_jax.config import FORMER
 from carve_jax.errors import UserError
 from carve_jax.files import local_path, read_json, reason_of, shown
 from carve_jax.training.processes.distributed import PeerLost
@@ -186,7 +187,7 @@ def override(config: ConfigDict, overrides: list[str]) -> ConfigDict:
     """
     unset: set[str] = set()
     kept: list[str] = []
-    for argument in overrides:
+    for argument in map(_as_now, overrides):
         match = re.match(r"--?(?:no)?config\.([\w.]+)(=None$)?", argument)
         if match is None:
             name = argument.lstrip("-").split("=")[0]
@@ -204,6 +205,15 @@ def override(config: ConfigDict, overrides: list[str]) -> ConfigDict:
     with holder.value.ignore_type():
         holder.value.update_from_flattened_dict(dict.fromkeys(unset))
     return holder.value
+
+
+def _as_now(override: str) -> str:
+    """An override that names a field where an earlier version had it, as it is named now."""
+    match = re.match(r"(--?(?:no)?config\.model\.)(\w+)", override)
+    if match is None or match[2] not in FORMER:
+        return override
+    print(f"config.model.{match[2]} is config.model.gates.{match[2]} now", file=sys.stderr)
+    return f"{match[1]}gates.{override.removeprefix(match[1])}"
 
 
 def _run_config(path: str) -> ConfigDict:

@@ -9,7 +9,7 @@ import numpy as np
 
 from carve_jax.decoding import prompt_rows
 from carve_jax.errors import UserError
-from carve_jax.mixers import GATES, GateSpec
+from carve_jax.mixers import FAMILY, GateSpec
 from carve_jax.model import LanguageModel, layer_names
 from carve_jax.ops.content_gate import CarveState, ContentGate, erase_gate, erase_shift
 from carve_jax.ops.gated_delta.reference import RuleInputs
@@ -67,11 +67,11 @@ def trace(
         UserError: no layer of the model has such a state.
         ValueError, TypeError: tokens that are no row of the model's vocabulary.
     """
-    names = [name for name, mixer in layer_names(model.config) if mixer in GATES]
+    names = [name for name, mixer in layer_names(model.config) if mixer in FAMILY]
     if not names:
         raise UserError(
             f"pattern={model.config.pattern} has no layer of the gated delta family to trace: "
-            f"give a model with one of {', '.join(GATES)}"
+            f"give a model with one of {', '.join(FAMILY)}"
         )
     (row,) = prompt_rows(model, [tokens])
     read = jax.device_get(_read_traced(model, params, jnp.asarray(row), states=states))
@@ -86,7 +86,7 @@ def trace(
     }
     pattern = model.config.pattern
     layers = (f"{i} {pattern[i % len(pattern)]}" for i in range(model.config.layers))
-    return Trace(tuple(name for name in layers if name.split()[1] in GATES), row, **stacked)
+    return Trace(tuple(name for name in layers if name.split()[1] in FAMILY), row, **stacked)
 
 
 def singular_values(read: Trace) -> Float32[np.ndarray, "layers T N values"]:
@@ -105,7 +105,7 @@ def _read_traced(
     model: LanguageModel, params: Any, tokens: Int32[Array, " T"], *, states: bool
 ) -> dict[str, dict[str, Array | None]]:
     """By layer of the pattern, the fields of `Trace` with axes tokens and repeats in front."""
-    mixers = {name: mixer for name, mixer in layer_names(model.config) if mixer in GATES}
+    mixers = {name: mixer for name, mixer in layer_names(model.config) if mixer in FAMILY}
 
     def step(cache: Any, token: Array) -> tuple[Any, Any]:
         (_, updated), sown = model.apply(
@@ -150,7 +150,8 @@ def _one_token(
     content = jnp.zeros_like(output)
     if isinstance(before, CarveState):
         content = before.content[:, 0]
-        key_axis["erase"] = _content_erase(config.gates(mixer), params, content, key_axis["erase"])
+        gates = FAMILY[mixer].gates_of(config)
+        key_axis["erase"] = _content_erase(gates, params, content, key_axis["erase"])
         after = after.memory
     value_axis = {
         "value": inputs.value,

@@ -14,8 +14,8 @@ from carve_jax.interop.errors import InteropError
 from carve_jax.interop.layers import describe, flat_shapes, layer_entries, layer_name
 from carve_jax.interop.tables import LAYOUTS, Entry, Shape, Transform
 from carve_jax.interop.weights import READABLE, Weight, open_weights, safetensors
-from carve_jax.mixers import Mixer, SoftmaxAttention
-from carve_jax.model import LanguageModel, layer_names, make_mixer
+from carve_jax.mixers import MIXERS, Mixer, SoftmaxAttention
+from carve_jax.model import LanguageModel, layer_names
 
 Target = LMConfig | LanguageModel | Mixer
 
@@ -233,7 +233,7 @@ def _model_slots(config: LMConfig, layout_name: str, shapes: Mapping[str, Shape]
     slots = [embedding]
     blocks = []
     for name, mixer_name in layer_names(config):
-        mixer = make_mixer(config, mixer_name)
+        mixer = MIXERS[mixer_name].of_model(config)
         if isinstance(mixer, SoftmaxAttention):
             _check_square(config.query_heads * config.head_dim, config.d_model, layout_name)
         entries = [

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 
 from carve_jax.interop.errors import InteropError
 from carve_jax.interop.tables import LAYOUTS, RECURRENT_LAYER, Entry, Layer, Layout
-from carve_jax.mixers import GATES, LAYERS, MIXERS, GatedDeltaMixer, Mixer, SoftmaxAttention
+from carve_jax.mixers import FAMILY, GatedDeltaMixer, Mixer, SoftmaxAttention
 
 # Names are taken for a layer's when at least this part of both is shared, convolutions aside.
 LIKENESS = 0.75
@@ -47,7 +47,7 @@ def _find_layer(mixer: Mixer, layout: Layout) -> Layer | None:
     if not isinstance(mixer, GatedDeltaMixer):
         return None
     for layer in layout.layers:
-        gates = GATES[layer.preset]
+        gates = FAMILY[layer.preset].gates
         if all(getattr(gates, field) == getattr(mixer.gates, field) for field in GATE_FIELDS):
             return layer
     return None
@@ -97,8 +97,8 @@ def _meaningful(mixer: GatedDeltaMixer, layer: Layer) -> dict[str, tuple[Any, tu
     """What decides the function of this mixer: what it has, and what the layer may have."""
     fields = {}
     for given, published in (
-        (mixer.gates, GATES[layer.preset]),
-        (mixer.layer, LAYERS[layer.preset]),
+        (mixer.gates, FAMILY[layer.preset].gates),
+        (mixer.layer, FAMILY[layer.preset].layer),
     ):
         for field in dataclasses.fields(published):
             name = field.name
@@ -128,7 +128,7 @@ def _names_of_layers(layout_name: str) -> Mapping[str, tuple[str, frozenset[str]
         )
     }
     for layer in layout.layers:
-        mixer = MIXERS[layer.preset](
+        mixer = FAMILY[layer.preset](
             num_heads=1, key_dim=8, value_dim=8, implementation="recurrent"
         )
         paths = flat_shapes(mixer, jnp.zeros((1, 1, 8)))

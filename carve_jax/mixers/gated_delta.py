@@ -10,8 +10,10 @@ from jax.nn.initializers import Initializer
 
 from carve_jax.mixers.base import fan_in_uniform, l2_normalize, rms_norm, xavier_uniform
 from carve_jax.mixers.gates import (
+    CLOSED_LOOP_FLOOR,
     GateSpec,
     bounded_log_decay,
+    closed_loop_erase,
     gate,
     init_a_log,
     init_dt_bias,
@@ -153,6 +155,10 @@ class GatedDeltaMixer(nn.Module):
                 rope(key, positions),
                 positions[:, -1] + 1,
             )
+        if self.layer.query_correction:
+            shape = (self.key_heads,)
+            multiple = self.param("q_correction", nn.initializers.ones, shape, jnp.float32)
+            query = query - multiple.astype(key.dtype)[None, None, :, None] * key
         if self.gate_heads > self.key_heads:
             repeats = self.gate_heads // self.key_heads
             query, key = jnp.repeat(query, repeats, axis=2), jnp.repeat(key, repeats, axis=2)
@@ -245,6 +251,10 @@ class GatedDeltaMixer(nn.Module):
         else:
             erase = self._erase(x)
             write = self._write(x, erase, step)
+            if self.gates.closed_loop:
+                share = self.param("b_share", nn.initializers.ones, (self.gate_heads,), jnp.float32)
+                decay = jnp.maximum(decay, CLOSED_LOOP_FLOOR)
+                erase = closed_loop_erase(erase, share, decay)
 
         def rule(arrays: Any, content: Any, state: Any, segment_ids: Any) -> tuple[Array, Any]:
             options: dict[str, Any] = {

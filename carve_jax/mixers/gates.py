@@ -14,6 +14,7 @@ ERASE = ("none", "scalar", "channel")
 WRITE = ("one", "tied", "timestep", "scalar", "channel")
 
 LOGSIGMOID_TEMPERATURE = 16.0  # GLA, arXiv 2312.06635, section 4.4
+CLOSED_LOOP_FLOOR = -20.0  # exp(-20) of a state is below the rounding of float32 beside an edit
 BOUNDED_FLOOR = -5.0  # KDA's safe gate in flash-linear-attention
 
 
@@ -39,6 +40,8 @@ class GateSpec:
         stop_gradient_content: no gradient through the content.
         negative_eigenvalues: the erase gate ranges over [0, 2] instead of [0, 1], so that an
             edit may flip the sign of what it finds (arXiv 2411.12537).
+        closed_loop: the edit takes away a learned share, one a head, of what it finds in the state
+            as it was before its decay (Comba).
     """
 
     decay: str = "channel"
@@ -52,6 +55,7 @@ class GateSpec:
     content_norm: bool = False
     stop_gradient_content: bool = False
     negative_eigenvalues: bool = False
+    closed_loop: bool = False
 
     def __post_init__(self) -> None:
         """Refuse values and pairs that mean nothing."""
@@ -69,6 +73,11 @@ class GateSpec:
             raise ValueError(
                 f"GateSpec: write='timestep' needs decay='scalar' of the form 'softplus', not "
                 f"{self.decay!r} of the form {self.decay_form!r}."
+            )
+        if self.closed_loop and (self.decay, self.erase) != ("scalar", "scalar"):
+            raise ValueError(
+                f"GateSpec: closed_loop=True needs a scalar decay and a scalar erase gate, not "
+                f"{self.decay!r} and {self.erase!r}."
             )
         if self.content and self.erase != "channel":
             raise ValueError(
@@ -129,6 +138,20 @@ def bounded_log_decay(
 def gate(logits: Float[Array, "B T H Kg"], scale: float = 1.0) -> Float[Array, "B T H Kg"]:
     """scale · σ(logits), computed in float32, in the dtype of logits."""
     return (scale * jax.nn.sigmoid(logits.astype(jnp.float32))).astype(logits.dtype)
+
+
+def closed_loop_erase(
+    erase: Float[Array, "B T H 1"],
+    share: Float32[Array, " H"],
+    log_decay: Float32[Array, "B T H 1"],
+) -> Float[Array, "B T H 1"]:
+    """σ(share)·erase·exp(−log_decay): what the decay has taken from the state is given back.
+
+    The rule reads exp(log_decay)·S, and so finds σ(share)·erase of S itself. ``log_decay`` is at
+    least ``CLOSED_LOOP_FLOOR``.
+    """
+    scale = jax.nn.sigmoid(share)[None, None, :, None] * jnp.exp(-log_decay)
+    return (erase.astype(jnp.float32) * scale).astype(erase.dtype)
 
 
 def retention_log_decay(heads: int) -> Float32[Array, " H"]:

@@ -27,6 +27,8 @@ class LayerSpec:
         value_activation: of values: "silu" or "none".
         qk_norm: "l2" (each query and key has norm 1) or "none".
         rope: rotary positions on queries and keys.
+        query_correction: subtract from each query a learned multiple, one a key head, of its
+            token's key (Comba).
         scale: of queries in the rule; None for K**-0.5.
         gates_per: decay and erase gate are one a "key" head or one a "value" head, which differ
             where values are grouped.
@@ -46,6 +48,7 @@ class LayerSpec:
     value_activation: str = "silu"
     qk_norm: str = "l2"
     rope: bool = False
+    query_correction: bool = False
     scale: float | None = None
     gates_per: str = "key"
     output_norm: str = "head"

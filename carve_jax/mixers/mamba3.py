@@ -1,5 +1,7 @@
 """Mamba-3, SISO and MIMO, on the gated delta rule."""
 
+import dataclasses
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -7,11 +9,12 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from carve_jax.mixers.base import fan_in_uniform
+from carve_jax.mixers.entry import BY_HEADS, SHARED, Config, Entry, recurrent_fields
 from carve_jax.mixers.gates import init_dt_bias
 from carve_jax.ops.rotation import cumulative_turns, rotate_pairs
 from carve_jax.ops.trapezoid import TrapezoidState, init_trapezoid_state, trapezoidal_rule
 from carve_jax.shapes import Array, Float, Float32, Int32
-from carve_jax.sharding import per_device, spec
+from carve_jax.sharding import Axes, per_device, spec
 
 # The continuous decay rate is at least this.
 A_FLOOR = 1e-4
@@ -211,3 +214,60 @@ class Mamba3Mixer(nn.Module):
         shape = (self.num_heads, rank, channels)
         bias = self.param(f"{name}_bias", nn.initializers.ones, shape, jnp.float32)
         return keys + bias.swapaxes(0, 1)[None, None]
+
+
+PARAMETERS: Mapping[str, Axes] = {
+    **SHARED,
+    **dict.fromkeys(("z_proj", "x_proj", "dt_proj", "a_proj", "trap_proj"), BY_HEADS),
+    **dict.fromkeys(("b_proj", "c_proj"), ("embed", None)),
+    "angle_proj": (None, None),
+    **dict.fromkeys(("b_norm", "c_norm"), (None,)),
+    **dict.fromkeys(("b_bias", "c_bias"), ("heads", None, None)),
+    **dict.fromkeys(("mimo_x", "mimo_z", "mimo_o"), ("heads", None, None)),
+    "dt_bias": ("heads",),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Mamba3(Entry):
+    """Mamba-3.
+
+    Attributes:
+        source: where it was published.
+        mimo: of the rank that a model's configuration gives (as published 4), else of rank 1.
+    """
+
+    source: str
+    mimo: bool = False
+
+    parameters = PARAMETERS
+    undecayed = Entry.undecayed | {"b_norm", "c_norm", "mimo_x", "mimo_z", "mimo_o"}
+    uncut_sequence = "Mamba-3's trapezoid is"
+
+    def __call__(self, **fields: Any) -> Mamba3Mixer:
+        """The published layer, with any of its fields changed by name."""
+        return Mamba3Mixer(**({"mimo_rank": 4} if self.mimo else {}) | fields)
+
+    def of_model(self, config: Config) -> Mamba3Mixer:
+        """See ``Entry``."""
+        return Mamba3Mixer(mimo_rank=self._rank(config), **recurrent_fields(config))
+
+    def check(self, config: Config) -> None:
+        """Refuse keys too narrow to be rotated."""
+        if config.key_dim < 4:
+            raise ValueError(
+                f"key_dim={config.key_dim}; Mamba-3 rotates half of the key channels in pairs: "
+                "give at least 4."
+            )
+
+    def forward_flops(self, config: Config, context: int) -> dict[str, float]:
+        """Decay, and for each of M ranks write and output: (1 + 4·M)·K·V a head."""
+        del context
+        return {"rule": (1 + 4 * self._rank(config)) * self.state_size(config)}
+
+    def cut_by_tensor(self, config: Config) -> dict[str, int]:
+        """Value heads; keys are whole on every device."""
+        return {"num_heads": config.num_heads}
+
+    def _rank(self, config: Config) -> int:
+        return config.mimo_rank if self.mimo else 1

@@ -1,11 +1,17 @@
 """Softmax attention as a mixer."""
 
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
 import jax.numpy as jnp
 from flax import linen as nn
 
 from carve_jax.mixers.base import fan_in_uniform
+from carve_jax.mixers.entry import BY_HEADS, SHARED, Config, Entry
 from carve_jax.ops.attention import AttentionCache, attention, init_attention_cache
 from carve_jax.shapes import Array, Float, Int32
+from carve_jax.sharding import Axes
 
 
 class SoftmaxAttention(nn.Module):
@@ -71,3 +77,78 @@ class SoftmaxAttention(nn.Module):
         )
         output = output.reshape(*x.shape[:2], self.num_heads * self.head_dim)
         return linear("o_proj", x.shape[-1], self.output_scale)(output), cache
+
+
+PARAMETERS: Mapping[str, Axes] = {
+    **SHARED,
+    "q_proj": BY_HEADS,
+    "k_proj": ("embed", "kv_heads"),
+    "v_proj": ("embed", "kv_heads"),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Softmax(Entry):
+    """Softmax attention.
+
+    Attributes:
+        source: where it was published.
+        sliding: over the window that a model's configuration gives, else over everything.
+    """
+
+    source: str
+    sliding: bool = False
+
+    parameters = PARAMETERS
+
+    def __call__(self, **fields: Any) -> SoftmaxAttention:
+        """Attention with any of its fields changed by name."""
+        return SoftmaxAttention(**({"window": 2048} if self.sliding else {}) | fields)
+
+    def of_model(self, config: Config) -> SoftmaxAttention:
+        """See ``Entry``."""
+        return SoftmaxAttention(
+            num_heads=config.query_heads,
+            kv_heads=config.kv_heads,
+            head_dim=config.head_dim,
+            window=config.window if self.sliding else None,
+            rope_theta=config.rope_theta,
+            output_scale=(2 * config.layers) ** -0.5,
+            compute_dtype=config.compute_dtype,
+        )
+
+    def check(self, config: Config) -> None:
+        """Refuse heads that do not make up the model's width, or that RoPE cannot turn."""
+        if config.query_heads % config.kv_heads:
+            raise ValueError(
+                f"attention_kv_heads={config.kv_heads} does not divide "
+                f"attention_heads={config.query_heads}."
+            )
+        if config.attention_head_dim is None and config.d_model % config.query_heads:
+            raise ValueError(
+                f"attention_heads={config.query_heads} does not divide d_model={config.d_model}; "
+                "choose another number or give attention_head_dim."
+            )
+        if config.head_dim % 2:
+            raise ValueError(
+                f"attention heads have {config.head_dim} channels; RoPE needs an even number."
+            )
+
+    def forward_flops(self, config: Config, context: int) -> dict[str, float]:
+        """4·E a head and token seen, the mean over a causal row."""
+        window = min(config.window, context) if self.sliding else context
+        seen = window - window * (window - 1) / (2 * context)
+        return {"attention": 4 * config.query_heads * config.head_dim * seen}
+
+    def cut_by_tensor(self, config: Config) -> dict[str, int]:
+        """Query heads."""
+        return {"attention_heads": config.query_heads}
+
+    def may_stay_whole(self, config: Config) -> dict[str, int]:
+        """Heads of keys and values."""
+        return {"kv_heads": config.kv_heads}
+
+    def state_size(self, config: Config) -> int:
+        """None: its cache is of tokens."""
+        del config
+        return 0

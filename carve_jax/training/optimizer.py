@@ -6,12 +6,11 @@ from typing import Any
 import jax
 import optax
 
+from carve_jax.mixers import MIXERS
 from carve_jax.ranges import check_number
 
 # What sets a time scale, an offset or a gain is not pulled towards zero; matrices are.
-UNDECAYED = frozenset(
-    {"A_log", "D", "bias", "scale", "o_norm", "b_norm", "c_norm", "mimo_x", "mimo_z", "mimo_o"}
-)
+UNDECAYED = frozenset({"bias", "scale"}).union(*(entry.undecayed for entry in MIXERS.values()))
 
 
 def leaf_name(path: tuple[Any, ...]) -> str:

@@ -8,11 +8,13 @@ from typing import Any, get_args, get_type_hints
 
 from ml_collections import ConfigDict, FieldReference
 
+from carve_jax.config import FORMER, LMConfig, with_sections
 from carve_jax.data import DataConfig
 from carve_jax.errors import UserError
 from carve_jax.files import reason_of, shown
-from carve_jax.model import LMConfig
-from carve_jax.ranges import check_number, check_numbers
+from carve_jax.mixers.changes import SECTIONS as MODEL_SECTIONS
+from carve_jax.ranges import OPTIONAL as OPTIONAL_COUNT
+from carve_jax.ranges import OPTIONAL_NUMBER, TABLE, check_number, check_numbers
 from carve_jax.sharding import AXES
 from carve_jax.training.guard import Guard
 from carve_jax.training.optimizer import OptimizerConfig
@@ -34,8 +36,22 @@ OPTIONAL = {
     f"model.{name}": get_args(hint)[0]
     for name, hint in get_type_hints(LMConfig).items()
     if types.NoneType in get_args(hint)
+} | {
+    f"model.{section}.{name}": kind
+    for section, changes in MODEL_SECTIONS.items()
+    for name, kind in changes.kinds.items()
 }
 """Fields that may be None, by dotted name, and of which type they are otherwise."""
+
+RANGES = {
+    **{
+        name: OPTIONAL_COUNT if kind is int else OPTIONAL_NUMBER
+        for name, kind in OPTIONAL.items()
+        if kind in (int, float)
+    },
+    **TABLE,
+}
+"""Of every number of a config, those of gates and layer included."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -112,7 +128,7 @@ def read_settings(config: ConfigDict) -> Settings:
     check_names(plain["optimizer"], _names(OptimizerConfig), "config.optimizer")
     check_names(plain["mesh"], AXES, "config.mesh")
     check_names(plain["guard"], _names(Guard), "config.guard")
-    check_numbers(plain)
+    check_numbers(plain, table=RANGES)
     _check_reports(plain)
     optimizer = OptimizerConfig(**plain["optimizer"])
     if plain["batch_size"] % optimizer.accumulate_steps:
@@ -225,9 +241,11 @@ def make_model_config(config: ConfigDict) -> LMConfig:
       UserError: an unknown field, or values that LMConfig refuses.
     """
     section = section_of(config, "model").to_dict()
-    check_numbers(section, "model.")
+    check_numbers(section, "model.", RANGES)
     fields = tuple(field.name for field in dataclasses.fields(LMConfig))
     for name in section:
+        if name in FORMER:
+            raise UserError(moved(f"config.model.{name}", name))
         if name not in fields:
             raise UserError(f"config.model has no field {shown(name)}; {nearest(name, fields)}")
     if isinstance(section.get("pattern"), list):  # as JSON gives it back
@@ -238,15 +256,28 @@ def make_model_config(config: ConfigDict) -> LMConfig:
         raise UserError(f"config.model: {reason_of(error)}") from error
 
 
+def moved(given: str, name: str) -> str:
+    """Where a field of the gates lies that lay beside the sizes of a model, in one sentence."""
+    place = f"{given.removesuffix(name)}gates.{name}"
+    return f"{given}: fields of the gates have a section of their own: give {place}"
+
+
 def from_json(value: Mapping[str, Any]) -> ConfigDict:
     """The config that was written as this value, with the types that its fields had.
 
-    JSON has no tuples, and forgets of which type an optional field is that is unset.
+    JSON has no tuples, and forgets of which type an optional field is that is unset. Fields that
+    an earlier version wrote elsewhere are where they lie now.
 
     Raises:
       ValueError, TypeError, AttributeError: names that no config has.
     """
-    return ConfigDict(_typed(value))
+    return ConfigDict(_typed(as_now(value)))
+
+
+def as_now(config: Mapping[str, Any]) -> dict[str, Any]:
+    """A stored config, each field where it lies now, whichever version wrote it."""
+    model = config.get("model")
+    return {**config, "model": with_sections(model)} if isinstance(model, Mapping) else dict(config)
 
 
 def _typed(value: Any, path: str = "") -> Any:

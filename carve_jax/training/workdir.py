@@ -21,7 +21,7 @@ from carve_jax.files import (
 )
 from carve_jax.training.processes.agreement import Say, is_first, require_shared, together
 from carve_jax.training.reports import metrics
-from carve_jax.training.settings import differences, flatten, from_json
+from carve_jax.training.settings import as_now, differences, flatten, from_json
 
 FILE_NAME = "config.json"
 TOKENIZER = "tokenizer.json"
@@ -148,7 +148,7 @@ def require_config_of(meta: Mapping[str, Any], config: Mapping[str, Any], workdi
     trained = meta.get("config")
     if not isinstance(trained, dict):
         return  # of a checkpoint that does not say
-    differing = differences(flatten(trained), flatten(config))
+    differing = differences(flatten(as_now(trained)), flatten(config))
     if differing:
         raise UserError(
             f"the config of {workdir} is not the one that its checkpoint of step {meta['step']} "

@@ -32,7 +32,11 @@ def get_config() -> ConfigDict:
                 "gate_chunk",
                 {**parts.mixer("gdn2", "GDN-2"), "value": 0},
                 *(
-                    {**parts.mixer("carve", f"L = {n}", gate_chunk=n), "label": f"L{n}", "value": n}
+                    {
+                        **parts.mixer("carve", f"L = {n}", gates={"gate_chunk": n}),
+                        "label": f"L{n}",
+                        "value": n,
+                    }
                     for n in (16, 32, 64, 128)
                 ),
             ),

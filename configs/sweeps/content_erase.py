@@ -17,8 +17,8 @@ from configs.sweeps import parts
 
 def get_config() -> ConfigDict:
     """Four variants, three seeds."""
-    normed = parts.mixer("carve", "CARVE, content_norm", content_norm=True)
-    blind = parts.mixer("carve", "CARVE without content", content=False)
+    normed = parts.mixer("carve", "CARVE, content_norm", gates={"content_norm": True})
+    blind = parts.mixer("carve", "CARVE without content", gates={"content": False})
     return parts.sweep(
         "content_erase",
         "Does a gate that sees memory erase or keep as a distant mode says, and a blind one not?",

@@ -17,8 +17,8 @@ from configs.sweeps import parts
 def get_config() -> ConfigDict:
     """Twelve variants, one task in rows of 512 tokens (two chunks of the longest), three seeds."""
 
-    def changed(label: str, title: str, **model: int | bool) -> dict[str, object]:
-        return {**parts.mixer("carve", title, **model), "label": label, "value": label}
+    def changed(label: str, title: str, **gates: int | bool) -> dict[str, object]:
+        return {**parts.mixer("carve", title, gates=gates), "label": label, "value": label}
 
     text = parts.text()
     text.config.update({"sequence_length": 512, "batch_size": 4})

@@ -19,6 +19,7 @@ MIXERS = {
     "carve": "CARVE",
     "kda": "KDA",
     "gdn": "Gated DeltaNet",
+    "comba": "Comba",
     "deltanet": "DeltaNet",
     "gla": "GLA",
     "retnet": "RetNet",
@@ -26,13 +27,14 @@ MIXERS = {
     "mamba2": "Mamba-2",
     "mamba3": "Mamba-3",
     "mamba3_mimo": "Mamba-3 MIMO",
+    "rwkv7": "RWKV-7",
     "attention": "attention",
     "swa": "sliding window",
 }
 
 
 def get_config() -> ConfigDict:
-    """Thirteen mixers, two tasks, three seeds."""
+    """Fifteen mixers, two tasks, three seeds."""
     return parts.sweep(
         "family",
         "Which mixer learns best at the same parameters and tokens?",

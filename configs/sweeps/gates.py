@@ -22,7 +22,7 @@ def get_config() -> ConfigDict:
     """Eight variants of one shape, two tasks, five seeds."""
 
     def changed(label: str, title: str, **gates: str | bool) -> dict[str, object]:
-        return {**parts.mixer("gdn2", title, **gates), "label": label, "value": label}
+        return {**parts.mixer("gdn2", title, gates=gates), "label": label, "value": label}
 
     return parts.sweep(
         "gates",

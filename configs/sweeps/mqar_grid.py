@@ -18,7 +18,7 @@ GRID = ((64, 4), (128, 8), (256, 16), (512, 64))
 
 def task(length: int, pairs: int) -> ConfigDict:
     """One point: a task of rows of so many tokens."""
-    recall = parts.recall(vocab_size=8192, gate_chunk=16)
+    recall = parts.recall(vocab_size=8192, gates={"gate_chunk": 16})
     recall.title = f"{pairs} pairs in {length} tokens"
     recall.config.data.update({"vocab_size": 8192, "num_pairs": pairs, "eval_examples": 3000})
     recall.config.update({"sequence_length": length, "batch_size": 128, "steps": 5000})

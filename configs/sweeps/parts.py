@@ -36,9 +36,17 @@ def value(
 
 
 def mixer(name: str, title: str, **model: Any) -> dict[str, Any]:
-    """The variant with that mixer in all layers, and any other fields of the model changed."""
-    fields = {"pattern": (name,), **model}
-    return value(name, title, {f"model.{field}": new for field, new in fields.items()})
+    """The variant with that mixer in all layers, and any other fields of the model changed.
+
+    Sections of the model are mappings: ``gates={"write": "scalar"}``.
+    """
+    overrides: dict[str, Any] = {"model.pattern": (name,)}
+    for field, new in model.items():
+        nested = new.items() if isinstance(new, Mapping) else ()
+        overrides |= {f"model.{field}.{inner}": each for inner, each in nested}
+        if not isinstance(new, Mapping):
+            overrides[f"model.{field}"] = new
+    return value(name, title, overrides)
 
 
 def axis(name: str, *values: dict[str, Any]) -> dict[str, Any]:

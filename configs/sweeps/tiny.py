@@ -14,7 +14,7 @@ MODEL = {"d_model": 16, "layers": 1, "mlp_dim": 16, "num_heads": 1, "key_dim": 8
 
 def get_config() -> ConfigDict:
     """Recall of two pairs among 20 tokens."""
-    task = parts.recall(**MODEL, vocab_size=20, content_rank=4)
+    task = parts.recall(**MODEL, vocab_size=20, gates={"content_rank": 4})
     task.config.update(
         {"batch_size": 32, "steps": 40, "log_every": 10, "eval_every": 40, "checkpoint_every": 40}
     )

@@ -142,7 +142,7 @@ def measure_reading(directory: Path, plan: Plan, repeats: int) -> dict[str, Any]
                 {"source": "token_files", "path": str(path)},
                 batch_size=config.batch_size,
                 sequence_length=config.sequence_length,
-                segment_alignment=config.model.gate_chunk,
+                segment_alignment=make_model_config(config).segment_alignment,
                 seed=0,
                 process_count=processes,
             )

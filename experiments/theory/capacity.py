@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from matplotlib.figure import Figure
 
-from carve_jax.mixers import GATES
+from carve_jax.mixers import FAMILY
 from carve_jax.mixers.gates import init_a_log, init_dt_bias, retention_log_decay
 from carve_jax.ops.gated_delta import carve_rule, gated_delta_rule
 from experiments.theory.figures import COLOURS, label, panels, style
@@ -28,7 +28,7 @@ EXACT = 1e-5  # of float32
 
 def log_decay(name: str, rows: int, channels: int) -> jax.Array:
     """A mixer's log-decay as its layer starts, the same for all tokens: [rows, 1, 1, K or 1]."""
-    spec = GATES[name]
+    spec = FAMILY[name].gates
     if spec.decay == "none":
         return jnp.zeros((rows, 1, 1, 1))
     if spec.decay == "constant":
@@ -70,9 +70,9 @@ def stored(name: str, key: jax.Array, value: jax.Array) -> jax.Array:
     empty = ((0, 0), (int(LOADS[-1] * channels) - count, 0), (0, 0))
     key, value = jnp.pad(key, empty)[:, :, None], jnp.pad(value, empty)[:, :, None]
     decay = jnp.broadcast_to(log_decay(name, rows, channels), key.shape)
-    if GATES[name].content:
+    if FAMILY[name].gates.content:
         return _run_carve(key, value, decay)[:, 0]
-    erase = jnp.full_like(key, GATES[name].erase != "none")
+    erase = jnp.full_like(key, FAMILY[name].gates.erase != "none")
     return _run_rule(key, value, decay, erase)[:, 0]
 
 
@@ -142,7 +142,9 @@ class Sizes(NamedTuple):
     delta_channels: tuple[int, ...]
 
 
-FULL = Sizes(16, tuple(GATES), 64, (16, 32, 64))
+# An edit in closed loop has no gate that could stand fully open.
+OPEN_LOOP = tuple(name for name, entry in FAMILY.items() if not entry.gates.closed_loop)
+FULL = Sizes(16, OPEN_LOOP, 64, (16, 32, 64))
 QUICK = Sizes(4, ("linear_attention", "deltanet", "carve"), 16, (16,))
 
 

@@ -14,6 +14,7 @@ import numpy as np
 import optax
 from matplotlib.figure import Figure
 
+from carve_jax.mixers.changes import GateChanges
 from carve_jax.model import LanguageModel
 from carve_jax.training.norms import norms_by_group
 from carve_jax.training.optimizer import leaf_name, make_optimizer, make_schedule
@@ -104,7 +105,8 @@ def with_content(params: Any, strength: float) -> Any:
 
 def gradient_without_gate(run: Run, params: Any) -> Any:
     """Gradients of the first batch of GDN-2 with a scalar write gate, in CARVE's parameters."""
-    config = dataclasses.replace(run.model.config, pattern=("gdn2",), write="scalar")
+    gates = GateChanges.of({**run.model.config.gates.given(), "write": "scalar"})
+    config = dataclasses.replace(run.model.config, pattern=("gdn2",), gates=gates)
     loss = make_loss(LanguageModel(config), loss_chunk=run.settings.loss_chunk)
     batch = next(run.pipeline.train_iterator())
     return jax.jit(lambda p: gradient(loss, p, batch, 1)[0])(without_content(params))
@@ -167,7 +169,7 @@ def measure(quick: bool) -> Finding:
     equal: float | None = None
     ends: dict[str, np.ndarray] = {}
     if not quick:  # which saves most of the compiling
-        courses[NORMED] = train(recall_run(quick, steps, content_norm=True))
+        courses[NORMED] = train(recall_run(quick, steps, gates={"content_norm": True}))
         plain = gradient_without_gate(run, carve.initial)
         equal = largest_difference(without_content(carve.first), jax.device_get(plain))
         sets = {"P_up = 0": carve.initial, "trained": carve.final}
@@ -208,7 +210,7 @@ def measure(quick: bool) -> Finding:
         "negligible part of the whole, gradients stay of one order over depth and do not vanish "
         "back in time, and an open content gate keeps them within a factor of three (edges).",
         setup=f"associative recall, {sizes.layers} layers of width {sizes.d_model}, gate chunks of "
-        f"{sizes.gate_chunk}, {steps} steps of {run.settings.batch_size} rows of "
+        f"{sizes.segment_alignment}, {steps} steps of {run.settings.batch_size} rows of "
         f"{run.settings.sequence_length}; back in time over {length} tokens, {rows} rows; P_up "
         f"as trained and normal with standard deviations {STRENGTHS}; seed 0",
         checks=checks,

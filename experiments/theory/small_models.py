@@ -11,7 +11,8 @@ import numpy as np
 from flax import linen as nn
 from ml_collections import ConfigDict
 
-from carve_jax.model import LanguageModel, make_mixer
+from carve_jax.mixers import MIXERS
+from carve_jax.model import LanguageModel
 from carve_jax.training.run import build
 from configs import mqar, quickstart
 
@@ -57,7 +58,7 @@ def first_outputs(model: LanguageModel, params: Any, inputs: jax.Array) -> np.nd
     block = jax.tree.map(lambda leaf: jnp.asarray(leaf[0]), params["blocks"][name])
     embedding = jnp.asarray(params["embed"]["embedding"])
     norm = nn.RMSNorm(epsilon=config.norm_eps)
-    mixer: Any = make_mixer(config, config.pattern[0])
+    mixer: Any = MIXERS[config.pattern[0]].of_model(config)
 
     @jax.jit
     def outputs(x: jax.Array) -> jax.Array:

@@ -29,8 +29,7 @@ def build(pattern):
         num_heads=2,
         key_dim=4,
         value_dim=8,
-        gate_chunk=8,
-        content_rank=4,
+        gates={"gate_chunk": 8, "content_rank": 4},
         window=6,
         implementation="recurrent",  # it compiles fastest
     )

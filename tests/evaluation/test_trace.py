@@ -25,9 +25,7 @@ CONFIG = LMConfig(
     num_key_heads=1,
     key_dim=8,
     value_dim=16,
-    gate_chunk=4,
-    content_rank=4,
-    negative_eigenvalues=True,
+    gates={"gate_chunk": 4, "content_rank": 4, "negative_eigenvalues": True},
     implementation="recurrent",
 )
 ROW = random_tokens(LENGTH, below=CONFIG.vocab_size)
@@ -113,7 +111,7 @@ def test_the_erase_gate_shifts_with_the_content():
 
 
 def test_mixers_whose_gates_are_one_a_head():
-    _, _, read = traced(pattern=("gdn", "mamba3"), num_key_heads=None, negative_eigenvalues=False)
+    _, _, read = traced(pattern=("gdn", "mamba3"), num_key_heads=None, gates={})
     assert read.layers == ("0 gdn", "2 gdn")
     assert (read.erase == read.erase[..., :1]).all()
     np.testing.assert_array_equal(read.write[..., 0], read.erase[..., 0])  # tied

@@ -138,6 +138,17 @@ def gdn(layer):
     return layer.out(rms_norm(o, layer.p["o_norm"]) * silu(layer.projected("g")))
 
 
+def comba(layer):
+    """The state before its decay is read; the query lacks a multiple of its key."""
+    p, x = layer.p, layer.qkv()
+    beta = layer.heads(sigmoid(layer.linear("b_proj")))
+    x["q"] = x["q"] - p["q_correction"][:, None] * x["k"]
+    share = np.broadcast_to(sigmoid(p["b_share"])[:, None], beta.shape)
+    a = layer.scalar_decay()[1]
+    o = layer.recurrence("comba", K**-0.5, **x, beta=beta, a=a, share=share)
+    return layer.out(rms_norm(o, p["o_norm"]) * sigmoid(layer.projected("g")))
+
+
 def kda(layer):
     beta = layer.heads(sigmoid(layer.linear("b_proj")))
     o = layer.recurrence("kda", K**-0.5, **layer.qkv(), beta=beta, g=layer.channel_decay())
@@ -151,5 +162,5 @@ def gdn2(layer):
 
 
 PUBLISHED = {
-    f.__name__: f for f in (linear_attention, retnet, gla, mamba2, deltanet, gdn, kda, gdn2)
+    f.__name__: f for f in (linear_attention, retnet, gla, mamba2, deltanet, gdn, comba, kda, gdn2)
 }

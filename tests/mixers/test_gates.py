@@ -3,7 +3,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from carve_jax.mixers import GATES, GateSpec
+from carve_jax.mixers import FAMILY, GateSpec
 from carve_jax.mixers.gates import (
     gate,
     init_a_log,
@@ -15,7 +15,8 @@ from carve_jax.mixers.gates import (
 
 
 def test_presets_are_the_rows_of_the_table():
-    rows = {name: (g.decay, g.erase, g.write) for name, g in GATES.items()}
+    gates = {name: entry.gates for name, entry in FAMILY.items()}
+    rows = {name: (g.decay, g.erase, g.write) for name, g in gates.items()}
     assert rows == {
         "linear_attention": ("none", "none", "one"),
         "retnet": ("constant", "none", "one"),
@@ -24,10 +25,11 @@ def test_presets_are_the_rows_of_the_table():
         "deltanet": ("none", "scalar", "tied"),
         "gdn": ("scalar", "scalar", "tied"),
         "kda": ("channel", "scalar", "tied"),
+        "comba": ("scalar", "scalar", "tied"),
         "gdn2": ("channel", "channel", "channel"),
         "carve": ("channel", "channel", "scalar"),
     }
-    assert [name for name, g in GATES.items() if g.content] == ["carve"]
+    assert [name for name, g in gates.items() if g.content] == ["carve"]
 
 
 @pytest.mark.parametrize(
@@ -43,6 +45,7 @@ def test_presets_are_the_rows_of_the_table():
             {"decay": "scalar", "decay_form": "bounded", "write": "timestep"},
             "not 'scalar' of the form 'bounded'",
         ),
+        ({"closed_loop": True}, "needs a scalar decay and a scalar erase gate, not 'channel'"),
         ({"content": True, "gate_chunk": 0}, "gate_chunk=0; it must be 1 or more"),
         ({"erase": "scalar", "content": True}, "needs a channel erase gate, not 'scalar'"),
     ],

@@ -8,17 +8,18 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from carve_jax.mixers import GATES, MIXERS, SOFTMAX, SoftmaxAttention
+from carve_jax.mixers import FAMILY, MIXERS, SoftmaxAttention
+from carve_jax.mixers.softmax import Softmax
 from tests.mixers.parameters import random_normal, random_parameters
 
 BATCH, LENGTH, WIDTH, HEADS = 2, 24, 32, 2
 
 
 def make(name: str, **changes: Any):
-    if name not in SOFTMAX:
+    if not isinstance(MIXERS[name], Softmax):
         # The rules are compared with one another in tests/ops; this one compiles fastest.
         sizes = {"num_heads": HEADS, "key_dim": 8, "value_dim": 16, "implementation": "recurrent"}
-        content = {"gate_chunk": 8, "content_rank": 4} if name in GATES else {}
+        content = {"gate_chunk": 8, "content_rank": 4} if name in FAMILY else {}
         return MIXERS[name](**sizes | content | {"chunk_size": 16} | changes)
     window = {"window": 5} if name == "swa" else {}
     return MIXERS[name](**{"num_heads": HEADS, "head_dim": 16} | window | changes)
@@ -60,7 +61,9 @@ def test_one_token_at_a_time_gives_the_same_and_later_ones_change_no_bit(name):
     assert not np.allclose(changed[:, 11:], whole[:, 11:])
 
 
-@pytest.mark.parametrize("name", ["carve", "gdn2", "retnet", "mamba3", "attention", "swa"])
+@pytest.mark.parametrize(
+    "name", ["carve", "gdn2", "comba", "retnet", "mamba3", "rwkv7", "attention", "swa"]
+)
 def test_packed_documents_equal_documents_apart(name):
     mixer = make(name)
     params, x = parameters(mixer), inputs()
@@ -75,13 +78,14 @@ def test_packed_documents_equal_documents_apart(name):
 
 @pytest.mark.parametrize("name", ["carve", "gdn2", "attention", "swa"])
 def test_an_uneven_split_gives_the_same(name):
-    mixer = make(name) if name in SOFTMAX else make(name, implementation="chunked")
+    recurrent = not isinstance(MIXERS[name], Softmax)
+    mixer = make(name, **({"implementation": "chunked"} if recurrent else {}))
     params, x = parameters(mixer), inputs()
     whole, _ = run(mixer, params, x)
     np.testing.assert_allclose(stream(mixer, params, x, [11, 13]), whole, atol=2e-5)
 
 
-@pytest.mark.parametrize("name", ["carve", "gdn2", "kda", "gla", "mamba2", "swa"])
+@pytest.mark.parametrize("name", ["carve", "gdn2", "comba", "kda", "gla", "mamba2", "rwkv7", "swa"])
 def test_gradients_reach_every_parameter(name):
     mixer = make(name)
     params, x = parameters(mixer), inputs()
@@ -103,7 +107,7 @@ def test_bfloat16_keeps_parameters_and_state_in_float32(name):
     assert {p.dtype for p in jax.tree.leaves(initial)} == {jnp.dtype("float32")}
     y, cache = run(mixer, params, x.astype(jnp.bfloat16), mixer.init_cache(BATCH, LENGTH))
     assert y.dtype == jnp.bfloat16
-    if name in GATES:
+    if name in FAMILY:
         assert cache.query.dtype == jnp.bfloat16
         assert jax.tree.leaves(cache.state)[0].dtype == jnp.float32
     reference, _ = run(exact, params, x)

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from carve_jax.accounting import activation_bytes, costs, forward_flops, state_size
+from carve_jax.accounting import activation_bytes, costs, forward_flops, state_sizes
 from carve_jax.config import LMConfig
 from carve_jax.model import LanguageModel
 from tests.mixers.parameters import random_parameters
@@ -70,7 +70,7 @@ def test_activations_are_linear_but_for_attention_and_shrink_with_rematerialisat
 
 def test_state_and_caches():
     found = costs(CONFIG, context=256, cache_lengths=(10, 1000))
-    assert found.state == {"carve": state_size(CONFIG)} == {"carve": 2 * 64 * 64}
+    assert found.state == state_sizes(CONFIG) == {"carve": 2 * 64 * 64}
     assert found.cache_bytes[10] == found.cache_bytes[1000]
     assert found.train_flops == 3 * sum(found.forward_flops.values())
     grown = dataclasses.replace(CONFIG, pattern=("attention",))

@@ -24,8 +24,7 @@ CONFIG = LMConfig(
     num_heads=2,
     key_dim=8,
     value_dim=16,
-    gate_chunk=8,
-    content_rank=4,
+    gates={"gate_chunk": 8, "content_rank": 4},
     window=6,
     compute_dtype="bfloat16",
     implementation="recurrent",
@@ -70,7 +69,10 @@ def test_how_it_is_computed_may_change(saved):
     ("changes", "words"),
     [
         ({"vocab_size": 51}, "its vocab_size is 50, that of this one 51"),
-        ({"gate_chunk": 16}, "its gate_chunk is 8, that of this one 16"),
+        (
+            {"gates": {"gate_chunk": 16, "content_rank": 4}},
+            "its gates.gate_chunk is 8, that of this one 16",
+        ),
         ({"pattern": ("gdn2", "swa", "attention")}, "its pattern is .*'carve'.*'gdn2'"),
     ],
 )

@@ -23,8 +23,7 @@ def build(pattern):
         num_heads=2,
         key_dim=8,
         value_dim=16,
-        gate_chunk=8,
-        content_rank=4,
+        gates={"gate_chunk": 8, "content_rank": 4},
         window=6,
         # It compiles fastest; one pattern takes what a user would.
         implementation=None if pattern == ("carve", "swa") else "recurrent",

@@ -19,8 +19,7 @@ CONFIG = LMConfig(
     num_heads=2,
     key_dim=8,
     value_dim=16,
-    gate_chunk=8,
-    content_rank=4,
+    gates={"gate_chunk": 8, "content_rank": 4},
     window=5,
     implementation="recurrent",  # It compiles fastest; tests/ops compares them all.
 )

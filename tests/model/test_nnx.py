@@ -18,7 +18,7 @@ CONFIG = LMConfig(
     num_heads=2,
     key_dim=8,
     value_dim=16,
-    gate_chunk=8,
+    gates={"gate_chunk": 8},
     implementation="recurrent",
 )
 

@@ -13,7 +13,7 @@ from carve_jax.ops.gated_delta import gated_delta_rule
 from tests.ops.test_gated_delta import IMPLEMENTATIONS, relative_error
 
 BATCH, LENGTH, HEADS, K, V = 2, 37, 2, 16, 8
-SHAPES = {"q": K, "k": K, "v": V, "g": K, "b": K, "w": V, "beta": 1, "a": 1, "step": 1}
+SHAPES = {"q": K, "k": K, "v": V, "g": K, "b": K, "w": V, "beta": 1, "a": 1, "step": 1, "share": 1}
 
 
 class Gates(NamedTuple):
@@ -33,7 +33,7 @@ def draw() -> dict[str, np.ndarray]:
         x[name] /= np.linalg.norm(x[name], axis=-1, keepdims=True)
     for name in ("g", "a"):
         x[name] = -np.exp(x[name] - 2)
-    for name in ("b", "w", "beta"):
+    for name in ("b", "w", "beta", "share"):
         x[name] = 1 / (1 + np.exp(-x[name]))
     x["step"] = np.log1p(np.exp(x["step"]))
     x["gamma"] = np.broadcast_to(1 - 2.0 ** (-5 - np.arange(HEADS))[:, None], x["a"].shape)
@@ -67,6 +67,18 @@ MEMBERS = {
         Gates(lambda x: x["a"], lambda x: x["beta"], lambda x: x["beta"]),
         lambda s, t: (
             np.exp(t["a"]) * (np.eye(len(s)) - t["beta"] * np.outer(t["k"], t["k"])) @ s
+            + t["beta"] * np.outer(t["k"], t["v"])
+        ),
+    ),
+    "comba": (
+        Gates(
+            lambda x: x["a"],
+            lambda x: x["share"] * x["beta"] * np.exp(-x["a"]),
+            lambda x: x["beta"],
+        ),
+        lambda s, t: (
+            np.exp(t["a"]) * s
+            - t["share"] * t["beta"] * np.outer(t["k"], t["k"] @ s)
             + t["beta"] * np.outer(t["k"], t["v"])
         ),
     ),

@@ -25,8 +25,7 @@ def tiny_config(**changes: Any) -> ConfigDict:
             "num_heads": 2,
             "key_dim": 8,
             "value_dim": 8,
-            "content_rank": 4,
-            "gate_chunk": 16,
+            "gates": {"content_rank": 4, "gate_chunk": 16},
             "chunk_size": 16,
             "compute_dtype": "float32",
             "implementation": "recurrent",  # it compiles fastest; tests/ops compares them all

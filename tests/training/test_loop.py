@@ -1,5 +1,6 @@
 """Whole runs: resumed to the bit, stopped cleanly, nothing lost and nothing told twice."""
 
+import functools
 import json
 import os
 import shutil
@@ -229,21 +230,22 @@ def test_other_data_is_refused(text_run):
 
 @pytest.mark.parametrize(
     ("section", "field", "value"),
-    [("model", "gate_chunk", 32), ("model", "norm_eps", 0.1), ("optimizer", "beta2", 0.5)],
+    [("model.gates", "gate_chunk", 32), ("model", "norm_eps", 0.1), ("optimizer", "beta2", 0.5)],
 )
 def test_the_checkpoint_s_own_config_is_believed(golden, tmp_path, section, field, value):
     workdir = tmp_path / "copy"
     shutil.copytree(golden[0], workdir)
     stored = json.loads((workdir / "config.json").read_text())
-    was = stored[section][field]
-    stored[section][field] = value
+    fields = functools.reduce(dict.__getitem__, section.split("."), stored)
+    was = fields[field]
+    fields[field] = value
     (workdir / "config.json").write_text(json.dumps(stored))
     said = f"step 6 was trained with .*: {section}.{field} is {was} there and {value} here; restore"
     with pytest.raises(UserError, match=said):
         load_trained(workdir)
-    changed = tiny_config(**{f"{section}__{field}": value})
+    changed = tiny_config(**{f"{section}.{field}".replace(".", "__"): value})
     with pytest.raises(UserError, match=said):
         train(changed, workdir)
-    stored[section][field], stored["log_every"] = was, 3  # which changes nothing that is learned
+    fields[field], stored["log_every"] = was, 3  # which changes nothing that is learned
     (workdir / "config.json").write_text(json.dumps(stored))
     assert load_trained(workdir).step == 6

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from carve_jax.generate import generate
-from carve_jax.mixers import GATES, MIXERS
+from carve_jax.mixers import FAMILY, MIXERS
 from carve_jax.training.run import build
 from tests.training.helpers import tiny_config
 
@@ -50,7 +50,7 @@ def test_trains_on_associative_recall_and_decodes_its_forward_pass(name):
     run = build(config)
     found, state = losses(run, run.init())
     assert found[0] > 4
-    erases = name in GATES and GATES[name].erase != "none"
+    erases = name in FAMILY and FAMILY[name].gates.erase != "none"
     assert found[-20:].mean() < (DELTA if erases else BETTER_THAN_CHANCE)
 
     prompts = jnp.asarray(next(run.pipeline.train_iterator())["tokens"][:3, :9])

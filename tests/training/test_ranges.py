@@ -6,9 +6,9 @@ import pytest
 
 from carve_jax.data.config import DataConfig
 from carve_jax.errors import UserError
-from carve_jax.ranges import INT32, TABLE, Range, check_number
+from carve_jax.ranges import INT32, Range, check_number
 from carve_jax.training.loop import train
-from carve_jax.training.settings import flatten, read_settings
+from carve_jax.training.settings import OPTIONAL, RANGES, flatten, read_settings
 from configs import base
 from tests.training.helpers import tiny_config
 
@@ -19,19 +19,18 @@ LISTED = {"profile_steps", "data.weights"}
 def numbers():
     """The fields of a config that hold a number, or may hold one."""
     flat = flatten(base.get_config()) | flatten({"data": vars(DataConfig())})
-    kinds = base.get_config().model.get_type
     found = {name for name, v in flat.items() if type(v) in (int, float)}
-    return found | {f"model.{n}" for n in base.get_config().model if kinds(n) in (int, float)}
+    return found | {name for name, kind in OPTIONAL.items() if kind in (int, float)}
 
 
 def test_the_table_has_all_numbers_and_no_other():
-    assert numbers() | LISTED == set(TABLE) | LISTED
+    assert numbers() | LISTED == set(RANGES) | LISTED
 
 
 def test_the_defaults_are_in_their_ranges():
     flat = flatten(base.get_config()) | flatten({"data": vars(DataConfig())})
-    for name in TABLE:
-        check_number(name, flat[name])
+    for name in RANGES:
+        check_number(name, flat[name], RANGES)
 
 
 def just_outside(allowed: Range):
@@ -42,15 +41,15 @@ def just_outside(allowed: Range):
     yield from (math.nan, math.inf, -math.inf, True, "1", 10**400, -(10**19), (1,), -0.5)
 
 
-@pytest.mark.parametrize("name", TABLE)
+@pytest.mark.parametrize("name", RANGES)
 def test_what_is_out_of_range_is_refused_in_one_short_sentence(name):
-    for value in just_outside(TABLE[name]):
+    for value in just_outside(RANGES[name]):
         with pytest.raises(UserError, match=rf"^config\.{name} is .*, but must be a .*number") as e:
-            check_number(name, value)
+            check_number(name, value, RANGES)
         assert len(str(e.value)) < 250
-    if not TABLE[name].unset:
+    if not RANGES[name].unset:
         with pytest.raises(UserError, match="is None"):
-            check_number(name, None)
+            check_number(name, None, RANGES)
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ import json
 import pytest
 from ml_collections import ConfigDict
 
+from carve_jax.config import FORMER
 from carve_jax.data import ByteTokenizer
 from carve_jax.errors import UserError
 from carve_jax.model import LMConfig
@@ -142,12 +143,12 @@ def test_other_values_are_refused_in_a_line(changes, field):
     assert len(str(told.value)) < 900
 
 
-@pytest.mark.parametrize("name", ["compute_dtype", "decay", "pattern"])
+@pytest.mark.parametrize("name", ["compute_dtype", "gates.decay", "pattern"])
 def test_what_the_model_refuses_is_told_in_a_line(name):
     config = tiny_config()
-    with config.model.ignore_type():
-        config.model[name] = "x" * 100_000
-    with pytest.raises(UserError, match=rf"^config.model: .*{name}=") as told:
+    with config.ignore_type():
+        config.update_from_flattened_dict({f"model.{name}": "x" * 100_000})
+    with pytest.raises(UserError, match=rf"^config.model: .*{name.split('.')[-1]}=") as told:
         make_model_config(config)
     assert len(str(told.value)) < 300
 
@@ -225,3 +226,26 @@ def test_bad_directories(tmp_path):
 def test_flatten_takes_lists_for_tuples():
     config = ConfigDict({"a": {"b": [1, 2]}, "c": (3,)})
     assert flatten(config) == {"a.b": (1, 2), "c": (3,)}
+
+
+def test_a_run_from_before_gates_had_a_section_goes_on(tmp_path):
+    config = tiny_config(model__gates__write="scalar")
+    claim_workdir(tmp_path, config.to_dict())
+    (tmp_path / "metrics.jsonl").write_text('{"step": 1}\n', "utf-8")
+    stored = json.loads((tmp_path / "config.json").read_text("utf-8"))
+    gates = stored["model"].pop("gates")
+    del stored["model"]["layer"], gates["decay_rank"]
+    stored["model"] |= gates | {name: FORMER[name] for name in gates if gates[name] is None}
+    (tmp_path / "config.json").write_text(json.dumps(stored), "utf-8")
+    read = load_config(tmp_path)
+    assert make_model_config(read) == make_model_config(config)
+    claim_workdir(tmp_path, config.to_dict())
+    require_config_of({"config": stored, "step": 1}, config.to_dict(), tmp_path)
+
+
+def test_a_config_with_a_field_of_the_gates_among_the_sizes_is_told_its_place():
+    config = tiny_config()
+    config.model.gate_chunk = 16
+    said = r"^config.model.gate_chunk: .* give config.model.gates.gate_chunk$"
+    with pytest.raises(UserError, match=said):
+        make_model_config(config)

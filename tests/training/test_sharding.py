@@ -72,7 +72,11 @@ def test_on_eight_devices(pattern, mesh):
 
 
 def test_every_parameter_of_every_mixer_has_a_place():
-    for pattern in (("carve", "gla", "mamba2", "retnet"), ("mamba3_mimo", "attention")):
+    for pattern in (
+        ("carve", "gla", "mamba2", "retnet"),
+        ("mamba3_mimo", "attention"),
+        ("comba", "rwkv7"),
+    ):
         config = tiny_config(model__pattern=pattern, model__layers=4, model__vocab_size=64)
         model = make_model(config)
         shapes = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, 16), jnp.int32))

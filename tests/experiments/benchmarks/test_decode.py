@@ -10,7 +10,7 @@ from experiments.benchmarks.patterns import Plan
 
 TINY = {
     "vocab_size": 17, "d_model": 16, "mlp_dim": 16, "num_heads": 2, "key_dim": 8, "value_dim": 8,
-    "window": 24, "content_rank": 4, "implementation": "recurrent",
+    "window": 24, "gates": {"content_rank": 4}, "implementation": "recurrent",
 }  # fmt: skip
 LENGTHS = (32, 64, 128)
 

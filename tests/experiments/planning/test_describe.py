@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from carve_jax.accounting import costs, parameter_shapes
-from carve_jax.mixers import SOFTMAX
+from carve_jax.mixers import MIXERS
 from carve_jax.model import count_parameters
 from carve_jax.training.settings import make_model_config
 from experiments import cli, train
@@ -39,7 +39,8 @@ def test_sizes_are_those_of_the_docstring(name):
         # CARVE has the shape of GDN-2, as its paper compares them; the others its parameters.
         assert name == "carve_1b3" or abs(counts["total"] / reference - 1) < 0.003
         state = model.num_heads * model.key_dim * model.value_dim
-        assert state == 262_144 or set(model.pattern) <= set(SOFTMAX)
+        sizes = {MIXERS[mixer].state_size(model) for mixer in model.pattern}
+        assert state == 262_144 or sizes == {0}
 
 
 @pytest.mark.parametrize(

@@ -84,8 +84,8 @@ def test_axes_that_do_not_fit_are_one_sentence(made, said):
         ({"seeds": (0, 0)}, r"the sweep's seeds are \(0, 0\): give different whole numbers"),
         ({"extra": [parts.mixer("gnd", "?")]}, "recall.gnd.* could not be trained.*mean 'gdn'"),
         (
-            {"extra": [parts.value("x", "?", {"model.gates": 1})]},
-            "recall.x sets model.gates=1: config.model has no field 'gates'",
+            {"extra": [parts.value("x", "?", {"model.gate": 1})]},
+            "recall.x sets model.gate=1: config.model has no field 'gate'",
         ),
         ({"extra": [parts.value("x", "?", {"steps": 41})]}, "same tokens, but .* 20,480 to 20,992"),
         (

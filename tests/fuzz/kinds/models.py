@@ -31,8 +31,7 @@ CONFIG = LMConfig(
     num_heads=1,
     key_dim=4,
     value_dim=4,
-    gate_chunk=4,
-    content_rank=2,
+    gates={"gate_chunk": 4, "content_rank": 2},
     window=3,
     compute_dtype="float32",
 )
