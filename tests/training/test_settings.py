@@ -234,8 +234,8 @@ def test_a_run_from_before_gates_had_a_section_goes_on(tmp_path):
     (tmp_path / "metrics.jsonl").write_text('{"step": 1}\n', "utf-8")
     stored = json.loads((tmp_path / "config.json").read_text("utf-8"))
     gates = stored["model"].pop("gates")
-    del stored["model"]["layer"], gates["decay_rank"]
-    stored["model"] |= gates | {name: FORMER[name] for name in gates if gates[name] is None}
+    del stored["model"]["layer"]
+    stored["model"] |= {n: was if gates[n] is None else gates[n] for n, was in FORMER.items()}
     (tmp_path / "config.json").write_text(json.dumps(stored), "utf-8")
     read = load_config(tmp_path)
     assert make_model_config(read) == make_model_config(config)
