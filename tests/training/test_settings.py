@@ -17,7 +17,7 @@ from carve_jax.training.settings import (
     read_batches,
     read_settings,
 )
-from carve_jax.training.workdir import claim_workdir, load_config
+from carve_jax.training.workdir import claim_workdir, load_config, require_config_of
 from configs import (
     base,
     content_erase,
