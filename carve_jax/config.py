@@ -177,5 +177,6 @@ def with_sections(model: Mapping[str, Any]) -> dict[str, Any]:
         given = fields.get(name, {})
         if isinstance(given, Mapping):
             moved = former if name == "gates" else {}
-            fields[name] = {**dict.fromkeys(changes.kinds), **moved, **given}
+            set_here = {field: value for field, value in given.items() if value is not None}
+            fields[name] = dict.fromkeys(changes.kinds) | dict(given) | moved | set_here
     return fields

@@ -67,8 +67,10 @@ class Block(nn.Module):
         self, x: Float[Array, "B T D"], cache: Cache, segment_ids: Int32[Array, "B T"] | None
     ) -> tuple[Float[Array, "B T D"], Cache]:
         """One residual block; see ``Mixer`` for the cache."""
+        # Between tokens: x + mixer(norm x) [B, T, D].
         mixed, cache = self.mixer(self.mixer_norm(x), cache, segment_ids)
         x = constrain(x + mixed, "batch", "length", None)
+        # Within each token: x + mlp(norm x) [B, T, D].
         x = constrain(x + self.mlp(self.mlp_norm(x)), "batch", "length", None)
         return x, cache
 
@@ -177,10 +179,11 @@ class LanguageModel(nn.Module):
     ) -> tuple[Float[Array, "B T D"], Cache | None]:
         """What the head reads: the residual stream after the final norm, in compute dtype."""
         _check_tokens(tokens, segment_ids)
-        # Rows look tokens up in a table that each device has gathered: of what could be sent, a
-        # table is the least.
+        # Tokens [B, T] to the residual stream [B, T, D]. Rows look tokens up in a table that each
+        # device has gathered: of what could be sent, a table is the least.
         table = constrain(self.embed.embedding.astype(self.config.compute_dtype), None, None)
         x = constrain(jnp.take(table, tokens, axis=0), "batch", "length", None)
+        # The blocks, repeat by repeat, and the final norm [B, T, D].
         x, cache = self.blocks(x, cache, segment_ids)
         return self.final_norm(x), cache
 

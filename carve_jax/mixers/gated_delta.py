@@ -6,33 +6,17 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
-from jax.nn.initializers import Initializer
 
-from carve_jax.mixers.base import fan_in_uniform, l2_normalize, rms_norm, xavier_uniform
-from carve_jax.mixers.gates import (
-    CLOSED_LOOP_FLOOR,
-    GateSpec,
-    bounded_log_decay,
-    closed_loop_erase,
-    gate,
-    init_a_log,
-    init_dt_bias,
-    log_decay,
-    logsigmoid_log_decay,
-    retention_log_decay,
-    timestep,
-)
-from carve_jax.mixers.layer import ACTIVATIONS, LayerSpec
+from carve_jax.mixers.base import fan_in_uniform, l2_normalize, rms_norm
+from carve_jax.mixers.gate_projections import GateProjections
+from carve_jax.mixers.layer import ACTIVATIONS
 from carve_jax.ops.attention import document_positions, rope
 from carve_jax.ops.gated_delta import CarveState, carve_rule, gated_delta_rule
 from carve_jax.ops.gated_delta.context_parallel import carve_rule_over, gated_delta_rule_over
 from carve_jax.ops.gated_delta.reference import RuleInputs
 from carve_jax.ops.short_conv import short_conv
 from carve_jax.shapes import Array, Float, Float32, Int32
-from carve_jax.sharding import axis_size, constrain, per_device, spec
-
-# P_down starts so as to keep the root mean square of the content, whatever the rank.
-CONTENT_INIT = jax.nn.initializers.lecun_normal(in_axis=1, out_axis=2, batch_axis=0)
+from carve_jax.sharding import axis_size, per_device, spec
 
 
 class GatedDeltaCache(NamedTuple):
@@ -51,7 +35,7 @@ class GatedDeltaCache(NamedTuple):
     state: CarveState | Float32[Array, "B N K V"]
 
 
-class GatedDeltaMixer(nn.Module):
+class GatedDeltaMixer(GateProjections):
     """A layer of the gated delta family: the rule, with gates and surroundings as two values.
 
     Projections; short convolutions; activation and norm of queries and keys; the rule; a gated
@@ -63,43 +47,20 @@ class GatedDeltaMixer(nn.Module):
     ``RuleInputs``) and what it gives (``rule_output``) are sown there; elsewhere nothing is.
 
     Attributes:
-        gates: which gates there are and what they depend on.
-        layer: what surrounds the rule.
-        num_heads: value heads, N.
-        key_dim: channels of a key head, K.
-        value_dim: channels of a value head, V.
-        num_key_heads: key heads, H, a divisor of N; None for N.
         conv_width: taps of the short convolution, W.
         norm_eps: of the output's RMSNorm.
         output_scale: factor of the output projection's initial values where ``layer.init`` is
             "fan_in": 1/√(2·layers) in a model.
-        compute_dtype: "float32" or "bfloat16".
         implementation: of the rule; None for the best one here.
         chunk_size: tokens in a tile of the rule.
+        others: of ``GateProjections``.
     """
 
-    gates: GateSpec
-    num_heads: int
-    key_dim: int
-    value_dim: int
-    layer: LayerSpec = LayerSpec()
-    num_key_heads: int | None = None
     conv_width: int = 4
     norm_eps: float = 1e-5
     output_scale: float = 1.0
-    compute_dtype: str = "float32"
     implementation: str | None = None
     chunk_size: int = 64
-
-    @property
-    def key_heads(self) -> int:
-        """Heads of queries and keys."""
-        return self.num_heads if self.num_key_heads is None else self.num_key_heads
-
-    @property
-    def gate_heads(self) -> int:
-        """Heads of decay and erase gate."""
-        return self.key_heads if self.layer.gates_per == "key" else self.num_heads
 
     @nn.nowrap
     def init_cache(self, batch: int, max_length: int) -> GatedDeltaCache:
@@ -139,10 +100,12 @@ class GatedDeltaMixer(nn.Module):
             raise ValueError(
                 f"num_key_heads={self.key_heads} does not divide num_heads={self.num_heads}."
             )
+        # Queries and keys [B, T, H, K], values [B, T, N, V]: projection, convolution, activation.
         past = GatedDeltaCache(*(None,) * 5) if cache is None else cache  # type: ignore[arg-type]
         query, query_tail = self._projected("q", x, past.query, segment_ids)
         key, key_tail = self._projected("k", x, past.key, segment_ids)
         value, value_tail = self._projected("v", x, past.value, segment_ids)
+        # Norm, positions and correction of queries and keys.
         if self.layer.qk_norm == "l2":
             query, key = l2_normalize(query), l2_normalize(key)
         position = None
@@ -163,34 +126,17 @@ class GatedDeltaMixer(nn.Module):
             repeats = self.gate_heads // self.key_heads
             query, key = jnp.repeat(query, repeats, axis=2), jnp.repeat(key, repeats, axis=2)
 
+        # The rule, with its gates: outputs [B, T, N, V], state [B, N, K, V].
         output, state = self._rule(x, query, key, value, past.state, segment_ids)
         self.sow("intermediates", "rule_output", output)
         if self.layer.skip:
             skip = self.param("D", nn.initializers.ones, (self.num_heads,), jnp.float32)
             output = (output + skip[None, None, :, None] * value).astype(output.dtype)
+        # Norm, output gate and projection [B, T, D].
         y = self._output(x, output)
         if cache is None:
             return y, None
         return y, GatedDeltaCache(query_tail, key_tail, value_tail, position, state)
-
-    def _linear(
-        self, name: str, features: int, bias: bool = False, init: Initializer | None = None
-    ) -> nn.Dense:
-        if init is None:
-            # Xavier with this gain is the official initialisation of GDN-2's layer.
-            init = xavier_uniform(2**-2.5) if self.layer.init == "xavier" else fan_in_uniform()
-        dtype = jnp.dtype(self.compute_dtype)
-        return nn.Dense(features, use_bias=bias, dtype=dtype, kernel_init=init, name=name)
-
-    def _low_rank(
-        self, name: str, x: Array, features: int, bias: bool = False, rank: int | None = None
-    ) -> Array:
-        down = self._linear(f"{name}_down", self.value_dim if rank is None else rank)(x)
-        # A bottleneck is too narrow to be cut.
-        return self._linear(f"{name}_up", features, bias)(constrain(down, "batch", "length", None))
-
-    def _heads(self, x: Array, heads: int) -> Array:
-        return x.reshape(*x.shape[:2], heads, -1)
 
     def _projected(
         self, name: str, x: Array, cache: Array | None, segment_ids: Array | None
@@ -243,45 +189,9 @@ class GatedDeltaMixer(nn.Module):
         state: CarveState | Array | None,
         segment_ids: Array | None,
     ) -> tuple[Array, CarveState | Array]:
-        decay, step = self._decay(x)
-        content: tuple[Array, ...] = ()
-        if self.gates.content:
-            erase, write = self._erase_logits(x), self._write(x, None, step)
-            content = self._content_projections(value.dtype)
-        else:
-            erase = self._erase(x)
-            write = self._write(x, erase, step)
-            if self.gates.closed_loop:
-                share = self.param("b_share", nn.initializers.ones, (self.gate_heads,), jnp.float32)
-                decay = jnp.maximum(decay, CLOSED_LOOP_FLOOR)
-                erase = closed_loop_erase(erase, share, decay)
-
-        def rule(arrays: Any, content: Any, state: Any, segment_ids: Any) -> tuple[Array, Any]:
-            options: dict[str, Any] = {
-                "scale": self.layer.scale,
-                "initial_state": state,
-                "segment_ids": segment_ids,
-                "log_decay_floor": self.gates.log_decay_floor,
-                "implementation": self.implementation,
-            }
-            if not self.gates.content:
-                options["chunk_size"] = self.chunk_size
-                if stretches == 1:
-                    return gated_delta_rule(*arrays, **options)
-                return gated_delta_rule_over("sequence", *arrays, **options)
-            run: Any = carve_rule
-            if stretches > 1:  # One row at a time leaves the fewest devices idle.
-                rows = arrays[0].shape[0]
-                run = functools.partial(carve_rule_over, "sequence", micro_batches=rows)
-            return run(
-                *arrays,
-                *content,
-                gate_chunk=self.gates.gate_chunk,
-                erase_scale=self.gates.erase_scale,
-                stop_gradient_content=self.gates.stop_gradient_content,
-                content_norm=self.gates.content_norm,
-                **options,
-            )
+        """The rule with its gates, each device on its rows, heads and stretch of the sequence."""
+        decay, erase, write = self._gates(x)
+        content = self._content_projections(value.dtype) if self.gates.content else ()
 
         # Heads are independent, so that a mesh cuts the rule by rows and heads and nothing is sent;
         # where it cuts the sequence too, states are.
@@ -296,68 +206,44 @@ class GatedDeltaMixer(nn.Module):
             None if state is None else state_spec,
             None if segment_ids is None else spec("batch", "length"),
         )
-        stretches = axis_size("sequence")
         arrays = (query, key, value, decay, erase, write)
         self.sow("intermediates", "rule_inputs", RuleInputs(*arrays))
+        rule = functools.partial(_run_rule, self, axis_size("sequence"))
         run = per_device(rule, in_specs, (by_head, state_spec))
         return run(arrays, content, state, segment_ids)
 
-    def _content_projections(self, dtype: jnp.dtype) -> tuple[Array, Array]:
-        """P_down and P_up."""
-        rank = self.gates.content_rank
-        down_shape = (self.num_heads, self.value_dim, rank)
-        up_shape = (self.num_heads, rank, self.key_dim)
-        down = self.param("content_down", CONTENT_INIT, down_shape, jnp.float32)
-        up = self.param("content_up", nn.initializers.zeros, up_shape, jnp.float32)
-        return down.astype(dtype), up.astype(dtype)
 
-    def _decay(self, x: Array) -> tuple[Float32[Array, "B T H Kg"], Array | None]:
-        """Log-decay, and the time step it is made of where there is one."""
-        batch, length, _ = x.shape
-        heads, gates = self.gate_heads, self.gates
-        if gates.decay == "none":
-            return jnp.zeros((batch, length, heads, 1), jnp.float32), None
-        if gates.decay == "constant":
-            constant = retention_log_decay(heads)[None, None, :, None]
-            return jnp.broadcast_to(constant, (batch, length, heads, 1)), None
-        with_bias = gates.decay_form == "logsigmoid"
-        if gates.decay == "scalar":
-            channels, projected = 1, self._linear("a_proj", heads, with_bias)(x)
-        else:
-            channels = self.key_dim
-            projected = self._low_rank("f", x, heads * channels, with_bias, gates.decay_rank)
-        projected = self._heads(projected, heads)
-        if gates.decay_form == "logsigmoid":
-            return logsigmoid_log_decay(projected), None
-        bias = self.param("dt_bias", init_dt_bias, (heads * channels,), jnp.float32)
-        bias = bias.reshape(heads, channels)
-        if gates.decay_form == "bounded":
-            a_log = self.param("A_log", nn.initializers.zeros, (heads,), jnp.float32)
-            return bounded_log_decay(projected, bias, a_log), None
-        init = functools.partial(init_a_log, least=self.layer.least_rate)
-        a_log = self.param("A_log", init, (heads,), jnp.float32)
-        step = timestep(projected, bias)
-        return log_decay(step, a_log), step
-
-    def _erase_logits(self, x: Array) -> Float[Array, "B T H Kg"]:
-        channels = 1 if self.gates.erase == "scalar" else self.key_dim
-        return self._heads(self._linear("b_proj", self.gate_heads * channels)(x), self.gate_heads)
-
-    def _erase(self, x: Array) -> Float[Array, "B T H Kg"]:
-        if self.gates.erase == "none":
-            return jnp.zeros((*x.shape[:2], self.gate_heads, 1), self.compute_dtype)
-        return gate(self._erase_logits(x), self.gates.erase_scale)
-
-    def _write(self, x: Array, erase: Array | None, step: Array | None) -> Array:
-        """The write gate, one a value head or one a value channel."""
-        kind = self.gates.write
-        if kind in ("tied", "timestep"):
-            shared = erase if kind == "tied" else step
-            assert shared is not None  # GateSpec refuses the other pairs.
-            repeats = self.num_heads // self.gate_heads
-            return jnp.repeat(shared.astype(self.compute_dtype), repeats, axis=2)
-        if kind == "one":
-            return jnp.ones((*x.shape[:2], self.num_heads, 1), self.compute_dtype)
-        channels = 1 if kind == "scalar" else self.value_dim
-        logits = self._linear("w_proj", self.num_heads * channels)(x)
-        return gate(self._heads(logits, self.num_heads))
+def _run_rule(
+    mixer: GatedDeltaMixer,
+    stretches: int,
+    arrays: tuple[Array, ...],
+    content: tuple[Array, ...],
+    state: Any,
+    segment_ids: Array | None,
+) -> tuple[Array, Any]:
+    """The mixer's rule on a device's part of the arrays, a sequence cut into so many stretches."""
+    options: dict[str, Any] = {
+        "scale": mixer.layer.scale,
+        "initial_state": state,
+        "segment_ids": segment_ids,
+        "log_decay_floor": mixer.gates.log_decay_floor,
+        "implementation": mixer.implementation,
+    }
+    if not mixer.gates.content:
+        options["chunk_size"] = mixer.chunk_size
+        if stretches == 1:
+            return gated_delta_rule(*arrays, **options)
+        return gated_delta_rule_over("sequence", *arrays, **options)
+    run: Any = carve_rule
+    if stretches > 1:  # One row at a time leaves the fewest devices idle.
+        rows = arrays[0].shape[0]
+        run = functools.partial(carve_rule_over, "sequence", micro_batches=rows)
+    return run(
+        *arrays,
+        *content,
+        gate_chunk=mixer.gates.gate_chunk,
+        erase_scale=mixer.gates.erase_scale,
+        stop_gradient_content=mixer.gates.stop_gradient_content,
+        content_norm=mixer.gates.content_norm,
+        **options,
+    )

@@ -110,7 +110,7 @@ class RWKV7Mixer(nn.Module):
             )
         keys, values = self.key_heads * self.key_dim, self.num_heads * self.value_dim
         # The token before: a convolution that weighs it alone.
-        taps = jnp.broadcast_to(jnp.array([[1.0], [0.0]]), (2, x.shape[-1]))
+        taps = jnp.broadcast_to(jnp.array([[1.0], [0.0]], jnp.float32), (2, x.shape[-1]))
         past = None if cache is None else cache.shift
         before, shift = short_conv(x, taps, cache=past, segment_ids=segment_ids)
         mixed = {name: self._lerp(name, x, before) for name in RAMPS}

@@ -66,7 +66,9 @@ def removal_rule(
     along = (removal.astype(jnp.float32) * strength).astype(removal.dtype)
     erase = jnp.exp(-log_decay) / strength
     nothing = jnp.zeros_like(log_decay)
-    write = jnp.broadcast_to(jnp.arange(2.0)[None, :, None, None], (1, 2, sizes["N"], 1))
+    write = jnp.broadcast_to(
+        jnp.arange(2, dtype=jnp.float32)[None, :, None, None], (1, 2, sizes["N"], 1)
+    )
     output, state = gated_delta_rule(
         _interleaved(query, query),
         _interleaved(along, key),

@@ -126,6 +126,7 @@ def test_fields_saved_before_gates_had_a_section_are_where_they_lie_now():
     fields = with_sections(flat | {"negative_eigenvalues": False})
     assert LMConfig(**fields) == LMConfig(d_model=64, gates={"write": "scalar", "gate_chunk": 16})
     assert with_sections(fields) == fields
+    assert with_sections(fields | {"content_rank": 4})["gates"]["content_rank"] == 4
     for entry in FAMILY.values():  # a default of that time is what every preset has
         given = {name: value for name, value in FORMER.items() if value is not None}
         assert dataclasses.replace(entry.gates, **given) == entry.gates
