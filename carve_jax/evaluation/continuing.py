@@ -10,7 +10,8 @@ from tqdm import tqdm
 
 from carve_jax.decoding import prefill
 from carve_jax.evaluation.batching import batches, power_of_two
-from carve_jax.evaluation.scoring import Tokens, check_length
+from carve_jax.evaluation.reading import Tokens
+from carve_jax.evaluation.scoring import check_length
 from carve_jax.generate import decode
 from carve_jax.model import LanguageModel
 

@@ -10,7 +10,7 @@ import numpy as np
 from tqdm import tqdm
 
 from carve_jax.errors import UserError
-from carve_jax.evaluation.scoring import score_targets
+from carve_jax.evaluation.reading import score_targets
 from carve_jax.evaluation.subject import Subject
 from carve_jax.evaluation.tasks import Figure, Options, Result, exponential, ratio
 from carve_jax.model import LanguageModel

@@ -30,7 +30,8 @@ from carve_jax.errors import UserError
 from carve_jax.evaluation.answers import Answers
 from carve_jax.evaluation.continuing import continue_texts
 from carve_jax.evaluation.generation_options import Generation, read_options
-from carve_jax.evaluation.scoring import Request, Score
+from carve_jax.evaluation.reading import Score
+from carve_jax.evaluation.scoring import Request
 from carve_jax.evaluation.subject import Subject, load_subject
 from carve_jax.files import local_path
 from carve_jax.training.settings import nearest

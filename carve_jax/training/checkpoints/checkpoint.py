@@ -9,28 +9,24 @@ random state besides: seed and step are all that training draws from.
 """
 
 import contextlib
-import errno
 import json
-import zlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 import orbax.checkpoint as ocp
-from orbax.checkpoint import checkpoint_managers as policies
 
 from carve_jax.errors import UserError
-from carve_jax.files import parse_json, read_text
 from carve_jax.training.checkpoints.digest import (
-    FORMAT,
     Bound,
     DigestedRestore,
     DigestedSave,
     described,
-    verify_state,
     writer,
 )
+from carve_jax.training.checkpoints.keeping import policy_of
+from carve_jax.training.checkpoints.stored import Stored, reason_in
 from carve_jax.training.checkpoints.times import check_times
 from carve_jax.training.processes.agreement import exchange, from_first, is_first
 
@@ -46,25 +42,6 @@ class Restored(NamedTuple):
     state: Any
     meta: dict[str, Any]
     seal: str
-
-
-class LowestLoss(policies.PreservationPolicy):
-    """Preserves the checkpoints of lowest held-out loss; of equal ones, the earlier."""
-
-    def __init__(self, count: int, losses: Mapping[int, float]) -> None:
-        self._count = count
-        self._losses = losses  # by step; grows as checkpoints are saved
-
-    def should_preserve(
-        self,
-        checkpoints: Sequence[policies.PolicyCheckpointInfo],
-        *,
-        context: policies.PreservationContext,
-    ) -> Sequence[bool]:
-        """One bool a checkpoint."""
-        evaluated = [c.step for c in checkpoints if c.step in self._losses]
-        best = sorted(evaluated, key=lambda step: (self._losses[step], step))[: self._count]
-        return [checkpoint.step in best for checkpoint in checkpoints]
 
 
 class Checkpoints:
@@ -101,20 +78,15 @@ class Checkpoints:
         unfinished = sorted(p.name.split(".")[0] for p in self.directory.glob("*-tmp*"))
         self._unfinished = [int(step) for step in unfinished if step.isdigit()]
         if read_only or is_first():
-            folders = [self._path(step) for step in self._on_disk()]
+            folders = [self._stored(step).folder for step in self._on_disk()]
             check_times(folders, read_only=read_only, say=say)
         if not read_only:
             exchange("")  # nobody looks before they are put aside
         self._losses = self._read_losses()
-        rules: list[policies.PreservationPolicy] = [policies.LatestN(keep)]
-        if keep_every:
-            rules.append(policies.EveryNSteps(keep_every))
-        if keep_best:
-            rules.append(LowestLoss(keep_best, self._losses))
         self._manager = ocp.CheckpointManager(
             self.directory,
             options=ocp.CheckpointManagerOptions(
-                preservation_policy=policies.AnyPreservationPolicy(rules),
+                preservation_policy=policy_of(keep, keep_every, keep_best, self._losses),
                 read_only=read_only,
                 create=not read_only,
                 cleanup_tmp_directories=not read_only,
@@ -237,14 +209,15 @@ class Checkpoints:
         steps.sort(key=lambda candidate: (candidate % multiple_of == 0, candidate))
         damaged: list[int] = []
         for candidate in reversed(steps):
-            seal, reason = self._examined(candidate)
+            stored = self._stored(candidate)
+            seal, reason = stored.examine()
             if reason is not None:
                 self._say(f"checkpoint of step {candidate} cannot be used: {reason}")
                 damaged.append(candidate)
                 continue
-            meta = self._read_meta(candidate)
+            meta = stored.meta()
             accept(meta)
-            restored = self._read_whole(candidate, like, iterator, meta, partial)
+            restored = self._read_whole(stored, like, iterator, partial)
             if damaged:
                 self._say(f"the checkpoint of step {candidate} is used instead")
                 self._set_aside(damaged)
@@ -267,67 +240,15 @@ class Checkpoints:
         """`steps`, the same in every process while the first deletes some."""
         return json.loads(from_first(json.dumps(self.steps())))
 
-    def _examined(self, step: int) -> tuple[str, str | None]:
-        """A checkpoint's seal, and what is wrong with its bytes; all processes get the same answer.
-
-        Raises:
-          UserError: it is of a newer version.
-        """
-        seal, reason, newer = "", None, 0
-        if is_first():
-            try:
-                found = self._read_description(step)
-                version = found.get("format", 1)
-                newer = version if type(version) is int and version > FORMAT else 0
-                if not newer:
-                    seal = self._verify(step, found)
-            except Exception as error:  # whatever a damaged file makes a reader raise
-                reason = _reason(error)
-        seal, reason, newer = json.loads(from_first(json.dumps([seal, reason, newer])))
-        if newer:
-            raise UserError(
-                f"the checkpoint of step {step} in {self.directory} is of format {newer}, and this "
-                f"carve_jax reads those up to {FORMAT}: it was written by a newer one; update "
-                "carve_jax"
-            )
-        return seal, reason
-
-    def _verify(self, step: int, found: dict[str, Any]) -> str:
-        meta, position = self._read_meta(step), self._position(step)
-        if meta.get("step") != step:
-            raise ValueError(f"it was saved as step {meta.get('step')}")
-        bound = Bound(step, found["meta"], position)
-        return verify_state(self._path(step) / "state", bound, sealed="format" in found)
-
-    def _read_description(self, step: int) -> dict[str, Any]:
-        found = parse_json(read_text(self._path(step) / "meta" / "metadata"))
-        if not isinstance(found, dict):
-            raise ValueError("its description is no object")
-        return found
-
-    def _read_meta(self, step: int) -> dict[str, Any]:
-        found = self._read_description(step)
-        if zlib.crc32(found["meta"].encode()) != found["meta_crc32"]:
-            raise ValueError("its description does not match its checksum")
-        return json.loads(found["meta"])
-
-    def _position(self, step: int) -> str:
-        position = parse_json(read_text(self._path(step) / "data" / "metadata"))["position"]
-        if zlib.crc32(position.encode()) != self._read_description(step)["data_crc32"]:
-            raise ValueError("its data position does not match its checksum")
-        return position
-
     def _read_losses(self) -> dict[int, float]:
         """Held-out losses of the checkpoints on disk; none of one that is damaged."""
         losses = {}
         for step in self._on_disk():
             with contextlib.suppress(Exception):  # told of when it is the one to restore
-                losses[step] = float(self._read_meta(step)["eval_loss"])
+                losses[step] = float(self._stored(step).meta()["eval_loss"])
         return losses
 
-    def _read_whole(
-        self, step: int, like: Any, iterator: Any, meta: dict[str, Any], partial: bool
-    ) -> Any:
+    def _read_whole(self, stored: Stored, like: Any, iterator: Any, partial: bool) -> Any:
         """The state of a checkpoint whose bytes are those that were saved.
 
         Raises:
@@ -337,35 +258,35 @@ class Checkpoints:
         try:
             # First what is small: reading many arrays is not begun for a position that is refused.
             if iterator is not None:
-                iterator.set_state(json.loads(self._position(step)))
-            state = self._read(step, like, partial)
+                iterator.set_state(json.loads(stored.position()))
+            state = self._read(stored, like, partial)
         except UserError:
             raise
         except Exception as error:  # of many kinds
-            reason = _reason(error)
+            reason = reason_in(error)
         reason = next(filter(None, exchange(reason)), "")
         if reason:
-            by = self._read_description(step).get("written_by") or "an earlier version"
+            by = stored.description().get("written_by") or "an earlier version"
             raise UserError(
-                f"the checkpoint of step {step} in {self.directory} is whole, but this program "
-                f"cannot read it ({reason}); it was written by {by}, and this is {writer()}: "
-                "use the code and the packages that wrote it"
+                f"the checkpoint of step {stored.step} in {self.directory} is whole, but this "
+                f"program cannot read it ({reason}); it was written by {by}, and this is "
+                f"{writer()}: use the code and the packages that wrote it"
             )
         return state
 
-    def _read(self, step: int, like: Any, partial: bool) -> Any:
+    def _read(self, stored: Stored, like: Any, partial: bool) -> Any:
         like = _placed(like)
         if partial:
             wanted = ocp.args.PyTreeRestore(
                 like, ocp.checkpoint_utils.construct_restore_args(like), partial_restore=True
             )
             with ocp.PyTreeCheckpointer() as reader:
-                return reader.restore(self._path(step) / "state", wanted)
+                return reader.restore(stored.folder / "state", wanted)
         arrays = ocp.args.Composite(state=DigestedRestore(like))
-        return self._manager.restore(step, args=arrays).state
+        return self._manager.restore(stored.step, args=arrays).state
 
-    def _path(self, step: int) -> Path:
-        return self.directory / str(step)
+    def _stored(self, step: int) -> Stored:
+        return Stored(self.directory, step)
 
     def _set_aside(self, steps: list[int]) -> None:
         if self._read_only:
@@ -374,7 +295,7 @@ class Checkpoints:
             target = self.directory.with_name(f"{self.directory.name}_damaged") / str(step)
             target.parent.mkdir(exist_ok=True)
             number = sum(1 for _ in target.parent.iterdir())
-            self._path(step).rename(target.with_name(f"{step}_{number}"))
+            self._stored(step).folder.rename(target.with_name(f"{step}_{number}"))
         exchange("")  # nobody looks before they are gone
         self._manager.reload()
 
@@ -384,7 +305,7 @@ class Checkpoints:
             yield
         except Exception as error:  # storage layers raise many kinds
             raise UserError(
-                f"a checkpoint could not be written: {_reason(error)}; {self.last_good()}; "
+                f"a checkpoint could not be written: {reason_in(error)}; {self.last_good()}; "
                 "mend that and run the same command again"
             ) from error
 
@@ -398,14 +319,3 @@ def _placed(tree: Any) -> Any:
         return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
 
     return jax.tree.map(place, tree)
-
-
-def _reason(error: BaseException) -> str:
-    """The one fact a reader needs out of a storage layer's many lines."""
-    text = str(error)
-    if getattr(error, "errno", None) == errno.ENOSPC or "No space left on device" in text:
-        return "no space left on the device"
-    if "File too large" in text:
-        return "a file may not grow that large here"
-    first = next((line.strip() for line in text.splitlines() if line.strip()), type(error).__name__)
-    return first if len(first) <= 160 else first[:157] + "..."

@@ -103,6 +103,7 @@ def reseal(folder: Path) -> None:
 
 
 _DIGEST = "carve_jax.training.checkpoints.digest"
+_STORED = "carve_jax.training.checkpoints.stored:Stored"
 _CHECKPOINT = "carve_jax.training.checkpoints.checkpoint:Checkpoints"
 
 
@@ -131,13 +132,13 @@ KINDS = (
     _part(
         "description",
         "meta/metadata",
-        reads=(f"{_CHECKPOINT}._read_description", f"{_CHECKPOINT}._read_meta"),
+        reads=(f"{_STORED}.description", f"{_STORED}.meta"),
     ),
-    _part("data position", "data/metadata", reads=(f"{_CHECKPOINT}._position",)),
+    _part("data position", "data/metadata", reads=(f"{_STORED}.position",)),
     _part(
         "digests",
         f"state/{FILE_NAME}",
-        reads=(f"{_DIGEST}:verify_state", f"{_CHECKPOINT}._examined"),
+        reads=(f"{_DIGEST}:verify_state", f"{_STORED}.examine"),
     ),
     _part("seal", f"state/{SEAL}", reads=(f"{_DIGEST}:verify_state",)),
     _part(
