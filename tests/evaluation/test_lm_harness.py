@@ -18,6 +18,7 @@ from carve_jax.evaluation import harness_tasks, recall
 from carve_jax.evaluation.harness_run import Harness, with_error
 from carve_jax.evaluation.harness_tasks import HarnessTasks
 from carve_jax.evaluation.lm_harness import CarveLM
+from carve_jax.evaluation.reading import Reader
 from carve_jax.evaluation.scoring import Scorer
 from carve_jax.evaluation.subject import Subject
 from carve_jax.evaluation.tasks import NamedTasks, Options, find_tasks
@@ -191,7 +192,7 @@ def test_a_task_goes_on_from_what_was_scored_before_a_stop(tasks, subject, tmp_p
         metrics = run(tasks, subject, "local_choice", keep=tmp_path / keep).metrics
         return metrics, subject.scorer.counts.read - before
 
-    score_batch, batches = Scorer._score_batch, []
+    score_batch, batches = Reader._score_batch, []
 
     def stopped(self, *arguments):
         batches.append(arguments)
@@ -201,7 +202,7 @@ def test_a_task_goes_on_from_what_was_scored_before_a_stop(tasks, subject, tmp_p
 
     whole, tokens = read("whole")
     with monkeypatch.context() as patch:
-        patch.setattr(Scorer, "_score_batch", stopped)
+        patch.setattr(Reader, "_score_batch", stopped)
         with pytest.raises(KeyboardInterrupt):
             read("stopped")
     rest, left = read("stopped")
