@@ -1,5 +1,6 @@
 """Building a run from its config, and restoring one, or its trained model, from its directory."""
 
+import functools
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -32,6 +33,7 @@ from carve_jax.training.processes.agreement import Say
 from carve_jax.training.settings import (
     BatchSettings,
     Settings,
+    StepSettings,
     make_model_config,
     read_settings,
     read_sizes,
@@ -114,12 +116,24 @@ def build(config: ConfigDict) -> Run:
     )
     mesh = make_run_mesh(settings.mesh, settings.model, settings.rows, settings.sequence_length)
     pipeline = build_pipeline(settings, settings.model, *share_of(mesh))
-    steps = build_steps(settings, model, mesh)
+    steps = shared_steps(settings.step_settings, mesh, implementation)
     return Run(settings, model, implementation, pipeline, mesh, *steps)
 
 
-def build_steps(settings: Settings, model: LanguageModel, mesh: Mesh | None) -> Steps:
+@functools.lru_cache(maxsize=4)
+def shared_steps(settings: StepSettings, mesh: Mesh | None, implementation: str) -> Steps:
+    """`build_steps`, for runs of one process that differ in nothing that is compiled.
+
+    Args:
+      implementation: that tracing will choose here and now; of the cache's key alone.
+    """
+    del implementation
+    return build_steps(settings, mesh)
+
+
+def build_steps(settings: StepSettings, mesh: Mesh | None) -> Steps:
     """The step functions of a run, whose devices need not be there to compile for them."""
+    model = LanguageModel(settings.model)
     schedule = make_schedule(settings.optimizer, settings.steps)
     optimizer = make_optimizer(settings.optimizer, schedule)
     # Of each chunk of tokens a device has its own: with few, the head would be gathered too often.
@@ -135,7 +149,7 @@ def build_steps(settings: Settings, model: LanguageModel, mesh: Mesh | None) -> 
         accumulate_steps=settings.optimizer.accumulate_steps,
         state_shardings=shardings,
         guard=settings.guard,
-        with_norms=settings.log_norms_every > 0,
+        with_norms=settings.log_norms,
     )
 
     def placed(function: Any) -> Any:

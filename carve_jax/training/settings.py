@@ -72,6 +72,24 @@ class BatchSettings:
 
 
 @dataclasses.dataclass(frozen=True)
+class StepSettings:
+    """What the step functions of a run are made of, hashable; fields as in `Settings`.
+
+    Attributes:
+      log_norms: whether steps measure the norms of every layer.
+    """
+
+    model: LMConfig
+    optimizer: OptimizerConfig
+    guard: Guard
+    steps: int
+    seed: int
+    z_loss: float
+    loss_chunk: int
+    log_norms: bool
+
+
+@dataclasses.dataclass(frozen=True)
 class Settings(BatchSettings):
     """A whole config, checked; `configs/base.py` says what each field is.
 
@@ -105,6 +123,12 @@ class Settings(BatchSettings):
     def rows(self) -> int:
         """Rows that are taken at a time, over all devices."""
         return self.batch_size // self.optimizer.accumulate_steps
+
+    @property
+    def step_settings(self) -> StepSettings:
+        """What the step functions are made of."""
+        same = {name: getattr(self, name) for name in _names(StepSettings) if name != "log_norms"}
+        return StepSettings(**same, log_norms=self.log_norms_every > 0)
 
 
 def _names(kind: type) -> tuple[str, ...]:

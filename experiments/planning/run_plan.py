@@ -38,7 +38,7 @@ def plan_run(
         except ValueError as error:
             raise UserError(f"--mesh: {error}") from error
         mesh = None if target.devices is None else make_mesh(sizes, target.devices)
-        steps = build_steps(settings, model, mesh)
+        steps = build_steps(settings.step_settings, mesh)
         with traced_for(target):
             memory = budget.shape_bytes(config, model.config, steps.state_shapes, sizes)
         implementation = implementation_of(

@@ -20,6 +20,7 @@ from carve_jax.training.settings import (
     check_names,
     flatten,
     nearest,
+    read_settings,
 )
 from experiments import cli
 
