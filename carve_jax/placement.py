@@ -16,17 +16,17 @@ from carve_jax.sharding import PARAMETERS, named, spec
 def check_mesh(config: LMConfig, mesh: Mapping[str, int], batch_size: int, length: int) -> None:
     """Raise ValueError unless the mesh (sizes by axis) cuts this model and its batches evenly."""
     rows, fsdp, tensor = mesh["data"] * mesh["fsdp"], mesh["fsdp"], mesh["tensor"]
-    stretches, alignment = mesh["sequence"], config.segment_alignment
+    shards, alignment = mesh["sequence"], config.segment_alignment
     entries = [MIXERS[name] for name in config.pattern]
     uncut = next((entry.uncut_sequence for entry in entries if entry.uncut_sequence), None)
-    if stretches > 1 and uncut:
+    if shards > 1 and uncut:
         raise ValueError(
-            f"sequence={stretches} of the mesh: {uncut} not cut along the sequence; "
+            f"sequence={shards} of the mesh: {uncut} not cut along the sequence; "
             "use the other axes."
         )
-    if stretches > 1 and length % (stretches * alignment):
+    if shards > 1 and length % (shards * alignment):
         raise ValueError(
-            f"sequence={stretches} of the mesh does not cut sequence_length={length} into "
+            f"sequence={shards} of the mesh does not cut sequence_length={length} into "
             f"multiples of {alignment} tokens."
         )
     if batch_size % rows:

@@ -125,7 +125,7 @@ class Harness:
         try:
             return dict(self._manager.load([spec])["tasks"])
         except Exception as error:  # of the data's libraries, which raise many kinds
-            raise UserError(_why_not(name, error)) from error
+            raise UserError(_unavailable_reason(name, error)) from error
 
 
 def _check_files(folder: Path) -> None:
@@ -135,7 +135,7 @@ def _check_files(folder: Path) -> None:
             open_regular(path).close()
 
 
-def _why_not(name: str, error: Exception) -> str:
+def _unavailable_reason(name: str, error: Exception) -> str:
     reason = next((line.strip() for line in str(error).splitlines() if line.strip()), "")
     return (
         f"the data of task {name!r} cannot be loaded ({type(error).__name__}: {reason[:200]}): "

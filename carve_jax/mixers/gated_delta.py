@@ -189,7 +189,7 @@ class GatedDeltaMixer(GateProjections):
         state: CarveState | Array | None,
         segment_ids: Array | None,
     ) -> tuple[Array, CarveState | Array]:
-        """The rule with its gates, each device on its rows, heads and stretch of the sequence."""
+        """The rule with its gates, each device on its rows, heads and shard of the sequence."""
         decay, erase, write = self._gates(x)
         content = self._content_projections(value.dtype) if self.gates.content else ()
 
@@ -215,13 +215,13 @@ class GatedDeltaMixer(GateProjections):
 
 def _run_rule(
     mixer: GatedDeltaMixer,
-    stretches: int,
+    shards: int,
     arrays: tuple[Array, ...],
     content: tuple[Array, ...],
     state: Any,
     segment_ids: Array | None,
 ) -> tuple[Array, Any]:
-    """The mixer's rule on a device's part of the arrays, a sequence cut into so many stretches."""
+    """The mixer's rule on a device's part of the arrays, a sequence cut into so many shards."""
     options: dict[str, Any] = {
         "scale": mixer.layer.scale,
         "initial_state": state,
@@ -231,11 +231,11 @@ def _run_rule(
     }
     if not mixer.gates.content:
         options["chunk_size"] = mixer.chunk_size
-        if stretches == 1:
+        if shards == 1:
             return gated_delta_rule(*arrays, **options)
         return gated_delta_rule_over("sequence", *arrays, **options)
     run: Any = carve_rule
-    if stretches > 1:  # One row at a time leaves the fewest devices idle.
+    if shards > 1:  # One row at a time leaves the fewest devices idle.
         rows = arrays[0].shape[0]
         run = functools.partial(carve_rule_over, "sequence", micro_batches=rows)
     return run(

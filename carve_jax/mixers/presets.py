@@ -97,9 +97,9 @@ COMBA = GatedDelta(
     y = concatenate heads of rms(o) ⊙ o_norm ⊙ σ(x W_g)
 
 So the rule's erase gate is σ(s)·β·exp(−g). Departures: g is at least −20, where the rest of a state
-is below the rounding of float32; queries are normed before they are corrected, as the paper writes
-them, where the code in flash-linear-attention norms corrected ones, and norms the scaled key too,
-so that σ(s) has no part there.
+is below the rounding of float32; queries are normed before they are corrected, where the code in
+flash-linear-attention norms corrected ones, and norms the scaled key too, so that σ(s) has no part
+there.
 """
 
 DELTANET = GatedDelta(

@@ -36,7 +36,7 @@ class RWKV7Cache(NamedTuple):
 
 
 class RWKV7Mixer(nn.Module):
-    """The time mixing of RWKV-7 (arXiv 2503.14456, section 4), as the first layer has it.
+    """The time mixing of RWKV-7 (arXiv 2503.14456), as the first layer has it.
 
     In pseudo-code, for one head; ``lerp(x, μ)`` is x + (x_before − x) ⊙ μ, with x_before the
     token before, and every name has a μ of its own::

@@ -30,7 +30,7 @@ def removal_rule(
     chunk_size: int = 64,
     implementation: str | None = None,
 ) -> tuple[Float[Array, "B T N V"], Float32[Array, "B N K V"]]:
-    """The generalised delta rule of RWKV-7 (arXiv 2503.14456, eq. 17 and 18).
+    """The generalised delta rule of RWKV-7 (arXiv 2503.14456, evolution of the WKV state).
 
     For each head, with w = exp(log_decay), κ = removal and a = strength:
 

@@ -38,7 +38,7 @@ def next_token_loss(
     Each chunk's logits are computed, summed up and dropped; the backward pass computes them again
     (`jax.checkpoint`). Memory is loss_chunk·vocab instead of B·T·vocab. Chunks cut the time axis
     and keep all rows, so a batch that is sharded over rows stays where it is; where a mesh cuts the
-    sequence, each chunk takes tokens of every stretch.
+    sequence, each chunk takes tokens of every shard.
 
     Args:
       head: maps hidden states to float32 logits; may close over traced parameters.

@@ -84,7 +84,7 @@ class Part(NamedTuple):
         return Shape(BATCH, LENGTH, HEADS, self.width)
 
     @property
-    def why_not(self) -> str | None:
+    def unsupported_reason(self) -> str | None:
         """Why the kernels do not take it, or None."""
         if not self.content or tiling.holds_state(self.dtype, self.width, self.width, capability()):
             return None
@@ -184,9 +184,9 @@ def tune_suite(
     for part in PARTS:
         if part.label not in kept:
             continue
-        if part.why_not is not None:
-            figures["left_out"][part.label] = part.why_not
-            print(f"\n{part.label}: left out, {part.why_not}")
+        if part.unsupported_reason is not None:
+            figures["left_out"][part.label] = part.unsupported_reason
+            print(f"\n{part.label}: left out, {part.unsupported_reason}")
         else:
             found = tune_part(part, device, repeats)
             figures["searches"][part.label] = record(found)

@@ -216,8 +216,8 @@ def search_tiles(
     """
     _without_selftest()
     search, device = tune.Part(*part), jax.devices()[0].device_kind
-    if search.why_not is not None:
-        raise LeftOut(search.why_not)
+    if search.unsupported_reason is not None:
+        raise LeftOut(search.unsupported_reason)
     known = {
         Tiles(**one["tiles"]): one["outcome"] for one in (progress.earlier or {}).get("tried", [])
     }

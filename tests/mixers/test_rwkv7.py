@@ -15,7 +15,7 @@ SIZES = {"num_heads": HEADS, "key_dim": K, "value_dim": V}
 
 
 def written_out(params, x, groups):
-    """The layer, a token and a head at a time; eq. 13 to 24 of arXiv 2503.14456."""
+    """The layer of arXiv 2503.14456, a token and a head at a time."""
     p = jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), params)
     x = np.asarray(x, np.float64)
     before = np.pad(x, ((0, 0), (1, 0), (0, 0)))[:, :-1]

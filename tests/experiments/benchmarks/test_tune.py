@@ -82,13 +82,13 @@ def test_every_candidate_of_the_grid_is_valid() -> None:
 
 def test_every_kind_of_rule_has_its_own_search_where_a_state_fits() -> None:
     assert len(set(tune.PARTS)) == 3 * 3 * 2
-    refused = {part.label for part in tune.PARTS if part.why_not is not None}
+    refused = {part.label for part in tune.PARTS if part.unsupported_reason is not None}
     assert refused == {"float16/256/carve", "float32/256/carve"}
     for part in tune.PARTS:
         sizes = {"B": 1, "T": 64, "N": 1, "K": part.width, "V": part.width}
         request = Request(part.dtype, sizes, part.content)
         reason = BACKENDS["triton"].unsupported_reason(request)
-        assert (reason is None) == (part.why_not is None)
+        assert (reason is None) == (part.unsupported_reason is None)
 
 
 def test_the_suite_writes_each_row_and_its_figures(
