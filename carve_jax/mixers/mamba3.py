@@ -30,11 +30,19 @@ class Mamba3Cache(NamedTuple):
 class Mamba3Mixer(nn.Module):
     """The Mamba-3 layer (arXiv 2603.15569; official code state-spaces/mamba, ``mamba3.py``).
 
-    For each head, with A = −max(softplus(a), 1e-4), Δ = softplus(dt + dt_bias), λ = σ(trap):
-    keys (B) and queries (C) get an RMSNorm, a bias of their head and a rotation by
-    θ_t = θ_{t−1} + π·tanh(angle)·Δ; the state is S_t = exp(ΔA) S_{t−1} + (1−λ)Δ exp(ΔA)
-    k_{t−1} v_{t−1}ᵀ + λΔ k_t v_tᵀ; then y = (Sᵀq + D·v) ⊙ SiLU(z), and the output projection.
-    There is no short convolution.
+    In pseudo-code, for one head; a, dt, trap, angle and z are projections of x, and there is no
+    short convolution::
+
+        A, Δ, λ = −max(softplus(a), 1e-4), softplus(dt + dt_bias), σ(trap)      # [1]
+        θ = θ of the token before + π · tanh(angle) · Δ     # [a quarter of K], one for each pair
+        q = rotate(rms(x W_c) ⊙ c_norm + c_bias, θ)         # [K], C of Mamba
+        k = rotate(rms(x W_b) ⊙ b_norm + b_bias, θ)         # [K], B of Mamba
+        v = x W_x                                           # [V]
+        for every token:
+            S = exp(ΔA) S + (1 − λ) Δ exp(ΔA) k_beforeᵀ v_before + λ Δ kᵀ v     # [K, V]
+            o = (q S + D · v) ⊙ silu(z)
+        y = concatenate heads of o
+        return y W_o
 
     With ``mimo_rank`` M > 1 (MIMO) a head writes M key-value pairs a token into one state and
     reads it M times: v_r = x ⊙ mimo_x[r], z_r = z ⊙ mimo_z[r], y = Σ_r mimo_o[r] ⊙ y_r. Rank 1

@@ -17,6 +17,16 @@ from carve_jax.sharding import Axes
 class SoftmaxAttention(nn.Module):
     """Causal softmax attention with rotary positions, over everything or a sliding window.
 
+    In pseudo-code, for one head::
+
+        q, k = rope(x W_q), rope(x W_k)             # [head_dim]
+        v = x W_v                                   # [head_dim]
+        for every token t:
+            seen = the tokens of its document up to t, or the last ``window`` of them
+            o = softmax(q · kᵀ of seen / √head_dim) v of seen
+        y = concatenate heads of o
+        return y W_o
+
     Attributes:
         num_heads: query heads.
         head_dim: channels of a head; even.

@@ -12,14 +12,14 @@ from experiments.fault_injection.outcome import differences, outcome
 
 
 def test_killed_runs_end_as_the_one_left_alone(tmp_path, capsys):
-    changes = ["--config.steps=14", "--config.guard.loss_factor=0.5"]
+    changes = ["--config.steps=10", "--config.guard.loss_factor=0.5"]
     argv = [
-        "faults", "--kills=3", "--seed=1", f"--workdir={tmp_path / 'runs'}",
+        "faults", "--kills=2", "--seed=1", f"--workdir={tmp_path / 'runs'}",
         f"--output={tmp_path / 'record.json'}", *changes,
     ]  # fmt: skip
     assert cli.call(faults.main, argv) == 0, capsys.readouterr().out
     record = json.loads((tmp_path / "record.json").read_text())
-    assert len(record["kills"]) == 3
+    assert len(record["kills"]) == 2
     assert record["mid_save"] >= 1
     assert record["differences"] == [[]] * (record["runs"] + 1)
     assert record["runs"] >= 1
@@ -27,7 +27,7 @@ def test_killed_runs_end_as_the_one_left_alone(tmp_path, capsys):
     overrides = [f"--config.{name}={value}" for name, value in faults.TINY.items()]
     config = cli.load_config(faults.CONFIG, [*overrides, *changes])
     expected = outcome(config, tmp_path / "runs" / "alone")
-    assert [line["step"] for line in expected[2]] == list(range(1, 15))
+    assert [line["step"] for line in expected[2]] == list(range(1, 11))
     assert any("guard" in line for line in expected[2])
     # And it can fail: another number, another position, another line.
     damaged = tmp_path / "damaged"
@@ -42,7 +42,7 @@ def test_killed_runs_end_as_the_one_left_alone(tmp_path, capsys):
         "array .params['head']['kernel']",
         "the data position",
         "the figures of step 2",
-        "13 lines of figures in place of 14",
+        "9 lines of figures in place of 10",
     ]
 
 

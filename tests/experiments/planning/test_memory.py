@@ -32,6 +32,7 @@ def test_the_rules_arguments_are_counted(here: ahead_of_time.Place) -> None:
     assert found["carve"]["arguments"] == shared + HALF + SCALARS + gate
 
 
+@pytest.mark.slow
 def test_totals_count_what_is_donated_once(here: ahead_of_time.Place) -> None:
     programs = ("layer", "train_step", "train_step_remat")
     found = measure(here, programs, ("chunked",), SHAPE, MODEL)
