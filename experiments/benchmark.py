@@ -59,7 +59,7 @@ def main(argv: list[str]) -> None:
     """Parses the flags, measures, prints a table and writes the JSON."""
     values = flags.FlagValues()
     define_flags(values)
-    cli.refuse_unknown(cli.parse_flags(values, argv), values)
+    cli.refuse_overrides(cli.parse_flags(values, argv), values)
     if values.suite not in SUITES:
         raise UserError(f"--suite: unknown suite {values.suite!r}; {nearest(values.suite, SUITES)}")
     today = datetime.date.today().isoformat()

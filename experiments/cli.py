@@ -1,16 +1,20 @@
 """What all commands share: flags, configs with overrides, and errors told in one sentence."""
 
 import errno
+import functools
 import inspect
 import io
+import itertools
 import os
 import re
 import runpy
+import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
+import jax
 from absl import flags, logging
 from ml_collections import ConfigDict, config_flags
 
@@ -57,11 +61,11 @@ def call(main: Callable[[list[str]], None], argv: list[str]) -> int:
       diverged; 75 when another process of the run is gone; 128 + the signal when stopped.
     """
     if {"--help", "-h"} & set(argv):
-        print(inspect.getmodule(main).__doc__)
-        return 0
+        argv, main = argv[:1], functools.partial(_print_help, inspect.getmodule(main))
     logging.set_verbosity(logging.FATAL)  # libraries log, with tracebacks, what they also raise
     try:
         main([argv[0], *flags.FLAGS(argv, known_only=True)[1:]])
+        sys.stdout.flush()  # here, where a reader that has left can still be told
     except UserError as error:
         return _fail(str(error), error.exit_code)
     except flags.Error as error:
@@ -73,9 +77,35 @@ def call(main: Callable[[list[str]], None], argv: list[str]) -> int:
         return stop.exit_code
     except KeyboardInterrupt:
         return _fail("stopped at once, nothing was saved by this stop", 130)
+    except BrokenPipeError:  # `| head` has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 128 + signal.SIGPIPE
     except OSError as error:
         return _fail(_of_system(error), USER_ERROR)
+    except (RuntimeError, AssertionError):
+        missing = _missing_platform()
+        if missing is None:
+            raise
+        return _fail(missing, USER_ERROR)
     return 0
+
+
+def _print_help(module: Any, argv: list[str]) -> None:
+    del argv
+    print(module.__doc__)
+
+
+def _missing_platform() -> str | None:
+    """Why JAX cannot run where JAX_PLATFORMS says, in a sentence; None where it can."""
+    wanted = os.environ.get("JAX_PLATFORMS")
+    try:
+        jax.devices()
+    except (RuntimeError, AssertionError):
+        return (
+            f"JAX_PLATFORMS={wanted}: JAX finds no such device here; unset it, or install what "
+            "JAX needs for that device (pip install 'jax[cuda13]' for an NVIDIA GPU)"
+        )
+    return None
 
 
 def _of_system(error: OSError) -> str:
@@ -98,22 +128,29 @@ def _fail(message: str, code: int) -> int:
     return code
 
 
-def parse_flags(definitions: flags.FlagValues, argv: list[str]) -> list[str]:
-    """Parses a command's flags in place and returns those that are not among them.
+def parse_flags(
+    definitions: flags.FlagValues, argv: list[str], sections: tuple[str, ...] = ("config",)
+) -> list[str]:
+    """Parses a command's flags in place and returns the others, which are fields of these sections.
 
     Raises:
-      UserError: an argument that is no flag at all.
+      UserError: an argument that is neither.
       flags.Error: a value that does not fit.
     """
     rest = definitions(argv, known_only=True)[1:]
-    for argument in rest:
+    for before, argument in itertools.pairwise(["", *rest]):
         if not argument.startswith("-"):
-            raise UserError(f"unexpected argument {argument!r}: flags look like --name=value")
+            meant = f"{before}={argument}" if before.startswith("--") else "--name=value"
+            raise UserError(f"unexpected argument {argument!r}: flags look like {meant}")
+        if not re.match(rf"--?(?:no)?(?:{'|'.join(sections)})\.", argument):
+            name = argument.lstrip("-").split("=")[0]
+            hint = "; a config's fields are --config.NAME=VALUE" if "config" in definitions else ""
+            raise UserError(f"unknown flag --{name}; {nearest(name, list(definitions))}{hint}")
     return rest
 
 
-def refuse_unknown(rest: list[str], definitions: flags.FlagValues) -> None:
-    """Raises UserError for a flag that nobody defined, with the nearest that exists."""
+def refuse_overrides(rest: list[str], definitions: flags.FlagValues) -> None:
+    """Raises UserError for an override where there is no config, with the nearest flag."""
     for argument in rest:
         name = argument.lstrip("-").split("=")[0]
         raise UserError(f"unknown flag --{name}; {nearest(name, list(definitions))}")
@@ -164,18 +201,19 @@ def checkpoint_step(value: str | None) -> int | Literal["best"] | None:
     return int(value)
 
 
-def load_config(path: str, overrides: list[str]) -> ConfigDict:
+def load_config(path: str, overrides: list[str], flag: str = "config") -> ConfigDict:
     """The config of a file, with `--config.KEY=VALUE` applied and locked.
 
     Args:
       path: of a Python file with `get_config()`, or of the config.json of a run.
       overrides: flags.
+      flag: that gave the path.
 
     Raises:
       UserError: no such file, a file that holds no config, or an override of an unknown field.
       flags.Error: a value of the wrong type.
     """
-    return override(_run_config(path), overrides)
+    return override(_run_config(path, f"--{flag}"), overrides)
 
 
 def override(config: ConfigDict, overrides: list[str]) -> ConfigDict:
@@ -216,24 +254,24 @@ def _as_now(override: str) -> str:
     return f"{match[1]}gates.{override.removeprefix(match[1])}"
 
 
-def _run_config(path: str) -> ConfigDict:
-    path = str(local_path(path, "--config"))
+def _run_config(path: str, flag: str) -> ConfigDict:
+    path = str(local_path(path, flag))
     if not os.path.isfile(path):
         available = sorted(str(p) for p in Path("configs").glob("*.py") if p.stem[0] != "_")
         hint = f"; there are {', '.join(available)}" if available else ""
-        raise UserError(f"--config={path}: no such file{hint}")
+        raise UserError(f"{flag}={path}: no such file{hint}")
     try:
         if path.endswith(".json"):
             return from_json(read_json(Path(path)))
         names = runpy.run_path(path)
         config = names["get_config"]() if "get_config" in names else None
     except UserError as error:
-        raise UserError(f"--config={error}") from error
+        raise UserError(f"{flag}={error}") from error
     except Exception as error:  # the file is the user's, and may raise anything
-        raise UserError(f"--config={path}: {type(error).__name__}: {error}") from error
+        raise UserError(f"{flag}={path}: {type(error).__name__}: {error}") from error
     if not isinstance(config, ConfigDict):
         raise UserError(
-            f"--config={path}: it has no get_config() that returns an ml_collections.ConfigDict"
+            f"{flag}={path}: it has no get_config() that returns an ml_collections.ConfigDict"
         )
     return config
 

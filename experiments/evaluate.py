@@ -81,10 +81,8 @@ def define_flags() -> flags.FlagValues:
     return values
 
 
-def changed(rest: Sequence[str], values: flags.FlagValues) -> list[str]:
-    """The overrides of the config among the arguments; UserError for any that is none of data."""
-    changes = [argument for argument in rest if argument.lstrip("-").startswith("config.")]
-    cli.refuse_unknown([argument for argument in rest if argument not in changes], values)
+def require_of_data(changes: Sequence[str]) -> None:
+    """Raises UserError for an override of the config that is none of data."""
     for change in changes:
         field = change.lstrip("-").removeprefix("config.")
         if not field.startswith(CHANGEABLE):
@@ -92,13 +90,15 @@ def changed(rest: Sequence[str], values: flags.FlagValues) -> list[str]:
                 f"--config.{field.split('=')[0]} belongs to the run: what it is measured on may "
                 f"change, which is {', '.join(f'config.{name}' for name in CHANGEABLE)}"
             )
-    return changes
 
 
 def main(argv: list[str]) -> None:
     """Parses the flags, measures, prints and writes."""
     values = define_flags()
-    changes = changed(cli.parse_flags(values, argv), values)
+    changes = cli.parse_flags(values, argv)
+    require_of_data(changes)
+    if not any(values.tasks):
+        raise UserError("--tasks is empty: give names, such as --tasks=perplexity,wikitext")
     options = Options(
         limit=values.limit,
         num_fewshot=values.num_fewshot,

@@ -72,7 +72,7 @@ def check_flags(options: flags.FlagValues) -> None:
 def main(argv: list[str]) -> None:
     """Parses the flags and prints the continuations to stdout."""
     options = define_flags()
-    cli.refuse_unknown(cli.parse_flags(options, argv), options)
+    cli.refuse_overrides(cli.parse_flags(options, argv), options)
     workdir = cli.directory_of(options.workdir, "workdir", "the directory of a run")
     check_flags(options)
     trained = load_trained(workdir, step=cli.checkpoint_step(options.step))

@@ -35,7 +35,7 @@ def main(argv: list[str]) -> None:
     flags.DEFINE_list("implementations", implementations, "Of the rule.", flag_values=values)
     flags.DEFINE_list("programs", list(PROGRAMS), "What is compiled.", flag_values=values)
     flags.DEFINE_string("output", None, "Where the JSON goes.", flag_values=values)
-    cli.refuse_unknown(cli.parse_flags(values, argv), values)
+    cli.refuse_overrides(cli.parse_flags(values, argv), values)
     programs = cli.known_names("programs", values.programs, tuple(PROGRAMS))
     chosen = cli.known_names("implementations", values.implementations, IMPLEMENTATIONS)
     today = datetime.date.today().isoformat()

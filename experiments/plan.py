@@ -54,13 +54,15 @@ def main(argv: list[str]) -> None:
     define_flags(values)
     overrides = cli.parse_flags(values, argv)
     first = cli.require(values.config, "config", "a file such as configs/carve_1b3.py")
-    paths = [first, *([values.compare] if values.compare else [])]
-    configs = [cli.load_config(path, overrides) for path in paths]
+    paths = {"config": first, "compare": values.compare}
+    configs = [
+        (path, cli.load_config(path, overrides, flag)) for flag, path in paths.items() if path
+    ]
     target = find_target(values.chip, values.chips, values.compile)
     output = output_file(values.output) if values.output else None
     rates = find_rates(values.rates, target.chip, target.chips)
     found: dict[str, Any] = {}
-    for path, config in zip(paths, configs, strict=True):
+    for path, config in configs:
         sizes = mesh_sizes(values.mesh, config, target.chips)
         figures = plan_run(config, target, sizes, rates)
         name = Path(path).stem if Path(path).stem not in found else path

@@ -61,7 +61,7 @@ def define_flags() -> flags.FlagValues:
 def main(argv: list[str]) -> None:
     """Parses the flags, writes or verifies the token files and says what they hold."""
     options = define_flags()
-    cli.refuse_unknown(cli.parse_flags(options, argv), options)
+    cli.refuse_overrides(cli.parse_flags(options, argv), options)
     if options.verify:
         files = TokenFiles(cli.require(options.output, "output", "the directory to verify"))
         print(f"{files.verify()} shards are what was written")

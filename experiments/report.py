@@ -35,7 +35,7 @@ def main(argv: list[str]) -> None:
     """Parses the flags and writes the report."""
     values = flags.FlagValues()
     define_flags(values)
-    cli.refuse_unknown(cli.parse_flags(values, argv), values)
+    cli.refuse_overrides(cli.parse_flags(values, argv), values)
     if not 0 < values.alpha < 1:
         raise UserError(f"--alpha={values.alpha}: give a probability between 0 and 1, as 0.05")
     write_report(

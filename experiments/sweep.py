@@ -53,11 +53,11 @@ def define_flags() -> flags.FlagValues:
 def main(argv: list[str]) -> None:
     """Parses the flags, checks every run, and trains them."""
     values = define_flags()
-    rest = cli.parse_flags(values, argv)
+    rest = cli.parse_flags(values, argv, ("config", "set"))
     settings = ["--config." + flag[len("--set.") :] for flag in rest if flag.startswith("--set.")]
     path = cli.require(values.config, "config", "a file such as configs/sweeps/tiny.py")
     sweep = cli.load_config(path, [flag for flag in rest if not flag.startswith("--set.")])
-    base = cli.load_config(values.base, []) if values.base else None
+    base = cli.load_config(values.base, [], "base") if values.base else None
     plan = make_plan(sweep, settings, base)
     runs = chosen(plan, values.only, values.index)
     if values.count:

@@ -58,7 +58,9 @@ def main(argv: list[str]) -> None:
                 cli.require(path.value, "config", "a file such as configs/quickstart.py"), overrides
             )
             if only_describe.value:
-                other = cli.load_config(compare.value, []) if compare.value else twin(config)
+                other = (
+                    cli.load_config(compare.value, [], "compare") if compare.value else twin(config)
+                )
                 print(describe(config, other))
                 return
             directory = cli.directory_of(workdir.value, "workdir", "the directory of the run")

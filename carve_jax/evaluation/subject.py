@@ -99,11 +99,10 @@ def load_subject(
         progress=_yes(progress),
     )
 
+    given = None if tokenizer is None else open_tokenizer(tokenizer)  # whoever asks for it or not
+
     def text_tokenizer() -> Tokenizer:
-        if tokenizer is None:
-            found = load_tokenizer(workdir, trained.tokenizer_sha256)
-        else:
-            found = open_tokenizer(tokenizer)
+        found = given or load_tokenizer(workdir, trained.tokenizer_sha256)
         check_tokenizer(found, model)
         return found
 

@@ -63,5 +63,6 @@ def document_of_line(line: bytes, name: str, where: str, columns: Columns) -> Do
         wanted = f'a string "{columns.text}"' + (f' and "{columns.name}"' if columns.name else "")
         why = f"it has no {error}" if isinstance(error, KeyError) else reason_of(error)
         raise UserError(
-            f"{where} is not a JSON object with {wanted} ({why}): each line is to be one"
+            f"{where} is not a JSON object with {wanted} ({why}): make each line one, or name the "
+            "fields that there are with --text_column and --id_column"
         ) from error

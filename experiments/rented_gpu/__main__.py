@@ -110,7 +110,7 @@ def main(argv: list[str]) -> None:
     started = time.monotonic()
     values = flags.FlagValues()
     define_flags(values)
-    cli.refuse_unknown(cli.parse_flags(values, argv), values)
+    cli.refuse_overrides(cli.parse_flags(values, argv), values)
     check_stages(values.only)
     deadline = started + 60 * values.minutes - RESERVE
     cache = Path(os.environ.get("JAX_COMPILATION_CACHE_DIR", ".jax_cache")).absolute()

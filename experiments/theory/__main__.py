@@ -77,7 +77,7 @@ def main(argv: list[str]) -> None:
     flags.DEFINE_list("only", list(EXPERIMENTS), "Experiments.", flag_values=values)
     flags.DEFINE_string("output", None, "Where the results go.", flag_values=values)
     flags.DEFINE_bool("quick", False, "Tiny sizes.", flag_values=values)
-    cli.refuse_unknown(cli.parse_flags(values, argv), values)
+    cli.refuse_overrides(cli.parse_flags(values, argv), values)
     names = cli.known_names("only", values.only, tuple(EXPERIMENTS))
     today = datetime.date.today().isoformat()
     directory = made_directory(values.output or RESULTS / f"{today}_theory", "--output")

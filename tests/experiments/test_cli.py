@@ -4,6 +4,8 @@ import errno
 import json
 import os
 import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -13,7 +15,7 @@ from carve_jax.errors import UserError
 from carve_jax.training.processes.distributed import PeerLost
 from carve_jax.training.processes.stopping import Interrupted, TrainingDiverged
 from carve_jax.training.settings import flatten
-from experiments import cli, evaluate, train
+from experiments import cli, evaluate, sweep, train
 
 CONFIG = "configs/quickstart.py"
 
@@ -164,6 +166,60 @@ def test_missing_flags(tmp_path, capsys):
 
 
 @pytest.mark.parametrize(
+    ("main", "arguments", "said"),
+    [
+        (train.main, ["--confg=x.py"], "error: unknown flag --confg; did you mean 'config'?"),
+        (train.main, ["--steps", "5"], "error: unknown flag --steps; "),
+        (train.main, ["--config.steps", "5"], "'5': flags look like --config.steps=5"),
+        (
+            train.main,
+            [f"--config={CONFIG}", "--describe", "--compare=no.py"],
+            "error: --compare=no.py: no such file",
+        ),
+        (
+            sweep.main,
+            ["--config=configs/sweeps/tiny.py", "--workdir=x", "--base=no.py"],
+            "error: --base=no.py: no such file",
+        ),
+        (evaluate.main, ["--workdir=x", "--tasks="], "error: --tasks is empty: give names"),
+        (evaluate.main, ["--workdir=x", "--config.steps=3"], "config.steps belongs to the run"),
+    ],
+)
+def test_what_is_wrong_is_named(capsys, main, arguments, said):
+    assert said in mistake(arguments, capsys, main)
+
+
+def run_alone(*arguments, **environment):
+    command = [sys.executable, "-W", "ignore", "-m", *arguments]
+    return subprocess.Popen(
+        command,
+        env=os.environ | environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def test_a_platform_that_is_not_here_is_one_sentence(tmp_path):
+    process = run_alone(
+        "experiments.train", f"--config={CONFIG}", f"--workdir={tmp_path}", JAX_PLATFORMS="tpu"
+    )
+    _, error = process.communicate()
+    assert process.returncode == 2
+    last = error.splitlines()[-1]
+    assert last.startswith("error: JAX_PLATFORMS=tpu: JAX finds no such device here")
+    assert "Traceback" not in error
+
+
+def test_a_reader_that_leaves_ends_a_command_quietly():
+    process = run_alone("experiments.train", "--help")
+    process.stdout.close()  # as `| head` does
+    assert process.wait() in (0, 141)
+    assert process.stderr.read() == ""
+    process.stderr.close()
+
+
+@pytest.mark.parametrize(
     ("text", "said"),
     [
         ("x = 1", "it has no get_config() that returns an ml_collections.ConfigDict"),
@@ -215,7 +271,10 @@ def test_help_is_the_docstring(capsys):
 def test_flags_of_a_command_are_its_own():
     definitions = flags.FlagValues()
     flags.DEFINE_integer("number", 1, "A number.", flag_values=definitions)
-    assert cli.parse_flags(definitions, ["command", "--number=3", "--other"]) == ["--other"]
+    override = "--config.steps=1"
+    assert cli.parse_flags(definitions, ["command", "--number=3", override]) == [override]
     assert definitions.number == 3
     with pytest.raises(UserError, match="unknown flag --numbr; did you mean 'number'"):
-        cli.refuse_unknown(["--numbr=3"], definitions)
+        cli.parse_flags(definitions, ["command", "--numbr=3"])
+    with pytest.raises(UserError, match=r"unknown flag --config\.steps; allowed are number"):
+        cli.refuse_overrides([override], definitions)
