@@ -12,6 +12,7 @@ import pytest
 from absl import flags
 
 from carve_jax.errors import UserError
+from carve_jax.evaluation.harness_run import Harness
 from carve_jax.training.processes.distributed import PeerLost
 from carve_jax.training.processes.stopping import Interrupted, TrainingDiverged
 from carve_jax.training.settings import flatten
@@ -250,7 +251,9 @@ def test_an_empty_data_set(tmp_path, capsys):
     assert mistake(arguments, capsys).startswith("error: ")
 
 
-def test_an_unknown_task_is_told_before_a_run_is_looked_for(capsys):
+def test_an_unknown_task_is_told_before_a_run_is_looked_for(capsys, monkeypatch):
+    # Reading all the harness's tasks takes ten seconds.
+    monkeypatch.setattr(Harness, "names", lambda self: ["wikitext"])
     line = mistake(["--workdir=x", "--tasks=perplexty"], capsys, evaluate.main)
     assert "there is no task 'perplexty'; did you mean 'perplexity'" in line
 
