@@ -32,11 +32,11 @@ from absl import flags
 
 from carve_jax.data.ruler.haystack import Haystack
 from carve_jax.errors import UserError
+from carve_jax.evaluation.evaluated_model import load_evaluated_model
 from carve_jax.evaluation.harness_tasks import HarnessTasks
 from carve_jax.evaluation.held_out import held_out_perplexity
 from carve_jax.evaluation.ruler.run import Asking
 from carve_jax.evaluation.ruler_tasks import RulerTasks
-from carve_jax.evaluation.subject import load_subject
 from carve_jax.evaluation.tasks import NamedTasks, Options, Source, find_tasks
 from carve_jax.ranges import INT32, SEED
 from carve_jax.training.reports.provenance import describe_environment
@@ -125,7 +125,7 @@ def main(argv: list[str]) -> None:
         return
     tasks = find_tasks(values.tasks, sources)
     directory = cli.directory_of(values.workdir, "workdir", "the directory of a run")
-    subject = load_subject(
+    evaluated = load_evaluated_model(
         directory,
         **{
             name: getattr(values, name)
@@ -134,21 +134,21 @@ def main(argv: list[str]) -> None:
         **{name: getattr(values, name) for name in ("tokenizer", "share_contexts", "progress")},
         change=lambda config: cli.override(config, changes),
     )
-    name = f"evaluation_{subject.step}"
+    name = f"evaluation_{evaluated.step}"
     if values.step == "average":
         name += f"_average_{values.average}"
     facts = {
-        "step": subject.step,
-        "checkpoint": subject.checkpoint,
+        "step": evaluated.step,
+        "checkpoint": evaluated.checkpoint,
         "environment": describe_environment(),
     }
     record = Record(directory / f"{name}.json", facts, values.fresh)
-    settings = settings_of(values, subject, changes) | settings_of_run(directory, subject)
-    results = measure(tasks, subject, options, settings, record)
+    settings = settings_of(values, evaluated, changes) | settings_of_run(directory, evaluated)
+    results = measure(tasks, evaluated, options, settings, record)
     for group, result in averages(values.tasks, sources, results).items():
         record.add(group, settings, result)
         results[group] = result
-    print(f"{directory} at {subject.checkpoint}")
+    print(f"{directory} at {evaluated.checkpoint}")
     print_table(results)
     print(f"written to {record.path}")
 

@@ -22,7 +22,7 @@ from absl import flags
 from carve_jax.errors import UserError
 from carve_jax.training.loop import train
 from carve_jax.training.processes import distributed
-from carve_jax.training.processes.agreement import together
+from carve_jax.training.processes.messages import together
 from experiments import cli
 from experiments.planning.describe import describe, twin
 

@@ -18,10 +18,10 @@ from lm_eval.tasks import TaskManager
 
 from carve_jax.errors import UserError
 from carve_jax.evaluation.answers import Answers
+from carve_jax.evaluation.evaluated_model import EvaluatedModel
 from carve_jax.evaluation.harness_tasks import RECALL, RECALL_TOKENS
 from carve_jax.evaluation.lm_harness import CarveLM
 from carve_jax.evaluation.recall import recall_config
-from carve_jax.evaluation.subject import Subject
 from carve_jax.evaluation.tasks import Figure, Options, Result, Task, exponential, mean, ratio
 from carve_jax.files import local_path, open_regular, told
 
@@ -73,12 +73,12 @@ class Harness:
     def task(self, name: str) -> Task:
         """The task of a name that `knows` knows."""
 
-        def run(subject: Subject, options: Options) -> Result:
-            return self.run(name, subject, options)
+        def run(evaluated: EvaluatedModel, options: Options) -> Result:
+            return self.run(name, evaluated, options)
 
         return run
 
-    def run(self, name: str, subject: Subject, options: Options) -> Result:
+    def run(self, name: str, evaluated: EvaluatedModel, options: Options) -> Result:
         """Evaluates a task, or all tasks of a group.
 
         Raises:
@@ -86,10 +86,10 @@ class Harness:
         """
         kept = options.input_tokens or (RECALL_TOKENS if name in RECALL else 0)
         with contextlib.closing(Answers(options.keep)) as answers:
-            model = CarveLM(subject, input_tokens=kept, answers=answers)
+            model = CarveLM(evaluated, input_tokens=kept, answers=answers)
             own = recall_config(name, model.tok_encode, model.tok_decode, kept)
             tasks = self._load(own or name)
-            before = subject.scorer.counts
+            before = evaluated.scorer.counts
             found = simple_evaluate(
                 model=model,
                 tasks=list(tasks.values()),
@@ -110,7 +110,7 @@ class Harness:
             samples = found["samples"][task_name]
             for metric, figure in task_figures(task, found["results"][task_name], samples):
                 figures[prefix + metric] = figure
-        facts = _facts(found, tasks, subject.scorer.counts, before)
+        facts = _facts(found, tasks, evaluated.scorer.counts, before)
         facts["lossless_tokenizer"] = model.lossless
         if not model.lossless:
             facts["lossy_metrics"] = list(_by_size(tasks, figures))

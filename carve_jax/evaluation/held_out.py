@@ -10,8 +10,8 @@ import numpy as np
 from tqdm import tqdm
 
 from carve_jax.errors import UserError
+from carve_jax.evaluation.evaluated_model import EvaluatedModel
 from carve_jax.evaluation.reading import score_targets
-from carve_jax.evaluation.subject import Subject
 from carve_jax.evaluation.tasks import Figure, Options, Result, exponential, ratio
 from carve_jax.model import LanguageModel
 from carve_jax.shapes import Array, Bool, Float32
@@ -19,7 +19,7 @@ from carve_jax.training.run import build_pipeline
 from carve_jax.training.settings import read_batches
 
 
-def held_out_perplexity(subject: Subject, options: Options) -> Result:
+def held_out_perplexity(evaluated: EvaluatedModel, options: Options) -> Result:
     """Loss, accuracy and bits a byte over the held-out documents, or so many of them.
 
     Standard errors take the pieces into which a row is divided as independent: documents, but for
@@ -28,13 +28,13 @@ def held_out_perplexity(subject: Subject, options: Options) -> Result:
     Raises:
       UserError: nothing is held out.
     """
-    pipeline = build_pipeline(read_batches(subject.config), subject.model.config)
+    pipeline = build_pipeline(read_batches(evaluated.config), evaluated.model.config)
     sums = []
     batches = tqdm(
-        pipeline.eval_batches(), "perplexity", unit="batch", disable=not subject.scorer.progress
+        pipeline.eval_batches(), "perplexity", unit="batch", disable=not evaluated.scorer.progress
     )
     for batch in batches:
-        likelihoods, correct = token_scores(subject.model, subject.params, dict(batch))
+        likelihoods, correct = token_scores(evaluated.model, evaluated.params, dict(batch))
         sums.append(by_document(batch, np.asarray(likelihoods), np.asarray(correct)))
         if options.limit and sum(map(len, sums)) >= options.limit:
             break

@@ -29,10 +29,10 @@ from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 from carve_jax.errors import UserError
 from carve_jax.evaluation.answers import Answers
 from carve_jax.evaluation.continuing import continue_texts
+from carve_jax.evaluation.evaluated_model import EvaluatedModel, load_evaluated_model
 from carve_jax.evaluation.generation_options import Generation, read_options
 from carve_jax.evaluation.reading import Score
 from carve_jax.evaluation.scoring import Request
-from carve_jax.evaluation.subject import Subject, load_subject
 from carve_jax.files import local_path
 from carve_jax.training.settings import nearest
 
@@ -42,10 +42,10 @@ Keep = Callable[[int, Any], None]
 
 
 class CarveLM(TemplateLM):
-    """A `Subject` as the harness sees a model.
+    """An `EvaluatedModel` as the harness sees a model.
 
     Args:
-      subject: model, parameters and tokenizer.
+      evaluated: model, parameters and tokenizer.
       input_tokens: keep so many of the last tokens of a prompt to be continued; 0 keeps all. The
         recall tasks of arXiv 2407.05483 are measured at 2,000 or so.
       answers: those that are known, and where new ones go.
@@ -56,20 +56,20 @@ class CarveLM(TemplateLM):
     """
 
     def __init__(
-        self, subject: Subject, input_tokens: int = 0, answers: Answers | None = None
+        self, evaluated: EvaluatedModel, input_tokens: int = 0, answers: Answers | None = None
     ) -> None:
         super().__init__()
         self._answers = answers or Answers(None)
-        self.subject = subject
+        self.evaluated = evaluated
         self.input_tokens = input_tokens
-        self._tokenizer = subject.text_tokenizer()
+        self._tokenizer = evaluated.text_tokenizer()
         self.lossless = self._tokenizer.lossless
 
     @classmethod
     def create_from_arg_obj(
         cls, arg_dict: Mapping[str, Any], additional_config: Mapping[str, Any] | None = None
     ) -> "CarveLM":
-        """The model of `--model_args`: `workdir`, and the options of `load_subject`."""
+        """The model of `--model_args`: `workdir`, and the options of `load_evaluated_model`."""
         # The harness's bootstrap would fork this process, whose threads hold locks.
         os.environ.setdefault("DISABLE_MULTIPROC", "1")
         options = {**arg_dict, **{k: v for k, v in (additional_config or {}).items() if v}}
@@ -81,11 +81,11 @@ class CarveLM(TemplateLM):
         if "workdir" not in options:
             raise UserError("--model_args: workdir is missing: give the directory of a run")
         workdir = local_path(str(options.pop("workdir")), "--model_args: workdir")
-        known = list(inspect.signature(load_subject).parameters)[1:]
+        known = list(inspect.signature(load_evaluated_model).parameters)[1:]
         for name in options:
             if name not in known:
                 raise UserError(f"--model_args: no option {name!r}; {nearest(name, known)}")
-        return cls(load_subject(workdir, **options), input_tokens)
+        return cls(load_evaluated_model(workdir, **options), input_tokens)
 
     @classmethod
     def create_from_arg_string(
@@ -103,7 +103,7 @@ class CarveLM(TemplateLM):
     @property
     def max_length(self) -> int | None:
         """Most tokens of a row; None where there is no limit."""
-        return self.subject.scorer.max_length
+        return self.evaluated.scorer.max_length
 
     @property
     def tokenizer_name(self) -> str:
@@ -113,8 +113,8 @@ class CarveLM(TemplateLM):
     def get_model_info(self) -> dict[str, Any]:
         """What the harness writes beside its results."""
         return {
-            "model_dtype": self.subject.model.config.compute_dtype,
-            "model_revision": self.subject.checkpoint,
+            "model_dtype": self.evaluated.model.config.compute_dtype,
+            "model_revision": self.evaluated.checkpoint,
             "lossless_tokenizer": self.lossless,
         }
 
@@ -152,7 +152,7 @@ class CarveLM(TemplateLM):
         self, pairs: Sequence[tuple[list[int], list[int]]], keep: Keep
     ) -> list[tuple[float, bool]]:
         asked = [self._request(context, then) for context, then in pairs]
-        scores = self.subject.scorer.score(asked, lambda number, score: keep(number, (*score,)))
+        scores = self.evaluated.scorer.score(asked, lambda number, score: keep(number, (*score,)))
         return [(*score,) for score in scores]
 
     def loglikelihood_rolling(self, requests: list[Any], disable_tqdm: bool = False) -> list[float]:
@@ -181,7 +181,7 @@ class CarveLM(TemplateLM):
             if not missing[owner]:
                 keep(owner, totals[owner])
 
-        self.subject.scorer.score(pieces, add)
+        self.evaluated.scorer.score(pieces, add)
         return totals
 
     def _answered(
@@ -240,10 +240,10 @@ class CarveLM(TemplateLM):
     def _continue(
         self, prompts: Sequence[np.ndarray], options: Generation, keep: Keep
     ) -> list[str]:
-        scorer = self.subject.scorer
+        scorer = self.evaluated.scorer
         return continue_texts(
-            self.subject.model,
-            self.subject.params,
+            self.evaluated.model,
+            self.evaluated.params,
             prompts,
             self._tokenizer.decode,
             max_new_tokens=options.max_new_tokens,

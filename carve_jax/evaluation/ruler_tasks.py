@@ -5,9 +5,9 @@ import re
 from collections.abc import Iterable, Iterator, Mapping
 
 from carve_jax.data.ruler import PROBES, RULER
+from carve_jax.evaluation.evaluated_model import EvaluatedModel
 from carve_jax.evaluation.ruler.run import Asking, run_probe
 from carve_jax.evaluation.scoring import check_length
-from carve_jax.evaluation.subject import Subject
 from carve_jax.evaluation.tasks import Options, Result, Task
 
 LENGTHS = (1024, 2048, 4096, 8192, 16384, 32768, 65536, 131072)
@@ -51,17 +51,17 @@ class RulerTasks:
             return None
         probe, length = PROBES[found[1]], int(found[2])
 
-        def run(subject: Subject, options: Options) -> Result:
-            check_length(subject.model.config, length, subject.scorer.max_length)
+        def run(evaluated: EvaluatedModel, options: Options) -> Result:
+            check_length(evaluated.model.config, length, evaluated.scorer.max_length)
             asking = dataclasses.replace(
                 self._asking,
                 count=options.limit or EXAMPLES,
                 seed=options.seed,
-                batch_size=max(1, min(subject.scorer.batch_size, 131_072 // length)),
-                prefill_chunk=min(2048, subject.scorer.call_tokens),
+                batch_size=max(1, min(evaluated.scorer.batch_size, 131_072 // length)),
+                prefill_chunk=min(2048, evaluated.scorer.call_tokens),
             )
-            tokenizer = subject.text_tokenizer()
-            return run_probe(subject.model, subject.params, tokenizer, probe, length, asking)
+            tokenizer = evaluated.text_tokenizer()
+            return run_probe(evaluated.model, evaluated.params, tokenizer, probe, length, asking)
 
         return run
 

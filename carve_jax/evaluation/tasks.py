@@ -1,4 +1,4 @@
-"""What a task is: a function of a subject that gives figures with their standard errors."""
+"""What a task is: a function of a trained model that gives figures with their standard errors."""
 
 import dataclasses
 import difflib
@@ -10,7 +10,7 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 
 from carve_jax.errors import UserError
-from carve_jax.evaluation.subject import Subject
+from carve_jax.evaluation.evaluated_model import EvaluatedModel
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,7 +60,7 @@ class Options(NamedTuple):
     keep: Path | None = None
 
 
-Task = Callable[[Subject, Options], Result]
+Task = Callable[[EvaluatedModel, Options], Result]
 
 
 class Source(Protocol):

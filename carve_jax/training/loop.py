@@ -13,7 +13,7 @@ from tqdm import tqdm
 
 from carve_jax.training.checkpoints.checkpoint import Checkpoints
 from carve_jax.training.perplexity import perplexity
-from carve_jax.training.processes.agreement import (
+from carve_jax.training.processes.messages import (
     Say,
     for_all,
     is_first,

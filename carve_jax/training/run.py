@@ -29,7 +29,7 @@ from carve_jax.training.on_mesh import (
     with_shardings,
 )
 from carve_jax.training.optimizer import make_optimizer, make_schedule
-from carve_jax.training.processes.agreement import Say
+from carve_jax.training.processes.messages import Say
 from carve_jax.training.settings import (
     BatchSettings,
     Settings,

@@ -19,7 +19,7 @@ from carve_jax.files import (
     read_text,
     write_atomically,
 )
-from carve_jax.training.processes.agreement import Say, is_first, require_shared, together
+from carve_jax.training.processes.messages import Say, is_first, require_shared, together
 from carve_jax.training.reports import metrics
 from carve_jax.training.settings import as_now, differences, flatten, from_json
 

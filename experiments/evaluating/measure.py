@@ -5,7 +5,7 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from carve_jax.evaluation.subject import Subject
+from carve_jax.evaluation.evaluated_model import EvaluatedModel
 from carve_jax.evaluation.tasks import Options, Result, Source, Task, average, find_group
 from experiments.evaluating.record import Record
 
@@ -17,7 +17,7 @@ LOSSY = (
 
 def measure(
     tasks: Mapping[str, Task],
-    subject: Subject,
+    evaluated: EvaluatedModel,
     options: Options,
     settings: dict[str, Any],
     record: Record,
@@ -31,7 +31,7 @@ def measure(
             digest = hashlib.sha256(repr((name, settings)).encode()).hexdigest()[:12]
             keep = record.path.with_name(f".{record.path.stem}_{digest}.jsonl")
             start = time.perf_counter()
-            found = task(subject, options._replace(keep=keep))
+            found = task(evaluated, options._replace(keep=keep))
             record.add(name, settings, found, round(time.perf_counter() - start, 1))
             keep.unlink(missing_ok=True)
         results[name] = found

@@ -19,7 +19,7 @@ from absl import flags
 
 from carve_jax.data.ruler.haystack import Haystack
 from carve_jax.errors import UserError
-from carve_jax.evaluation.subject import Subject
+from carve_jax.evaluation.evaluated_model import EvaluatedModel
 from carve_jax.evaluation.tasks import Figure, Result
 from carve_jax.files import (
     Each,
@@ -108,7 +108,9 @@ class Record:
             write_atomically(self.path, text.encode("utf-8", "replace") + b"\n")
 
 
-def settings_of(values: flags.FlagValues, subject: Subject, changes: Sequence[str]) -> dict:
+def settings_of(
+    values: flags.FlagValues, evaluated: EvaluatedModel, changes: Sequence[str]
+) -> dict:
     """What a result depends on besides model and checkpoint, as JSON gives it back.
 
     Of files that the options name, what they hold counts, and not where they lie.
@@ -121,8 +123,8 @@ def settings_of(values: flags.FlagValues, subject: Subject, changes: Sequence[st
         tokenizer = f"sha256 {digest_of([file])}"
     include_path = [local_path(path, "--include_path") for path in values.include_path]
     return {
-        "dtype": subject.model.config.compute_dtype,
-        "max_length": subject.scorer.max_length,
+        "dtype": evaluated.model.config.compute_dtype,
+        "max_length": evaluated.scorer.max_length,
         "changes": sorted(changes),
         "include_path": [f"sha256 {digest_of([path])}" for path in include_path],
         "haystack": haystack,
@@ -134,12 +136,12 @@ def settings_of(values: flags.FlagValues, subject: Subject, changes: Sequence[st
     }
 
 
-def settings_of_run(directory: Path, subject: Subject) -> dict[str, str]:
+def settings_of_run(directory: Path, evaluated: EvaluatedModel) -> dict[str, str]:
     """What a result depends on in the run: parameters, tokenizer and held-out data.
 
     Token files are known by their headers, which hold the SHA-256 of the tokens.
     """
-    data = subject.config.data
+    data = evaluated.config.data
     named = [data.get("path"), *(data.get("paths") or ())]
     if data.get("tokenizer") not in (None, "bytes", "bpe"):
         named.append(data.tokenizer)
@@ -148,7 +150,7 @@ def settings_of_run(directory: Path, subject: Subject) -> dict[str, str]:
         found += sorted(path.glob("*.json")) if path.is_dir() else [path]
     python = platform.python_version() if data.get("source") == "stdlib" else ""
     return {
-        "parameters": subject.seal,
+        "parameters": evaluated.seal,
         "run_tokenizer": digest_of([directory / TOKENIZER]),
         "data": f"{digest_of(found)} {python}".strip(),
     }

@@ -15,12 +15,12 @@ from lm_eval.api.registry import get_model
 from carve_jax.data import ByteTokenizer
 from carve_jax.errors import UserError
 from carve_jax.evaluation import harness_tasks, recall
+from carve_jax.evaluation.evaluated_model import EvaluatedModel
 from carve_jax.evaluation.harness_run import Harness, with_error
 from carve_jax.evaluation.harness_tasks import HarnessTasks
 from carve_jax.evaluation.lm_harness import CarveLM
 from carve_jax.evaluation.reading import Reader
 from carve_jax.evaluation.scoring import Scorer
-from carve_jax.evaluation.subject import Subject
 from carve_jax.evaluation.tasks import NamedTasks, Options, find_tasks
 from carve_jax.model import LanguageModel, LMConfig
 from experiments.evaluating import measure
@@ -45,19 +45,19 @@ def make_subject(pattern=("gdn2",), **options):
     model = LanguageModel(config)
     params = random_parameters(model, jnp.zeros((1, 1), jnp.int32))
     scorer = Scorer(model, params, batch_size=4, call_tokens=512, **options)
-    return Subject(None, model, params, 1, "step 1", scorer, ByteTokenizer)
+    return EvaluatedModel(None, model, params, 1, "step 1", scorer, ByteTokenizer)
 
 
 @pytest.fixture(scope="module")
-def subject():
+def evaluated():
     return make_subject()
 
 
 @pytest.fixture(scope="module")
-def forward(subject):
+def forward(evaluated):
     run = jax.jit(
         lambda tokens: jax.nn.log_softmax(
-            subject.model.apply({"params": subject.params}, tokens)[0]
+            evaluated.model.apply({"params": evaluated.params}, tokens)[0]
         )
     )
 
@@ -89,14 +89,14 @@ def tasks(tmp_path_factory):
         yield write_tasks(directory)
 
 
-def run(tasks, subject, name, **options):
+def run(tasks, evaluated, name, **options):
     options = Options(include_path=(str(tasks),), **options)
     (task,) = find_tasks([name], [HarnessTasks(options)]).values()
-    return task(subject, options)
+    return task(evaluated, options)
 
 
-def test_multiple_choice(tasks, subject, forward):
-    result = run(tasks, subject, "local_choice")
+def test_multiple_choice(tasks, evaluated, forward):
+    result = run(tasks, evaluated, "local_choice")
     right, normed = [], []
     for doc in CHOICES:
         context = f"Question: {doc['question']} Answer:"
@@ -112,8 +112,8 @@ def test_multiple_choice(tasks, subject, forward):
     assert tokens["read"] < 0.6 * tokens["requested"]  # three choices share a context
 
 
-def test_rolling_perplexity(tasks, subject, forward):
-    result = run(tasks, subject, "local_rolling")
+def test_rolling_perplexity(tasks, evaluated, forward):
+    result = run(tasks, evaluated, "local_rolling")
     nats = [-likelihood(forward, "", doc["text"]) for doc in TEXTS]
     size = [len(doc["text"]) for doc in TEXTS]
     bits = result.metrics["bits_per_byte"]
@@ -135,9 +135,9 @@ class SaysSo(ByteTokenizer):
     lossless = False
 
 
-def test_figures_by_size_are_marked_where_the_tokenizer_is_lossy(tasks, subject, capsys):
+def test_figures_by_size_are_marked_where_the_tokenizer_is_lossy(tasks, evaluated, capsys):
     def measured(tokenizer):
-        result = run(tasks, subject._replace(text_tokenizer=tokenizer), "local_rolling")
+        result = run(tasks, evaluated._replace(text_tokenizer=tokenizer), "local_rolling")
         measure.print_table({"local_rolling": result})
         return result.facts, capsys.readouterr().out
 
@@ -150,16 +150,16 @@ def test_figures_by_size_are_marked_where_the_tokenizer_is_lossy(tasks, subject,
     assert facts["lossy_metrics"] == ["word_perplexity", "bits_per_byte"]
     assert "bits_per_byte *" in table
     assert table.count(f"* {measure.LOSSY}") == 1
-    model = CarveLM(subject._replace(text_tokenizer=Lowercase))
+    model = CarveLM(evaluated._replace(text_tokenizer=Lowercase))
     for text, kept in (("the rule", True), ("The Rule", False), ("the rule", False)):
         model.loglikelihood_rolling([Instance("loglikelihood_rolling", {}, (text,), 0)])
         assert model.lossless == model.get_model_info()["lossless_tokenizer"] == kept
-    accuracy = run(tasks, subject._replace(text_tokenizer=SaysSo), "local_last_word").facts
+    accuracy = run(tasks, evaluated._replace(text_tokenizer=SaysSo), "local_last_word").facts
     assert accuracy["lossy_metrics"] == []
 
 
-def test_last_words(tasks, subject, forward):
-    result = run(tasks, subject, "local_last_word", limit=2)
+def test_last_words(tasks, evaluated, forward):
+    result = run(tasks, evaluated, "local_last_word", limit=2)
     nats = [-likelihood(forward, doc["context"], doc["word"]) for doc in LAST_WORDS[:2]]
     perplexity = result.metrics["perplexity"]
     assert perplexity.value == pytest.approx(math.exp(np.mean(nats)), rel=1e-4)
@@ -168,7 +168,7 @@ def test_last_words(tasks, subject, forward):
     assert perplexity.count == 2
 
 
-def test_generation(tasks, subject, forward, monkeypatch):
+def test_generation(tasks, evaluated, forward, monkeypatch):
     written = []
     generate_until = CarveLM.generate_until
     monkeypatch.setattr(
@@ -176,7 +176,7 @@ def test_generation(tasks, subject, forward, monkeypatch):
         "generate_until",
         lambda self, asked: written.extend(generate_until(self, asked)) or written,
     )
-    result = run(tasks, subject, "local_generation")
+    result = run(tasks, evaluated, "local_generation")
     assert result.metrics["exact_match"].count == len(QUESTIONS)
     for doc, text in zip(QUESTIONS, written, strict=True):
         read = question = doc["question"].encode()
@@ -186,11 +186,11 @@ def test_generation(tasks, subject, forward, monkeypatch):
         assert text == likeliest.partition("e ru")[0].partition("\n\n")[0]
 
 
-def test_a_task_goes_on_from_what_was_scored_before_a_stop(tasks, subject, tmp_path, monkeypatch):
+def test_a_task_goes_on_from_what_was_scored_before_a_stop(tasks, evaluated, tmp_path, monkeypatch):
     def read(keep):
-        before = subject.scorer.counts.read
-        metrics = run(tasks, subject, "local_choice", keep=tmp_path / keep).metrics
-        return metrics, subject.scorer.counts.read - before
+        before = evaluated.scorer.counts.read
+        metrics = run(tasks, evaluated, "local_choice", keep=tmp_path / keep).metrics
+        return metrics, evaluated.scorer.counts.read - before
 
     score_batch, batches = Reader._score_batch, []
 
@@ -211,11 +211,11 @@ def test_a_task_goes_on_from_what_was_scored_before_a_stop(tasks, subject, tmp_p
     assert read("stopped") == (whole, 0)
 
 
-def test_empty_contexts_and_windows_of_full_attention(subject, forward):
+def test_empty_contexts_and_windows_of_full_attention(evaluated, forward):
     def asked(*arguments, kind="loglikelihood"):
         return Instance(kind, {}, arguments, 0)
 
-    model = get_model("carve_jax")(subject)
+    model = get_model("carve_jax")(evaluated)
     ((total, _),) = model.loglikelihood([asked("", "the rule")])
     assert total == pytest.approx(likelihood(forward, "", "the rule"), abs=1e-4)
     (rolling,) = model.loglikelihood_rolling([asked("the rule")])
@@ -241,12 +241,12 @@ def test_empty_contexts_and_windows_of_full_attention(subject, forward):
 def window_scores(lm, text):
     """Log-likelihoods of the bytes after the first, which stands where a separator would."""
     data = np.frombuffer(text.encode(), np.uint8).astype(np.int32)
-    logits, _ = lm.subject.model.apply({"params": lm.subject.params}, data[None, :-1])
+    logits, _ = lm.evaluated.model.apply({"params": lm.evaluated.params}, data[None, :-1])
     table = np.asarray(jax.nn.log_softmax(logits[0]))
     return table[np.arange(len(data) - 1), data[1:]]
 
 
-def test_unknown_tasks_and_missing_data_are_one_sentence(tasks, subject, monkeypatch):
+def test_unknown_tasks_and_missing_data_are_one_sentence(tasks, evaluated, monkeypatch):
     sources = [NamedTasks({"perplexity": None}), HarnessTasks(Options(include_path=(str(tasks),)))]
     # Reading all the harness's tasks takes ten seconds; those of the papers stand for them.
     monkeypatch.setattr(Harness, "names", lambda self: self._manager.all_tasks)
@@ -262,7 +262,7 @@ def test_unknown_tasks_and_missing_data_are_one_sentence(tasks, subject, monkeyp
         with pytest.raises(
             UserError, match=f"the data of task '{name}' cannot be loaded .*HF_HOME"
         ):
-            run(tasks, subject, name)
+            run(tasks, evaluated, name)
 
 
 def test_recall_prompts_keep_the_question_and_no_more_tokens_than_told():

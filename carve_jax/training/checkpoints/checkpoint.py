@@ -28,7 +28,7 @@ from carve_jax.training.checkpoints.digest import (
 from carve_jax.training.checkpoints.keeping import policy_of
 from carve_jax.training.checkpoints.stored import Stored, reason_in
 from carve_jax.training.checkpoints.times import check_times
-from carve_jax.training.processes.agreement import exchange, from_first, is_first
+from carve_jax.training.processes.messages import exchange, from_first, is_first
 
 
 class Restored(NamedTuple):

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from carve_jax.errors import UserError
 from carve_jax.files import parse_json, read_text
 from carve_jax.training.checkpoints.digest import FORMAT, Bound, verify_state
-from carve_jax.training.processes.agreement import from_first, is_first
+from carve_jax.training.processes.messages import from_first, is_first
 
 
 class Stored(NamedTuple):

@@ -18,7 +18,7 @@ from typing import NamedTuple
 import jax
 
 from carve_jax.errors import UserError
-from carve_jax.training.processes.agreement import ROOM, AgreedError, store, who
+from carve_jax.training.processes.messages import ROOM, AgreedError, store, who
 from carve_jax.training.processes.stopping import Interrupted, TrainingDiverged
 
 COMPLETION_INDEX = "JOB_COMPLETION_INDEX"  # a Kubernetes indexed Job tells its pods theirs

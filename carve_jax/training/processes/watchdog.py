@@ -6,7 +6,7 @@ import time
 import traceback
 from collections.abc import Callable
 
-from carve_jax.training.processes.agreement import who
+from carve_jax.training.processes.messages import who
 
 
 class Watchdog:

@@ -11,7 +11,7 @@ from tqdm import tqdm
 from carve_jax.training.guard import Guard
 from carve_jax.training.loss import report
 from carve_jax.training.norms import flat_norms
-from carve_jax.training.processes.agreement import Say
+from carve_jax.training.processes.messages import Say
 from carve_jax.training.processes.stopping import SpikeFound, TrainingDiverged
 from carve_jax.training.reports.metrics import MetricsLog, Throughput
 from carve_jax.training.step import StepMetrics

@@ -10,7 +10,7 @@ from carve_jax.data import Tokenizer
 from carve_jax.generate import generate
 from carve_jax.model import count_parameters
 from carve_jax.placement import pipeline_bubble
-from carve_jax.training.processes.agreement import Say, held_by_first, is_first, together
+from carve_jax.training.processes.messages import Say, held_by_first, is_first, together
 from carve_jax.training.reports import plot, provenance
 from carve_jax.training.reports.metrics import read_metrics
 from carve_jax.training.reports.utilisation import ideal_step_seconds

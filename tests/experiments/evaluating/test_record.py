@@ -16,7 +16,7 @@ RESULT = Result({"accuracy": Figure(0.5, None, 2)}, {"note": "caf\xe9"})
 
 
 @pytest.fixture
-def subject(tmp_path):
+def evaluated(tmp_path):
     data = ConfigDict({"source": "token_files", "path": str(tmp_path / "data"), "paths": ()})
     return SimpleNamespace(
         model=SimpleNamespace(config=SimpleNamespace(compute_dtype="float32")),
@@ -43,48 +43,48 @@ def files(tmp_path):
     return found
 
 
-def settings(tmp_path, subject, **changes):
+def settings(tmp_path, evaluated, **changes):
     values = {
         "limit": None, "num_fewshot": None, "input_tokens": None, "seed": 0, "reply_tokens": None,
         "haystack": str(tmp_path / "hay.txt"), "tokenizer": str(tmp_path / "other.json"),
         "include_path": [str(tmp_path / "tasks")],
     }  # fmt: skip
     options = SimpleNamespace(**(values | changes))
-    return settings_of(options, subject, []) | settings_of_run(tmp_path / "run", subject)
+    return settings_of(options, evaluated, []) | settings_of_run(tmp_path / "run", evaluated)
 
 
-def test_a_result_is_found_while_nothing_has_changed(tmp_path, subject, files):
+def test_a_result_is_found_while_nothing_has_changed(tmp_path, evaluated, files):
     path = tmp_path / "e.json"
-    Record(path, {"step": 1}, False).add("task", settings(tmp_path, subject), RESULT)
+    Record(path, {"step": 1}, False).add("task", settings(tmp_path, evaluated), RESULT)
     again = Record(path, {}, False)
-    assert again.find("task", settings(tmp_path, subject)) == RESULT
-    assert again.find("other", settings(tmp_path, subject)) is None
-    assert Record(path, {}, True).find("task", settings(tmp_path, subject)) is None
+    assert again.find("task", settings(tmp_path, evaluated)) == RESULT
+    assert again.find("other", settings(tmp_path, evaluated)) is None
+    assert Record(path, {}, True).find("task", settings(tmp_path, evaluated)) is None
 
 
 @pytest.mark.parametrize(
     "name", ["haystack", "yaml", "code", "tokenizer", "run_tokenizer", "header"]
 )
-def test_a_file_with_another_content_is_another_setting(tmp_path, subject, files, name):
-    before = settings(tmp_path, subject)
+def test_a_file_with_another_content_is_another_setting(tmp_path, evaluated, files, name):
+    before = settings(tmp_path, evaluated)
     files[name].write_text("new")
-    assert settings(tmp_path, subject) != before
+    assert settings(tmp_path, evaluated) != before
     files[name].write_text("old")
-    assert settings(tmp_path, subject) == before
+    assert settings(tmp_path, evaluated) == before
 
 
-def test_other_parameters_are_another_setting(tmp_path, subject, files):
-    before = settings(tmp_path, subject)
-    subject.seal = "two"
-    assert settings(tmp_path, subject) != before
+def test_other_parameters_are_another_setting(tmp_path, evaluated, files):
+    before = settings(tmp_path, evaluated)
+    evaluated.seal = "two"
+    assert settings(tmp_path, evaluated) != before
 
 
-def test_the_same_file_elsewhere_is_the_same_setting(tmp_path, subject, files):
-    before = settings(tmp_path, subject)
+def test_the_same_file_elsewhere_is_the_same_setting(tmp_path, evaluated, files):
+    before = settings(tmp_path, evaluated)
     moved = tmp_path / "moved.txt"
     files["haystack"].rename(moved)
-    assert settings(tmp_path, subject, haystack=str(moved)) == before
-    assert settings(tmp_path, subject, haystack="noise")["haystack"] == "noise"
+    assert settings(tmp_path, evaluated, haystack=str(moved)) == before
+    assert settings(tmp_path, evaluated, haystack="noise")["haystack"] == "noise"
 
 
 def test_evaluations_side_by_side_lose_nothing(tmp_path):

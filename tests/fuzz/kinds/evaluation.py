@@ -101,13 +101,13 @@ def read_depended(folder: Path, say: Say) -> Any:
         tokenizer=str(tasks),
         include_path=[str(tasks)],
     )
-    subject = SimpleNamespace(
+    evaluated = SimpleNamespace(
         config=SimpleNamespace(data={"source": "token_files", "path": str(tasks)}),
         model=SimpleNamespace(config=SimpleNamespace(compute_dtype="float32")),
         scorer=SimpleNamespace(max_length=None),
         seal="abc",
     )
-    return settings_of(options, subject, []) | settings_of_run(folder, subject)
+    return settings_of(options, evaluated, []) | settings_of_run(folder, evaluated)
 
 
 def make_tasks(folder: Path, number: int) -> None:

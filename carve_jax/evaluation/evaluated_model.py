@@ -22,7 +22,7 @@ from carve_jax.training.workdir import CHECKPOINTS, load_config, load_tokenizer
 Step = int | Literal["best", "average"] | None
 
 
-class Subject(NamedTuple):
+class EvaluatedModel(NamedTuple):
     """A model to be measured.
 
     Attributes:
@@ -45,7 +45,7 @@ class Subject(NamedTuple):
     seal: str = ""
 
 
-def load_subject(
+def load_evaluated_model(
     workdir: Path,
     *,
     step: int | str | None = None,
@@ -59,8 +59,8 @@ def load_subject(
     progress: bool | str = False,
     change: Callable[[ConfigDict], ConfigDict] = lambda config: config,
     say: Callable[[str], None] = print,
-) -> Subject:
-    """The subject of a run directory, which may still be in training; numbers may be texts.
+) -> EvaluatedModel:
+    """The model of a run directory, which may still be in training; numbers may be texts.
 
     Args:
       step: of a checkpoint, "best", "average", or None for the newest.
@@ -106,7 +106,7 @@ def load_subject(
         check_tokenizer(found, model)
         return found
 
-    return Subject(
+    return EvaluatedModel(
         change(config),
         model,
         trained.params,

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from carve_jax.errors import UserError
-from carve_jax.evaluation.pictures import plot_by_head, plot_gates, plot_states
 from carve_jax.evaluation.trace import Trace
+from carve_jax.evaluation.trace_plots import plot_by_head, plot_gates, plot_states
 
 LAYERS, TOKENS, HEADS, KEYS, VALUES = 2, 5, 3, 4, 6
 LABELS = list("abcde")
