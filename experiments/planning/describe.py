@@ -1,7 +1,7 @@
 """What a model costs, printed before it is trained; `experiments.train --describe` calls it."""
 
 import copy
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from ml_collections import ConfigDict
@@ -27,6 +27,12 @@ def twin(config: ConfigDict) -> ConfigDict | None:
 def exchanged(pattern: Iterable[str]) -> tuple[str, ...]:
     """The pattern with GDN-2 for CARVE and CARVE for GDN-2."""
     return tuple(TWINS.get(name, name) for name in pattern)
+
+
+def are_twins(first: Sequence[str], second: Sequence[str]) -> bool:
+    """Whether one pattern has CARVE wherever the other has GDN-2, and they are else the same."""
+    recurrent = [set(pattern) & TWINS.keys() for pattern in (first, second)]
+    return tuple(second) == exchanged(first) and sorted(map(len, recurrent)) == [1, 1]
 
 
 def describe(config: ConfigDict, other: ConfigDict | None) -> str:
@@ -56,10 +62,9 @@ def describe(config: ConfigDict, other: ConfigDict | None) -> str:
         f"\nOf a sequence of {context} tokens. Activations are those that backward keeps, with",
         f"remat={models[0].remat!r} and the rule as it runs on this device.",
     ]
-    if other is not None and models[1].pattern == exchanged(models[0].pattern):
+    if other is not None and are_twins(models[0].pattern, models[1].pattern):
         by_mixer = {name: cost for cost in found for name in cost.mixers.keys() & TWINS.keys()}
-        if by_mixer.keys() == TWINS.keys() and by_mixer["carve"] is not by_mixer["gdn2"]:
-            lines.append(against(by_mixer["carve"], by_mixer["gdn2"]))
+        lines.append(against(by_mixer["carve"], by_mixer["gdn2"]))
     return "\n".join(lines)
 
 

@@ -11,6 +11,7 @@ from flax import linen as nn
 
 from carve_jax.errors import UserError
 from carve_jax.evaluation.trace import singular_values, trace
+from carve_jax.mixers.changes import GateChanges
 from carve_jax.model import LanguageModel, LMConfig
 from tests.mixers.parameters import random_parameters, random_tokens
 
@@ -111,7 +112,7 @@ def test_the_erase_gate_shifts_with_the_content():
 
 
 def test_mixers_whose_gates_are_one_a_head():
-    _, _, read = traced(pattern=("gdn", "mamba3"), num_key_heads=None, gates={})
+    _, _, read = traced(pattern=("gdn", "mamba3"), num_key_heads=None, gates=GateChanges())
     assert read.layers == ("0 gdn", "2 gdn")
     assert (read.erase == read.erase[..., :1]).all()
     np.testing.assert_array_equal(read.write[..., 0], read.erase[..., 0])  # tied

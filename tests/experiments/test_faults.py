@@ -11,6 +11,7 @@ from experiments import cli, faults
 from experiments.fault_injection.outcome import differences, outcome
 
 
+@pytest.mark.slow  # tests/training/test_loop.py stops, kills and resumes a run within a process
 def test_killed_runs_end_as_the_one_left_alone(tmp_path, capsys):
     changes = ["--config.steps=10", "--config.guard.loss_factor=0.5"]
     argv = [
