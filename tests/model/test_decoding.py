@@ -13,6 +13,8 @@ from carve_jax.model import LanguageModel, LMConfig
 from tests.mixers.parameters import random_parameters, random_tokens
 
 PATTERNS = [("carve", "swa"), ("gdn2",), ("carve", "attention")]
+# Tests of one mixer's cache are in tests/mixers; the whole of these patterns is for the night.
+EACH = [pytest.param(p, marks=() if "swa" in p else pytest.mark.slow) for p in PATTERNS]
 LENGTHS = (1, 5, 21, 9, 8)
 ROOM = 41
 LONGEST = 48
@@ -100,7 +102,7 @@ def assert_continues(pattern, rows, new):
 
 
 @pytest.mark.parametrize("chunk", [5, 16])  # a gate chunk of 8 is the least that is read
-@pytest.mark.parametrize("pattern", PATTERNS, ids="-".join)
+@pytest.mark.parametrize("pattern", EACH, ids="-".join)
 def test_rows_of_different_lengths_continue_as_their_whole_forward_pass(pattern, chunk):
     model, params = build(pattern)
     new = np.asarray(
@@ -112,7 +114,7 @@ def test_rows_of_different_lengths_continue_as_their_whole_forward_pass(pattern,
     np.testing.assert_array_equal(alone[0], new[0])
 
 
-@pytest.mark.parametrize("pattern", PATTERNS, ids="-".join)
+@pytest.mark.parametrize("pattern", EACH, ids="-".join)
 def test_prefill_gives_the_logits_of_each_rows_last_token(pattern):
     model, params = build(pattern)
     read = prefill(model, params, prompts(), max_length=ROOM, chunk=5)
@@ -123,7 +125,7 @@ def test_prefill_gives_the_logits_of_each_rows_last_token(pattern):
     assert read.logits.dtype == jnp.float32
 
 
-@pytest.mark.parametrize("pattern", PATTERNS[::2], ids="-".join)
+@pytest.mark.parametrize("pattern", EACH[::2], ids="-".join)
 def test_chunks_of_any_size_read_as_one_call(pattern):
     """Rows of one length, with a gate chunk and a window cut anywhere."""
     model, params = build(pattern)
@@ -144,7 +146,7 @@ def test_rows_that_have_not_begun_leave_an_empty_cache():
         np.testing.assert_allclose(one, other, atol=2e-5)
 
 
-@pytest.mark.parametrize("pattern", PATTERNS[::2], ids="-".join)
+@pytest.mark.parametrize("pattern", EACH[::2], ids="-".join)
 def test_decoding_goes_on_after_more_prompt(pattern):
     model, params = build(pattern)
     first = prompts((5, 13))

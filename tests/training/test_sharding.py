@@ -102,7 +102,12 @@ def test_without_a_mesh_nothing_happens():
 
 
 @pytest.mark.parametrize(
-    ("axis", "implementation"), [("data", "chunked"), ("tensor", "pallas"), ("sequence", "chunked")]
+    ("axis", "implementation"),
+    [
+        pytest.param("data", "chunked", marks=pytest.mark.slow),
+        ("tensor", "pallas"),
+        ("sequence", "chunked"),
+    ],
 )
 def test_a_mesh_of_two_trains_here(axis, implementation):
     """In this process, which has two devices, so that the path runs under every interpreter; the

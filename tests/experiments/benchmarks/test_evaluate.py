@@ -18,6 +18,7 @@ MODEL = {
 }
 
 
+@pytest.mark.slow
 def test_shares_and_growth(monkeypatch, capsys):
     monkeypatch.setattr(evaluate, "CALL", 512)
     plan = Plan(("gdn2",), contexts=3, documents=1, document=600, lengths=(64, 600), model=MODEL)
