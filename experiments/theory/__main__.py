@@ -12,8 +12,8 @@
 
 The verdict is computed from the measured numbers: "holds", "fails", or "holds within limits", with
 the place where it fails. DIR (by default a dated folder of experiments/results) gets theory.json
-and a PNG for each. All take some four minutes on two idle cores; --quick takes tiny sizes, whose
-verdicts may differ.
+and a PNG for each. All take some four minutes on two idle cores; --quick takes tiny sizes, which
+can refute no claim: one that is missed there is undecided, and verdicts and figures say "quick".
 """
 
 import datetime
@@ -58,17 +58,18 @@ def run(name: str, quick: bool, directory: Path) -> dict[str, Any]:
     """Measures, draws into the directory, prints the verdict; the record."""
     started = time.monotonic()
     finding = EXPERIMENTS[name].measure(quick)
-    figure = figures.new_figure(finding.found, finding.verdict)
+    figure = figures.new_figure(finding.found, finding.judged(quick))
     EXPERIMENTS[name].draw(figure, finding)
     figures.save(figure, directory / f"{name}.png")
     seconds = time.monotonic() - started
-    print(f"{name}: {finding.title}: {finding.verdict} ({seconds:.1f} s)\n  {finding.found}")
+    print(f"{name}: {finding.title}: {finding.judged(quick)} ({seconds:.1f} s)\n  {finding.found}")
     for check in finding.checks:
-        word = "met" if check.met else "limit" if check.edge else "MISSED"
+        missed = "limit" if check.edge else "open" if quick else "MISSED"
+        word = "met" if check.met else missed
         print(f"  {word:<7} {check}")
     for number in finding.numbers:
         print(f"          {number.name}: {number.value:.4g} {number.unit}".rstrip(), flush=True)
-    return finding.record(name, f"{name}.png", seconds)
+    return finding.record(name, f"{name}.png", seconds, quick)
 
 
 def main(argv: list[str]) -> None:

@@ -78,12 +78,18 @@ class Finding(NamedTuple):
             return HOLDS
         return LIMITED if all(check.edge for check in missed) else FAILS
 
+    def judged(self, quick: bool) -> str:
+        """The verdict in words; quick sizes, being too small to, refute nothing."""
+        if not quick:
+            return self.verdict
+        return f"{'undecided' if self.verdict == FAILS else self.verdict}, quick sizes"
+
     @property
     def fails_where(self) -> str:
         """The checks that are not met; "" if all are."""
         return "; ".join(str(check) for check in self.checks if not check.met)
 
-    def record(self, name: str, figure: str, seconds: float) -> dict[str, Any]:
+    def record(self, name: str, figure: str, seconds: float, quick: bool = False) -> dict[str, Any]:
         """The finding as plain values, as `theory.json` has it."""
         return {
             "name": name,
@@ -91,7 +97,7 @@ class Finding(NamedTuple):
             "found": self.found,
             "claim": self.claim,
             "setup": self.setup,
-            "verdict": self.verdict,
+            "verdict": self.judged(quick),
             "fails_where": self.fails_where,
             "checks": [
                 {

@@ -266,7 +266,8 @@ def figures_of(
 
 def draw(figure: Figure, finding: Finding) -> None:
     """Gradients of the projections by step, of mixers by depth, of inputs by distance."""
-    left, middle, right = panels(figure, 3)
+    ends = finding.curves["ends"]  # of no mixer where sizes are quick
+    left, middle, *right = panels(figure, 3 if ends else 2)
     for index, (name, course) in enumerate(finding.curves["courses"].items()):
         for which, line in (("up", "-"), ("down", ":")):
             norms = getattr(course, which).mean(1)
@@ -280,12 +281,12 @@ def draw(figure: Figure, finding: Finding) -> None:
     middle.set_yscale("log")
     middle.legend(fontsize=7)
     label(middle, "layer", "gradient's norm over the last layer's", "Mixers by depth")
-    for index, (name, flow) in enumerate(finding.curves["ends"].items()):
-        right.plot(flow, ("-", "--", ":")[index % 3], color=COLOURS[index], label=name)
-    right.set_yscale("log")
-    if finding.curves["ends"]:
-        right.legend(fontsize=7)
-    label(right, "tokens back in time", "gradient of the last token's loss", "Inputs by distance")
+    for axes in right:
+        for index, (name, flow) in enumerate(ends.items()):
+            axes.plot(flow, ("-", "--", ":")[index % 3], color=COLOURS[index], label=name)
+        axes.set_yscale("log")
+        axes.legend(fontsize=7)
+        label(axes, "tokens back in time", "gradient of the last token's loss", "By distance")
 
 
 EXPERIMENT = Experiment(measure, draw)

@@ -20,8 +20,6 @@ from experiments.theory import (
 )
 from experiments.theory.finding import FAILS, HOLDS, LIMITED, Check, Finding
 
-VERDICTS = (HOLDS, LIMITED, FAILS)
-
 
 def finding(*checks: Check) -> Finding:
     return Finding("title", "found", "claim", "setup", checks, (), {})
@@ -34,6 +32,10 @@ def test_the_verdict_follows_the_checks() -> None:
     assert finding(met).fails_where == ""
     assert finding(met, edge).verdict == LIMITED
     assert finding(met, edge, missed).verdict == FAILS
+    # Sizes that are too small to hold a claim refute none.
+    assert finding(met, edge, missed).judged(quick=False) == FAILS
+    assert finding(met, edge, missed).judged(quick=True) == "undecided, quick sizes"
+    assert finding(met).judged(quick=True) == f"{HOLDS}, quick sizes"
     assert finding(missed).fails_where == "b: 2, claimed at most 1"
     assert finding(Check("c", float("nan"), at_least=0.0)).verdict == FAILS
 
@@ -56,8 +58,8 @@ def test_an_experiment_in_quick_form(name, tmp_path, capsys) -> None:
     assert record["command"] == f"python -m experiments.theory --only={name} --quick"
     (entry,) = record["experiments"]
     assert entry["name"] == name
-    assert entry["verdict"] in VERDICTS
-    assert (entry["fails_where"] == "") == (entry["verdict"] == HOLDS)
+    assert entry["verdict"] in {f"{word}, quick sizes" for word in (HOLDS, LIMITED, "undecided")}
+    assert (entry["fails_where"] == "") == entry["verdict"].startswith(f"{HOLDS},")
     assert all(np.isfinite(number["value"]) for number in entry["numbers"])
     assert all(np.isfinite(check["value"]) for check in entry["checks"])
     assert imread(tmp_path / entry["figure"]).std() > 0
