@@ -22,9 +22,15 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from lm_eval.api.model import TemplateLM
-from lm_eval.api.registry import model_registry, register_model
-from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
+
+try:
+    from lm_eval.api.model import TemplateLM
+    from lm_eval.api.registry import model_registry, register_model
+    from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
+except ModuleNotFoundError as missing:
+    if __name__ == "__main__":
+        sys.exit(f"error: the harness is not installed ({missing}): pip install -e '.[eval]'")
+    raise
 
 from carve_jax.errors import UserError
 from carve_jax.evaluation.answers import Answers

@@ -329,3 +329,16 @@ def run_python(program):
         check=False,
         env={**os.environ, "JAX_PLATFORMS": "cpu"},
     )
+
+
+def test_without_the_extra_its_command_is_one_sentence():
+    program = (
+        "import runpy, sys; sys.modules['lm_eval'] = None; "
+        "sys.argv = ['lm_harness', '--help']; "
+        "runpy.run_module('carve_jax.evaluation.lm_harness', run_name='__main__')"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert done.returncode == 1
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("error: the harness is not installed (")
+    assert line.endswith("pip install -e '.[eval]'")
