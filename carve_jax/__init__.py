@@ -25,6 +25,7 @@ from carve_jax.ops.gated_delta import (
     resolve_implementation,
     value_axis_erase_rule,
 )
+from carve_jax.versions import VERSION as __version__
 
 __all__ = [
     "MIXERS",
@@ -37,6 +38,7 @@ __all__ = [
     "LayerSpec",
     "Mamba3Mixer",
     "SoftmaxAttention",
+    "__version__",
     "carve_rule",
     "count_parameters",
     "decode",

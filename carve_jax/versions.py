@@ -11,6 +11,10 @@ from importlib import metadata
 from packaging.requirements import InvalidRequirement, Requirement
 
 PACKAGE = "carve_jax"
+try:
+    VERSION = metadata.version(PACKAGE)
+except metadata.PackageNotFoundError:  # run from a checkout that is not installed
+    VERSION = "0+unknown"
 EXTRAS = ("", "gpu", "torch", "parquet", "eval")  # of those who use it, not of those who test it
 
 

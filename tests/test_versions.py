@@ -1,11 +1,13 @@
 """Versions outside the tested ranges are said, once and for use alone."""
 
+import importlib.resources
 import re
 from importlib import metadata
 from pathlib import Path
 
 import pytest
 
+import carve_jax
 from carve_jax import versions
 
 PYPROJECT = (Path(__file__).parents[1] / "pyproject.toml").read_text(encoding="utf-8")
@@ -55,3 +57,9 @@ def test_a_checkout_that_is_not_installed_says_nothing(monkeypatch):
 
     monkeypatch.setattr(metadata, "requires", absent)
     assert versions.untested() == []
+
+
+def test_the_package_says_its_version():
+    assert carve_jax.__version__ == metadata.version("carve_jax")
+    for package in ("carve_jax", "pallas_kernels"):
+        assert importlib.resources.files(package).joinpath("py.typed").is_file()
