@@ -18,7 +18,7 @@ from experiments.preparation.sources import list_sources, read_work, survey
 from experiments.preparation.work import Columns, WorkSize
 from experiments.prepare_data import main
 
-ROOT = Path(__file__).parents[3]
+ROOT = Path(__file__).parents[2]
 SETTINGS = Settings(eval_fraction=0.3)
 
 
