@@ -98,6 +98,8 @@ def _print_help(module: Any, argv: list[str]) -> None:
 def _missing_platform() -> str | None:
     """Why JAX cannot run where JAX_PLATFORMS says, in a sentence; None where it can."""
     wanted = os.environ.get("JAX_PLATFORMS")
+    if not wanted:
+        return None
     try:
         jax.devices()
     except (RuntimeError, AssertionError):

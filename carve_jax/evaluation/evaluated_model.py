@@ -79,6 +79,7 @@ def load_evaluated_model(
       UserError: no run there, no such checkpoint, or an option that does not fit.
     """
     step = _step(step)
+    given = None if tokenizer is None else open_tokenizer(tokenizer)  # told of before work begins
     trained, checkpoint = _load(workdir, step, _whole("average", average), say)
     config, model = trained.config, trained.model
     if dtype is not None:
@@ -99,10 +100,8 @@ def load_evaluated_model(
         progress=_yes(progress),
     )
 
-    given = None if tokenizer is None else open_tokenizer(tokenizer)  # whoever asks for it or not
-
     def text_tokenizer() -> Tokenizer:
-        found = given or load_tokenizer(workdir, trained.tokenizer_sha256)
+        found = load_tokenizer(workdir, trained.tokenizer_sha256) if given is None else given
         check_tokenizer(found, model)
         return found
 
