@@ -118,8 +118,8 @@ def activation_bytes(config: LMConfig, context: int) -> float:
     """Bytes a token that backward keeps of the blocks in a sequence of ``context`` tokens.
 
     Counted on the traced program (this device's implementation of the rule, ``config.remat``);
-    what does not depend on the sequence, such as parameters, is taken out by tracing three
-    lengths: residuals are a quadratic in the length where full attention is, else linear.
+    what does not depend on the sequence, such as parameters, is taken out by tracing shorter ones
+    too: residuals are linear in the length, or a quadratic where some mixer is attention.
     """
     params = parameter_shapes(config)
     model = LanguageModel(config)
@@ -135,6 +135,9 @@ def activation_bytes(config: LMConfig, context: int) -> float:
         kept = jax.eval_shape(pullback, params)
         return sum(leaf.size * np.dtype(leaf.dtype).itemsize for leaf in jax.tree.leaves(kept))
 
-    whole, half, quarter = (residual_bytes(context // part) for part in (1, 2, 4))
-    constant = (whole - 6 * half + 8 * quarter) / 3
+    whole, half = residual_bytes(context), residual_bytes(context // 2)
+    if state_sizes(config).keys() != set(config.pattern):
+        constant = (whole - 6 * half + 8 * residual_bytes(context // 4)) / 3
+    else:
+        constant = 2 * half - whole
     return (whole - constant) / context

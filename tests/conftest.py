@@ -1,6 +1,7 @@
 """Strict JAX under test: no silent rank promotion, two CPU devices, warnings are errors."""
 
 import datetime
+import gc
 import os
 import random
 import time
@@ -25,6 +26,8 @@ from tests.fuzz.table import pytest_terminal_summary  # noqa: F401  (a hook)
 BEGUN = pytest.StashKey[float]()
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
+# Traces make much that lives long, and collecting what is young does not pay.
+gc.set_threshold(50_000, 20, 50)
 
 
 @pytest.fixture(autouse=True, scope="module")

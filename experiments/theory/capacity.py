@@ -142,9 +142,13 @@ class Sizes(NamedTuple):
     delta_channels: tuple[int, ...]
 
 
-# An edit in closed loop has no gate that could stand fully open.
-OPEN_LOOP = tuple(name for name, entry in FAMILY.items() if not entry.gates.closed_loop)
-FULL = Sizes(16, OPEN_LOOP, 64, (16, 32, 64))
+FULL = Sizes(
+    16,
+    # Those with gates that can stand fully open.
+    ("linear_attention", "retnet", "gla", "mamba2", "deltanet", "gdn", "kda", "gdn2", "carve"),
+    64,
+    (16, 32, 64),
+)
 QUICK = Sizes(4, ("linear_attention", "deltanet", "carve"), 16, (16,))
 
 

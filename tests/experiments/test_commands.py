@@ -99,6 +99,7 @@ def test_prompts_of_different_lengths_are_continued_together(workdir, capsys):
     assert together == "".join(f"--- {i}\n{text}" for i, text in enumerate(alone, start=1))
 
 
+@pytest.mark.slow  # always: of tokens, in tests/model
 def test_a_stop_ends_the_continuation_and_is_not_printed(workdir, capsys):
     arguments = ("--prompt=the rule", "--max_new_tokens=12", "--temperature=1", "--seed=4")
     free = generated(capsys, workdir, *arguments)[len("the rule") : -1]
@@ -123,6 +124,15 @@ def test_a_saved_state_goes_on_where_it_ended(workdir, tmp_path, capsys):
     )
 
 
+@pytest.fixture(scope="module")
+def saved_state(workdir):
+    """A state that the command saved."""
+    state = workdir.parent / "state"
+    argv = ["generate", f"--workdir={workdir}", "--prompt=the rule", "--max_new_tokens=4"]
+    assert cli.call(generate.main, [*argv, f"--save_state={state}"]) == 0
+    return state
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
@@ -131,13 +141,11 @@ def test_a_saved_state_goes_on_where_it_ended(workdir, tmp_path, capsys):
         (["--step=1"], "--load_state: STATE was saved with other parameters of this model"),
     ],
 )
-def test_a_state_that_does_not_fit_is_one_sentence(workdir, tmp_path, capsys, arguments, said):
-    state = tmp_path / "state"
-    generated(capsys, workdir, "--prompt=the rule", "--max_new_tokens=4", f"--save_state={state}")
-    argv = ["generate", f"--workdir={workdir}", f"--load_state={state}", *arguments]
+def test_a_state_that_does_not_fit_is_one_sentence(workdir, saved_state, capsys, arguments, said):
+    argv = ["generate", f"--workdir={workdir}", f"--load_state={saved_state}", *arguments]
     assert cli.call(generate.main, argv) == 2
     err = capsys.readouterr().err
-    assert err.startswith("error: " + said.replace("STATE", str(state)))
+    assert err.startswith("error: " + said.replace("STATE", str(saved_state)))
     assert len(err.splitlines()) == 1
 
 

@@ -187,6 +187,7 @@ def test_equal_kernels_compile_once(monkeypatch: pytest.MonkeyPatch) -> None:
     assert set(outcomes) == set(requests)
 
 
+@pytest.mark.slow
 def test_one_crash_fails_one_kernel() -> None:
     crash = Request(pip_triton.TritonFunction(f"{HERE}:CRASHER", ()), 4, 1, "sm_90")
     signature = (("source", "*fp32"), ("target", "*fp32"), ("factor", "fp32"))

@@ -43,16 +43,13 @@ def check(rule: str, case: Case, dtype: str = "float32", **options) -> None:
 @pytest.mark.parametrize(
     ("rule", "tiles"),
     [
-        pytest.param(
-            "gated_delta",
-            Tiles(chunk=64, product="tf32", block_value=16, block_key=16),
-            marks=SLOW,
-        ),
+        ("gated_delta", Tiles(chunk=64, product="tf32", block_value=16, block_key=16)),
         ("gated_delta", Tiles(chunk=32, product="tf32", solve="walk", block_value=16)),
         ("carve", Tiles(chunk=32, product="tf32", block_key=16)),
-        pytest.param("carve", Tiles(chunk=64, product="tf32"), marks=SLOW),
+        ("carve", Tiles(chunk=64, product="tf32")),
     ],
 )
+@pytest.mark.slow  # tests/ops has the shipped tiles
 def test_every_cut_gives_the_same(rule: str, tiles: Tiles) -> None:
     check(rule, WIDE, tiles=tiles)
 
@@ -69,7 +66,7 @@ def test_parts_one_after_another(rule: str, monkeypatch: pytest.MonkeyPatch) -> 
     "case",
     [
         pytest.param(Case(1, 600, 1, 2, 16, 16, gate_chunk=256, decay="resets"), marks=SLOW),
-        Case(1, 600, 1, 1, 16, 16, gate_chunk=300, norm=True, offset=37),
+        Case(1, 280, 1, 1, 16, 16, gate_chunk=300, norm=True, offset=37),
     ],
     ids=["256", "300 from an offset"],
 )

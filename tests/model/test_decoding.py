@@ -69,8 +69,15 @@ def _kind(leaf):
     return leaf.shape, str(leaf.dtype)
 
 
-@pytest.mark.parametrize("pattern", [("carve", "swa"), ("carve", "attention")])
-@pytest.mark.parametrize("pad_to", [1, 5])
+@pytest.mark.parametrize(
+    ("pattern", "pad_to"),
+    [
+        pytest.param(("carve", "swa"), 1, marks=pytest.mark.slow),
+        (("carve", "swa"), 5),
+        (("carve", "attention"), 1),
+        pytest.param(("carve", "attention"), 5, marks=pytest.mark.slow),
+    ],
+)
 def test_prompts_and_rooms_below_a_gate_chunk(pattern, pad_to):
     model, params = build(pattern)
     row = prompts((3,))[0]
@@ -101,7 +108,11 @@ def assert_continues(pattern, rows, new):
         np.testing.assert_array_equal(more, scores[start : start + len(more)].argmax(-1))
 
 
-@pytest.mark.parametrize("chunk", [5, 16])  # a gate chunk of 8 is the least that is read
+@pytest.mark.parametrize(
+    "chunk",
+    # A gate chunk of 8 is the least that is read.
+    [5, pytest.param(16, marks=pytest.mark.slow)],
+)
 @pytest.mark.parametrize("pattern", EACH, ids="-".join)
 def test_rows_of_different_lengths_continue_as_their_whole_forward_pass(pattern, chunk):
     model, params = build(pattern)
@@ -125,6 +136,7 @@ def test_prefill_gives_the_logits_of_each_rows_last_token(pattern):
     assert read.logits.dtype == jnp.float32
 
 
+@pytest.mark.slow  # always: logits of the last tokens, read in chunks of 5
 @pytest.mark.parametrize("pattern", EACH[::2], ids="-".join)
 def test_chunks_of_any_size_read_as_one_call(pattern):
     """Rows of one length, with a gate chunk and a window cut anywhere."""
@@ -174,6 +186,7 @@ def test_decoding_in_parts_is_decoding_at_once():
     np.testing.assert_array_equal(np.concatenate(parts, axis=1), at_once)
 
 
+@pytest.mark.slow  # always: of tokens and stops, in test_generate.py
 def test_streaming_draws_what_a_call_of_many_steps_draws():
     model, params = build(("carve", "swa"))
     rows, steps = prompts((3, 3)), []

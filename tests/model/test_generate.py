@@ -36,6 +36,7 @@ def prompt(length: int = 5):
     return random_tokens(2, length, below=50)
 
 
+@pytest.mark.slow  # always: rows of different lengths, in test_decoding.py
 @pytest.mark.parametrize("pattern", PATTERNS, ids="-".join)
 def test_greedy_tokens_are_those_of_the_whole_forward_pass(pattern):
     model, params = build(pattern)

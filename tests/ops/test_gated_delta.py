@@ -388,7 +388,7 @@ def test_backward_keeps_inputs_and_states_alone(rule: str) -> None:
     assert states < kept <= inputs + states + contents + flags + sigmoid
 
 
-@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("rule", ["gated_delta", pytest.param("carve", marks=pytest.mark.slow)])
 def test_memory_grows_linearly(rule: str) -> None:
     def peak(length: int) -> int:
         case = Case(1, length, value_channels=16, gate_chunk=64)

@@ -119,7 +119,11 @@ def without_isolation(monkeypatch):
 
 @pytest.mark.parametrize(
     ("rule", "implementation"),
-    [("gated_delta", "chunked"), ("gated_delta", "pallas"), ("carve", "pallas")],
+    [
+        ("gated_delta", "chunked"),
+        pytest.param("gated_delta", "pallas", marks=pytest.mark.slow),
+        pytest.param("carve", "pallas", marks=pytest.mark.slow),
+    ],
 )
 def test_gradients_are_those_without_what_is_broken(rule, implementation, monkeypatch):
     """Of every number, with the loss over all tokens: of other documents and heads, and of the

@@ -67,8 +67,15 @@ def rule(inputs, state=None, segment_ids=None, implementation="recurrent", chunk
     )
 
 
-@pytest.mark.parametrize("implementation", ["recurrent", "chunked"])
-@pytest.mark.parametrize("rank", [1, 3])
+@pytest.mark.parametrize(
+    ("rank", "implementation"),
+    [
+        pytest.param(1, "recurrent", marks=pytest.mark.slow),
+        pytest.param(1, "chunked", marks=pytest.mark.slow),
+        (3, "recurrent"),
+        (3, "chunked"),
+    ],
+)
 def test_equals_the_recurrence_written_out_with_gradients(rank, implementation):
     inputs = arrays(rank)
     output, state = rule(inputs, implementation=implementation)
@@ -101,7 +108,9 @@ def test_any_split_gives_the_same(lengths):
         np.testing.assert_allclose(mine, theirs, rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("implementation", ["recurrent", "chunked"])
+@pytest.mark.parametrize(
+    "implementation", [pytest.param("recurrent", marks=pytest.mark.slow), "chunked"]
+)
 def test_documents_see_nothing_of_one_another(implementation):
     inputs, ends = arrays(2), [0, 5, 6, LENGTH]
     ids = jnp.repeat(jnp.array([1, 2, 9]), jnp.diff(jnp.array(ends)))[None].repeat(BATCH, 0)

@@ -25,14 +25,9 @@ def losses(run, state):
     return np.array([float(s.nats) / float(s.tokens) for s in sums]), state
 
 
-# The others, gradients and decoding included, are tested in tests/mixers and tests/model too.
-ALWAYS = ("carve",)
-
-
-@pytest.mark.parametrize(
-    "name",
-    [pytest.param(name, marks=() if name in ALWAYS else pytest.mark.slow) for name in MIXERS],
-)
+# Their gradients and decoding are tested in tests/mixers and tests/model too.
+@pytest.mark.slow
+@pytest.mark.parametrize("name", MIXERS)
 def test_trains_on_associative_recall_and_decodes_its_forward_pass(name):
     config = tiny_config(
         model__pattern=(name,),

@@ -112,8 +112,8 @@ def runs(tmp_path_factory):
     return directory, stopped, two
 
 
-# Seven processes and a run. Always tested: two that save and stop together, and meshes of two in
-# one process (test_sharding.py) and in two (test_remesh.py).
+# Seven processes and a run. Always tested: two that restore, vote and save together
+# (test_remesh.py), and a mesh of eight (test_sharding.py).
 @pytest.mark.slow
 def test_sigterm_to_one_of_four_stops_and_saves_all(runs):
     directory, (codes, lines, errors), _ = runs
@@ -154,6 +154,7 @@ def test_the_directory_is_that_of_one_run(runs):
     )
 
 
+@pytest.mark.slow
 def test_processes_that_disagree_all_say_so_and_write_nothing(tmp_path):
     config = tiny_config(**CHANGES, mesh__data=-1)
     own = (), ("--config.batch_size=8", "--config.seed=1")
@@ -185,6 +186,7 @@ def test_a_wrong_checksum_found_by_one_before_training(tmp_path):
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 def test_a_wrong_checksum_found_by_one_while_training(tmp_path):
     data = text_data(tmp_path / "tokens", extra="the state is the state. " * 400)
     flip_byte(tmp_path / "tokens" / "train-00000.bin", -2)

@@ -28,12 +28,13 @@ CASES = {
         "2,2,2,1": {"all-reduce", "all-gather", "reduce-scatter"},
         "2,1,2,2": None,  # a state is handed on, convolutions look over the edge
     },
+    "gdn2": {"2,2,2,1": {"all-reduce", "all-gather", "reduce-scatter"}},
     "mamba3+swa": {"2,2,2,1": {"all-reduce", "all-gather", "reduce-scatter"}},
     "kda+attention": {"2,1,1,4": None},
 }
 
-# This one has the collectives of the others; below, meshes of two are always tested.
-ALWAYS = ("carve", "2,2,2,1")
+# This one has the collectives of the others, and compiles fastest.
+ALWAYS = ("gdn2", "2,2,2,1")
 FOUR = {"data": 1, "fsdp": 2, "tensor": 2, "sequence": 1}
 
 
@@ -104,11 +105,12 @@ def test_without_a_mesh_nothing_happens():
 @pytest.mark.parametrize(
     ("axis", "implementation"),
     [
-        pytest.param("data", "chunked", marks=pytest.mark.slow),
+        ("data", "chunked"),
         ("tensor", "pallas"),
         ("sequence", "chunked"),
     ],
 )
+@pytest.mark.slow  # tests/ops cuts the rule along heads and tokens too
 def test_a_mesh_of_two_trains_here(axis, implementation):
     """In this process, which has two devices, so that the path runs under every interpreter; the
     kernels (interpreted) too."""
@@ -119,7 +121,9 @@ def test_a_mesh_of_two_trains_here(axis, implementation):
 @functools.cache
 def second_loss(implementation, axis=None):
     """Nats of the second step, on two devices along that axis, or on one."""
-    config = tiny_config(model__vocab_size=64, model__implementation=implementation)
+    config = tiny_config(
+        model__vocab_size=64, model__pattern=("gdn2",), model__implementation=implementation
+    )
     if axis is not None:
         config.mesh[axis] = -1
     run = build(config)

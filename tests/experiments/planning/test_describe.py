@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from carve_jax import accounting
 from carve_jax.accounting import costs, parameter_shapes
 from carve_jax.mixers import MIXERS
 from carve_jax.model import count_parameters
@@ -71,6 +72,13 @@ def test_describe_sets_carve_beside_gdn2(capsys):
     assert "18.7% fewer without their output projection" in out
 
 
+@pytest.fixture
+def untraced(monkeypatch):
+    """Counts no activations, which takes the most time."""
+    monkeypatch.setattr(accounting, "activation_bytes", lambda *given: 0.0)
+
+
+@pytest.mark.usefixtures("untraced")
 def test_describe_compares_any_two_and_takes_overrides(capsys):
     arguments = [f"--config={CONFIGS}/quickstart.py", "--describe", "--config.model.layers=4"]
     code, out, _ = described(capsys, *arguments, f"--compare={CONFIGS}/mqar.py")
@@ -80,6 +88,7 @@ def test_describe_compares_any_two_and_takes_overrides(capsys):
     assert "fewer" not in out
 
 
+@pytest.mark.usefixtures("untraced")
 def test_a_model_without_a_twin_stands_alone(capsys):
     arguments = (f"--config={CONFIGS}/quickstart.py", "--config.model.pattern=('gla',)")
     code, out, _ = described(capsys, *arguments, "--describe")

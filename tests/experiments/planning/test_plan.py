@@ -22,12 +22,17 @@ from tests.training.helpers import tiny_config
 ROOT = Path(__file__).resolve().parents[3]
 CARVE = ROOT / "configs" / "carve_1b3.py"
 SIZES = dict.fromkeys(AXES, 1)
+SMALL = {
+    "model__pattern": ("gla",),  # of those in chunks it compiles fastest
+    "model__implementation": "chunked",
+    "model__remat": "full",
+}
 
 
 @pytest.fixture(scope="module")
 def two_devices():
     """A tiny step, compiled for two CPU devices that share the parameters: figures and memory."""
-    config = tiny_config(model__implementation="chunked", model__remat="full", mesh__fsdp=2)
+    config = tiny_config(**SMALL, mesh__fsdp=2)
     target = find_target("h100", 2, "cpu")
     sizes = SIZES | {"fsdp": 2}
     rates = datasheet_rates(target.chip, 2)
@@ -56,7 +61,7 @@ def test_what_a_device_keeps_is_what_the_program_takes(two_devices):
 
 def test_a_sharded_step_sends_its_weights_and_gradients(two_devices):
     figures, _ = two_devices
-    config = tiny_config(model__implementation="chunked", model__remat="full")
+    config = tiny_config(**SMALL)
     model = make_model(config).config
     least = budget.estimated_sent_bytes(
         model, figures["parameters"], SIZES | {"fsdp": 2}, budget.work(config, model)
@@ -71,7 +76,7 @@ def test_a_sharded_step_sends_its_weights_and_gradients(two_devices):
 def test_the_estimate_of_working_memory_is_of_the_right_size(two_devices):
     """It knows no fusion, and not that CPU keeps gradients whole: a factor of three either way."""
     figures, _ = two_devices
-    config = tiny_config(model__implementation="chunked", model__remat="full")
+    config = tiny_config(**SMALL)
     model = make_model(config).config
     working = budget.estimated_working_bytes(config, model, SIZES | {"fsdp": 2})
     assert 1 / 3 < working / figures["bytes"]["working memory"] < 3
@@ -94,7 +99,9 @@ def planned(capsys, *arguments: str) -> tuple[int, str, str]:
     return code, captured.out, captured.err
 
 
-def test_the_estimate_of_the_official_sizes(tmp_path, capsys):
+def test_the_estimate_of_the_official_sizes(tmp_path, capsys, monkeypatch):
+    # Tracing takes the most time; tests/model counts activations.
+    monkeypatch.setattr(budget, "activation_bytes", lambda *given: 1e5)
     path = tmp_path / "new" / "plan.json"
     small = ["--config.batch_size=64", "--config.sequence_length=1024"]
     code, out, _ = planned(
