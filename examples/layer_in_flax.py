@@ -51,7 +51,7 @@ def main(steps: int = 300, rows: int = 64) -> float:
         tokens, wanted = make_batch(rng, rows)
 
         def loss_of(params):
-            logits = model.apply(params, tokens)
+            logits = jnp.asarray(model.apply(params, tokens))
             loss = optax.softmax_cross_entropy_with_integer_labels(logits, wanted).mean()
             return loss, (logits.argmax(axis=-1) == wanted).mean()
 

@@ -3,7 +3,7 @@
 import argparse
 import ast
 import functools
-import importlib
+import importlib.util
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,7 +20,7 @@ from tests.markdown import NAMES, PAGES, ROOT, anchors_of, code_of, links_of, py
 DOCS = [page for page in PAGES if page.parent != ROOT]
 COMMAND = re.compile(r"python -m ([\w.]+)(.*)")
 FLAG = re.compile(r"(?<![\w-])--([\w.]+)")
-OUTSIDE = {"pytest", "venv", "carve_jax.evaluation.lm_harness"}  # commands of other programs
+WITH_FLAGS = ("experiments", "pallas_kernels", "tests")  # others are named, or not ours
 OF_OTHERS = {"help", "within", "model", "model_args"}  # flags of all, of pytest and of lm_eval
 
 
@@ -92,8 +92,10 @@ def commands_of(page: Path) -> Iterator[tuple[str, str]]:
     """The modules that a page runs, with what stands behind them."""
     for code in code_of(page):
         for module, rest in COMMAND.findall(code):
-            if module not in OUTSIDE:
+            if module.split(".")[0] in WITH_FLAGS:
                 yield module.rstrip("."), rest.split("#")[0]
+            else:
+                assert importlib.util.find_spec(module.rstrip(".")) or module == "sphinx", module
 
 
 def check_flag(name: str, known: frozenset[str]) -> None:
