@@ -62,6 +62,8 @@ def test_what_the_python_says_of_itself_holds() -> None:
     np.testing.assert_allclose(rule["last"], rule["state"], rtol=1e-5, atol=1e-6)
     np.testing.assert_allclose(rule["second"], rule["output"][:, 16:], rtol=1e-5, atol=1e-6)
     assert scope_of(ROOT / "docs" / "mixers.md")["second"].shape == (2, 16, 16)
+    model = scope_of(ROOT / "docs" / "models.md")
+    assert model["count_parameters"](model["shapes"])["mixer"] == 447_089_184
 
 
 class Asked(BaseException):
