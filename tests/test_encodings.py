@@ -11,7 +11,7 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 FILES = sorted(
     str(path.relative_to(ROOT))
-    for room in ("carve_jax", "configs", "experiments", "pallas_kernels")
+    for room in ("carve_jax", "configs", "experiments", "examples", "pallas_kernels")
     for path in (ROOT / room).rglob("*.py")
 )
 

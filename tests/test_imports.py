@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+import carve_jax
+
 ROOT = Path(__file__).resolve().parent.parent
 
 # A file may import its own layer and those above it in this list; rooms of one layer, each other
@@ -28,6 +30,7 @@ LAYERS = (
     ("carve_jax/training",),
     ("carve_jax/evaluation",),
     ("experiments",),
+    ("examples",),
 )
 LEVEL = {room: level for level, rooms in enumerate(LAYERS) for room in rooms} | {"configs": 0}
 # Rooms that not all below them in the list may import.
@@ -74,7 +77,7 @@ def target(module: str) -> str | None:
 def files() -> list[str]:
     found = [
         p.relative_to(ROOT)
-        for room in ("pallas_kernels", "carve_jax", "configs", "experiments")
+        for room in ("pallas_kernels", "carve_jax", "configs", "experiments", "examples")
         for p in (ROOT / room).rglob("*.py")
     ]
     return sorted(str(p) for p in found if str(p) != "carve_jax/__init__.py")
@@ -138,6 +141,16 @@ def test_outside_imports(room: str) -> None:
             top = module.split(".")[0]
             known = top in allowed or top == room or top in sys.stdlib_module_names
             assert known, f"{path} imports {module}; it may import {sorted(allowed)} alone"
+
+
+def test_examples_import_public_names_alone() -> None:
+    public = {f"carve_jax.{name}" for name in carve_jax.__all__}
+    sources = [path for path in files() if room_of(path) == "examples"]
+    assert sources
+    for path in sources:
+        for module in imported_modules((ROOT / path).read_text("utf-8")):
+            ours = file_of(module) is not None and not module.startswith("configs.")
+            assert not ours or module in public, f"{path} imports {module}, which is not public"
 
 
 # What a wing of experiments may import of the others; all may import `cli`, and commands any wing.

@@ -1,20 +1,25 @@
-"""The README's words hold: its example runs, and CI runs the command it gives for the tests."""
-
-import re
-from pathlib import Path
+"""The README's words hold: its examples run, and CI runs the command it gives for the tests."""
 
 import pytest
 
-ROOT = Path(__file__).resolve().parent.parent
-README = (ROOT / "README.md").read_text()
+from tests.markdown import ROOT, python_of, shell_of
+
+README = ROOT / "README.md"
 
 
-def blocks(language: str) -> list[str]:
-    return re.findall(rf"```{language}\n(.*?)```", README, re.S)
+def test_it_is_short() -> None:
+    assert len(README.read_text("utf-8").splitlines()) <= 200
 
 
-def test_the_example_runs(capsys: pytest.CaptureFixture[str]) -> None:
-    (example,) = blocks("python")
+def test_a_layer_in_a_network_runs() -> None:
+    layer, _ = python_of(README)
+    scope: dict = {}
+    exec(layer, scope)
+    assert scope["y"].shape == (2, 100, 32)
+
+
+def test_the_ten_lines_run(capsys: pytest.CaptureFixture[str]) -> None:
+    _, example = python_of(README)
     scope: dict = {}
     exec(example, scope)
     assert scope["logits"].shape == (1, 32, 257)
@@ -22,13 +27,5 @@ def test_the_example_runs(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_ci_runs_the_command_for_the_tests() -> None:
-    _, tests = (block.strip() for block in blocks("sh"))
-    assert tests in (ROOT / ".ci" / "run").read_text().splitlines()
-
-
-def test_every_config_and_command_named_exists() -> None:
-    for path in set(re.findall(r"configs/\w+\.py", README)):
-        assert (ROOT / path).exists(), path
-    for module in set(re.findall(r"python -m (experiments\.\w+)", README)):
-        path = ROOT / module.replace(".", "/")
-        assert path.with_suffix(".py").exists() or (path / "__main__.py").exists(), module
+    _, tests = shell_of(README)
+    assert tests in (ROOT / ".ci" / "run").read_text("utf-8").splitlines()

@@ -45,7 +45,7 @@ BUDGETS = (
     Budget("gdn2", "backward", GRADIENTS, 55_000),
     Budget("carve", "backward", GRADIENTS, 55_000),
 )
-# Missed so far, as README and LOG say; a test fails where one is met, or another is missed.
+# Missed so far, as docs/results.md says; a test fails where one is met, or another is missed.
 MISSED = (
     "carve/128x128c64/bfloat16/forward/_walk_kernel",
     "carve/128x128c64/bfloat16/backward/_walk_back_kernel",

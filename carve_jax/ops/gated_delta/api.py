@@ -131,7 +131,7 @@ def value_axis_erase_rule(
     triangular solves instead of one (arXiv 2606.27229), so the rule runs token by token alone.
 
     Raises:
-      What `gated_delta_rule` raises.
+      ValueError, TypeError: as `gated_delta_rule`.
     """
     arrays = {
         "query": query,
@@ -204,7 +204,8 @@ def carve_rule(
       Output in the shape and dtype of value, and the state after the last token.
 
     Raises:
-      What `gated_delta_rule` raises; ValueError also when a segment does not start on a gate chunk.
+      ValueError, TypeError, NotImplementedError: as `gated_delta_rule`; ValueError also when a
+        segment does not start on a gate chunk.
     """
     arrays = {
         "query": query,
@@ -266,7 +267,7 @@ def resolve_implementation(
       content: under a content gate.
 
     Returns:
-      "recurrent", "chunked" or a backend's name: of "pallas", that of the kernels that run.
+      "recurrent", "chunked" or a backend's name, for "pallas" that of the kernels that run.
 
     Raises:
       ValueError: when the name is unknown.

@@ -1,0 +1,1 @@
+"""Short programs that use the library by its public names, each on one screen."""
