@@ -59,7 +59,7 @@ def make_slots(plan: Plan, facts: dict[str, Any], jobs: int | None) -> list[dict
     """
     if facts["backend"] == "gpu":
         ids = _visible(len(facts["devices"]))
-        sizes = [math.prod(dict(run.config.mesh).values()) for run in plan.runs]
+        sizes = [math.prod(dict(run.config.mesh).values()) for run in plan.every]
         each = len(ids) if min(sizes) < 1 else max(sizes)  # -1: all there are
         groups = [ids[i : i + each] for i in range(0, len(ids) - each + 1, each)]
         if not groups or (jobs or 1) > len(groups):
@@ -70,7 +70,7 @@ def make_slots(plan: Plan, facts: dict[str, Any], jobs: int | None) -> list[dict
         return [{"CUDA_VISIBLE_DEVICES": ",".join(group)} for group in groups[:jobs]]
     if facts["backend"] != "cpu":
         return [{}] * (jobs or 1)
-    jobs = jobs or min(cli.usable_cores(), len(plan.runs))
+    jobs = jobs or min(cli.usable_cores(), len(plan.every))
     if jobs == 1:
         return [{}]
     one_thread = f"{os.environ.get('XLA_FLAGS', '')} --xla_cpu_multi_thread_eigen=false".strip()
@@ -109,20 +109,20 @@ def estimated_seconds(
     Runs that are done tell how long others of their task take; without one, the model's arithmetic
     is held against the GPU's datasheet or against products of matrices timed here.
     """
-    done = [run for run in plan.runs if store.is_done(run)]
+    done = [run for run in plan.every if store.is_done(run)]
     rates: dict[tuple[str, ...], float] = {}
     for name, runs in itertools.chain(
         _grouped(done, lambda run: (run.task, run.variant)),
         _grouped(done, lambda run: (run.task,)),
     ):
         rates[name] = sum(store.status(r).seconds for r in runs) / sum(r.tokens for r in runs)
-    if all((run.task,) in rates for run in plan.runs):
-        pace = {r.id: rates.get((r.task, r.variant), rates[(r.task,)]) for r in plan.runs}
+    if all((run.task,) in rates for run in plan.every):
+        pace = {r.id: rates.get((r.task, r.variant), rates[(r.task,)]) for r in plan.every}
         words = f"from the {len(done)} runs that are done"
-        return {run.id: pace[run.id] * run.tokens for run in plan.runs}, words
+        return {run.id: pace[run.id] * run.tokens for run in plan.every}, words
     rate, words = _flops_a_second(facts, jobs)
     seconds = {}
-    for run in plan.runs:
+    for run in plan.every:
         model = make_model_config(run.config)
         flops = 3 * sum(forward_flops(model, run.config.sequence_length).values())
         seconds[run.id] = (

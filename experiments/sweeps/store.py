@@ -70,6 +70,7 @@ RECORD = {
             "tokens": Maybe(int),
         }
     ],
+    "tune": Maybe({"field": str, "grid": [float], "seeds": [int], "steps": int}),
 }
 """What sweep.json holds, as `check_shape` takes it."""
 STATUS = {
@@ -146,7 +147,7 @@ class Store:
         path = self.workdir / FILE_NAME
         if not write_new(path, json.dumps(record, indent=2) + "\n"):
             self._check(self._read(), plan, facts["commit"], other_commit)
-        for run in plan.runs:
+        for run in plan.every:
             write_new(self.path(run, "status.json"), _as_json(Status()))
 
     def _read(self) -> dict[str, Any]:
@@ -211,6 +212,10 @@ class Store:
     def is_done(self, run: PlannedRun) -> bool:
         """Whether a run has come to its end, figures included."""
         return self.status(run).state == "done" and self.took_all_steps(run)
+
+    def is_over(self, run: PlannedRun) -> bool:
+        """Whether there is nothing left to try: a run is done, or has diverged."""
+        return self.is_done(run) or self.status(run).state == "diverged"
 
     def took_all_steps(self, run: PlannedRun) -> bool:
         """Whether a run's figures go to its last step."""
@@ -313,11 +318,15 @@ def _resolved(plan: Plan) -> dict[str, Any]:
             v.name: {"title": v.title, "labels": v.labels, "overrides": v.overrides}
             for v in plan.variants
         },
-        "runs": [
-            {name: value for name, value in run._asdict().items() if name != "config"}
-            for run in plan.runs
-        ],
+        "runs": [_described(run) for run in plan.runs],
+        "tune": plan.tuning
+        and {**plan.tuning._asdict(), "runs": [_described(run) for run in plan.trials]},
     }
+
+
+def _described(run: PlannedRun) -> dict[str, Any]:
+    unsaid = {"config"} if run.trial is not None else {"config", "trial"}
+    return {name: value for name, value in run._asdict().items() if name not in unsaid}
 
 
 def _different(stored: dict[str, Any], new: dict[str, Any]) -> str:
@@ -336,11 +345,20 @@ def _different(stored: dict[str, Any], new: dict[str, Any]) -> str:
     if missing or added:
         words = [_some(missing, "there alone"), _some(added, "here alone")]
         return " and ".join(word for word in words if word)
+    if stored.get("tune") != new["tune"]:
+        return f"{_tuned(stored.get('tune'))} there and {_tuned(new['tune'])} here"
     for name, run in runs.items():
         changed = [field for field in run if run[field] != others[name].get(field)]
         if changed:
             return f"{name} has other {' and '.join(changed)}"
     return ""
+
+
+def _tuned(tune: dict[str, Any] | None) -> str:
+    if tune is None:
+        return "nothing is tuned"
+    told = ", ".join(f"{name} {tune.get(name)}" for name in ("grid", "seeds", "steps"))
+    return f"{tune.get('field')} is tuned ({told})"
 
 
 def _tuples(flat: dict[str, Any]) -> dict[str, Any]:

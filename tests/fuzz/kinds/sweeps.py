@@ -11,6 +11,7 @@ from experiments.reporting.compare import compare
 from experiments.reporting.sweep import read_sweep
 from experiments.sweeps.plan import Plan, PlannedRun, Variant
 from experiments.sweeps.store import FILE_NAME, RUNS, Status, Store
+from experiments.sweeps.tuning import FOLDER, Choice, Tuning, read_choice, write_choice
 from tests.experiments.sweeps.made_up import BITS, truth_of, write_sweep
 from tests.fuzz.damage import HANGS, kept
 from tests.fuzz.kind import OTHER, REPAIRED, Kind, Say, SilentChange, any_value, same
@@ -109,6 +110,25 @@ def device_peak(folder: Path, say: Say) -> Any:
 def judge_peak(folder: Path, value: Any, healthy: Any, said: list[str]) -> str:
     if value is not None and type(value) is not int:
         raise SilentChange("no number of bytes")
+    return OTHER
+
+
+def make_choice(folder: Path, number: int) -> None:
+    tuning = Tuning("optimizer.peak_learning_rate", (0.1, 0.2), (7 + number,), 4)
+    write_choice(folder, "text", "v", Choice(tuning, 0.2, ((1.5,), (None,))))
+
+
+def choice(folder: Path, say: Say) -> Any:
+    found = read_choice(folder, "text", "v")
+    return found and (found, found.at_edge, found.means)
+
+
+def judge_choice(folder: Path, value: Any, healthy: Any, said: list[str]) -> str:
+    if value is None:
+        return REPAIRED  # it is made again from the tuning's runs
+    found, _, means = value
+    if found.value not in found.tuning.grid or len(means) > len(found.tuning.grid):
+        raise SilentChange("a choice that its grid does not have")
     return OTHER
 
 
@@ -211,6 +231,15 @@ KINDS = (
         device_peak,
         (f"{_STORE}.device_peak_bytes",),
         judge_peak,
+        json=True,
+    ),
+    Kind(
+        "choice of a sweep's tuning",
+        make_choice,
+        (f"{FOLDER}/*.json",),
+        choice,
+        ("experiments.sweeps.tuning:read_choice",),
+        judge_choice,
         json=True,
     ),
     Kind(
