@@ -85,9 +85,17 @@ def overwriting(**model: Any) -> ConfigDict:
     return asked("recall with overwriting", config)
 
 
-def asked(title: str, config: ConfigDict) -> ConfigDict:
-    """A task whose figure is the accuracy of what is asked for."""
-    return ConfigDict({"title": title, "config": config, "metrics": (ACCURACY, LOSS)})
+def asked(title: str, config: ConfigDict, solved: float | None = None) -> ConfigDict:
+    """A task whose figure is the accuracy of what is asked for.
+
+    Args:
+      title: in words.
+      config: of a run.
+      solved: the accuracy from which a seed counts as having solved it; None for a task that is
+        not solved or unsolved, but done better or worse.
+    """
+    accuracy = ACCURACY if solved is None else ACCURACY | {"solved": solved}
+    return ConfigDict({"title": title, "config": config, "metrics": (accuracy, LOSS)})
 
 
 def tune(

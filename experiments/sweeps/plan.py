@@ -30,6 +30,7 @@ FIELDS = (
     "tune",
 )
 BETTER = ("lower", "higher")
+METRIC = ("name", "better", "title")  # and "solved", of one that a task can be solved by
 
 
 class Variant(NamedTuple):
@@ -215,7 +216,7 @@ def _tasks(
         section["config"] = cli.override(copy.deepcopy(section["config"]).unlock(), settings)
         section["metrics"] = [dict(metric) for metric in section["metrics"]]
         for metric in section["metrics"]:
-            check_names(metric.keys(), ("name", "better", "title"), f"a metric of task {name!r}")
+            check_names(metric.keys() - {"solved"}, METRIC, f"a metric of task {name!r}")
             if metric["better"] not in BETTER:
                 raise UserError(
                     f"the metric {metric['name']!r} is better {metric['better']!r}: give 'lower' "

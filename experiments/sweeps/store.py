@@ -39,6 +39,7 @@ PROMPT = "$ "  # in a log, before the command of each process
 STATES = ("waiting", "running", "done", "failed", "diverged")
 
 
+MEND = "restore it from a copy"
 LONGEST = 400  # characters of what differs
 TAIL = 1 << 16  # bytes at the end of a file that are looked at
 RECORD = {
@@ -56,7 +57,7 @@ RECORD = {
         {
             "title": Maybe(str),
             "config": Maybe(Each(object)),
-            "metrics": [{"name": str, "better": str, "title": Maybe(str)}],
+            "metrics": [{"name": str, "better": str, "title": Maybe(str), "solved": Maybe(float)}],
         }
     ),
     "variants": Each({"title": Maybe(str), "labels": Maybe(Each(object))}),
@@ -244,8 +245,18 @@ def read_record(path: Path) -> dict[str, Any]:
       FileNotFoundError: there is none.
       UserError: it does not read, or holds something else.
     """
-    mend = "restore it from a copy"
-    record = read_json(path, mend=mend)
+    return check_record(read_json(path, mend=MEND), path)
+
+
+def check_record(record: dict[str, Any], path: Path) -> dict[str, Any]:
+    """What a sweep.json holds, if it is one.
+
+    Args:
+      path: of the file that it is from.
+
+    Raises:
+      UserError: it is something else.
+    """
     try:
         check_shape(record, RECORD)
         for name in record["tasks"]:
@@ -272,7 +283,7 @@ def read_record(path: Path) -> dict[str, Any]:
     except UserError:
         raise
     except ValueError as error:
-        raise UserError(f"{path} cannot be read ({reason_of(error)}): {mend}") from error
+        raise UserError(f"{path} cannot be read ({reason_of(error)}): {MEND}") from error
     return record
 
 

@@ -66,6 +66,11 @@ class Choice(NamedTuple):
         return self.value in (min(self.tuning.grid), max(self.tuning.grid))
 
     @property
+    def record(self) -> dict[str, Any]:
+        """As JSON holds it."""
+        return {**self.tuning._asdict(), "value": self.value, "results": self.results}
+
+    @property
     def means(self) -> dict[float, float | None]:
         """Mean result by value; None where a run diverged."""
         return dict(zip(self.tuning.grid, map(_mean, self.results), strict=True))
@@ -152,8 +157,7 @@ def choice_path(workdir: Path, task: str, variant: str) -> Path:
 def write_choice(workdir: Path, task: str, variant: str, choice: Choice) -> None:
     """Records a choice, once: the first one stays, whatever is run again later."""
     made_directory(workdir / FOLDER, "--workdir")
-    record = {**choice.tuning._asdict(), "value": choice.value, "results": choice.results}
-    write_new(choice_path(workdir, task, variant), json.dumps(record, indent=2) + "\n")
+    write_new(choice_path(workdir, task, variant), json.dumps(choice.record, indent=2) + "\n")
 
 
 def read_choice(workdir: Path, task: str, variant: str) -> Choice | None:
@@ -170,12 +174,21 @@ def read_choice(workdir: Path, task: str, variant: str) -> Choice | None:
         return None
     try:
         check_shape(found, CHOICE)
-        grid, results = tuple(found["grid"]), tuple(map(tuple, found["results"]))
-        if found["value"] not in grid:
-            raise ValueError(f"its value {found['value']} is none of its grid")
-        if [len(each) for each in results] != [len(found["seeds"])] * len(grid):
-            raise ValueError("its results are not one for each value and seed")
-        tuning = Tuning(found["field"], grid, tuple(found["seeds"]), found["steps"])
-        return Choice(tuning, found["value"], results)
+        return as_choice(found)
     except ValueError as error:
         raise UserError(f"{path} cannot be read ({reason_of(error)}): {mend}") from error
+
+
+def as_choice(found: Mapping[str, Any]) -> Choice:
+    """The choice of a record that has the shape of `CHOICE`.
+
+    Raises:
+      ValueError: its parts do not fit together.
+    """
+    grid, results = tuple(found["grid"]), tuple(map(tuple, found["results"]))
+    if found["value"] not in grid:
+        raise ValueError(f"its value {found['value']} is none of its grid")
+    if [len(each) for each in results] != [len(found["seeds"])] * len(grid):
+        raise ValueError("its results are not one for each value and seed")
+    tuning = Tuning(found["field"], grid, tuple(found["seeds"]), found["steps"])
+    return Choice(tuning, found["value"], results)

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from experiments import cli
-from experiments.reporting import figures, theory_record, words
+from experiments.reporting import drawing, theory_record, words
 from experiments.reporting.compare import compare
 from experiments.reporting.sweep import read_sweep
 from experiments.sweeps.plan import make_plan
@@ -64,9 +64,11 @@ def test_the_tables_hold_the_figures_of_the_comparison(written, markdown):
 
 def test_runs_without_a_result_are_shown_with_their_reason(markdown):
     section = markdown[markdown.index("## Runs that do not count") : markdown.index("## Theory")]
-    assert f"`text.gla.s1`, diverged at step 100 after 1 attempt: `` {DOWN} ``" in section
-    assert "`text.gla.s2`, running at step 100 after 1 attempt: `it has not ended" in section
-    assert "`text.gla.s3`, waiting at step 0 after 0 attempts: `it has not started`" in section
+    assert f"GLA on text, seed 1: diverged at step 100 after 1 attempt: `` {DOWN} ``" in section
+    assert "GLA on text, seed 2: running at step 100 after 1 attempt: `it has not ended" in section
+    assert (
+        "GLA on text, seed 3: waiting at step 0 after 0 attempts: `it has not started`" in section
+    )
     assert row(markdown, "GLA", -1)[2:5] == ["diverged", "running", "waiting"]
 
 
@@ -84,7 +86,7 @@ def test_the_page_needs_nothing_but_itself(written, html):
     drawn = [name for name in named if name != "memory.png"]
     assert len(drawn) == 3  # all are as fast and as large
     assert html.count("<svg") == len(drawn)
-    assert figures.INK not in html  # drawings take the colours of the page
+    assert drawing.INK not in html  # drawings take the colours of the page
     for target in re.findall(r'href="#([\w-]+)"', html):
         assert f'id="{target}"' in html
     assert html.count('class="scroll"') == html.count("<table>")

@@ -8,7 +8,9 @@ from ml_collections import ConfigDict
 
 from experiments.reporting import text, theory_record
 from experiments.reporting.compare import compare
+from experiments.reporting.solved import count_solved
 from experiments.reporting.sweep import read_sweep
+from experiments.reporting.tables import Findings
 from experiments.sweeps.plan import Plan, PlannedRun, Variant
 from experiments.sweeps.store import FILE_NAME, RUNS, Status, Store
 from experiments.sweeps.tuning import FOLDER, Choice, Tuning, read_choice, write_choice
@@ -166,8 +168,9 @@ def write_report(folder: Path, say: Say) -> Any:
     comparisons = compare(sweep, alpha=0.05, smallest={})
     theory, where = theory_record.find_theory(None, folder)
     pngs = theory_record.theory_pictures(theory, where)
-    shows = {task.name: {f"{task.name}_curves.png": "curves"} for task in sweep.tasks}
-    written = text.write(text.Findings(sweep, comparisons, 0.05, shows, theory))
+    shows = {task.name: {f"{task.name}_curves.png": ("curves", "c")} for task in sweep.tasks}
+    solved = count_solved(sweep)
+    written = text.write(Findings(sweep, comparisons, 0.05, solved, shows, "", theory))
     rates = [(run.rate, run.last_step, run.curve(BITS["name"])) for run in sweep.runs]
     return written, pngs, rates
 
