@@ -6,7 +6,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from experiments.reporting import text, theory_record
+from experiments.reporting import results, text, theory_record
 from experiments.reporting.compare import compare
 from experiments.reporting.solved import count_solved
 from experiments.reporting.sweep import read_sweep
@@ -162,6 +162,19 @@ THEORY = {
 }
 
 
+def make_results(folder: Path, number: int) -> None:
+    make_report(folder, number)
+    (folder / results.FILE_NAME).write_text(results.to_json(read_sweep(folder)), "utf-8")
+
+
+def judge_again(folder: Path, say: Say) -> Any:
+    """As a claim is judged."""
+    sweep, note = results.read_results(folder / results.FILE_NAME)
+    comparisons = compare(sweep, alpha=0.05, smallest={})
+    rates = [(run.rate, run.last_step, run.curve(BITS["name"])) for run in sweep.runs]
+    return note, [(each.variant, each.difference) for each in comparisons], rates
+
+
 def write_report(folder: Path, say: Say) -> Any:
     """As experiments.report does, but for its pictures."""
     sweep = read_sweep(folder)
@@ -261,6 +274,15 @@ KINDS = (
         (f"{_RUN}/*", f"{_RUN}.status.json"),
         write_report,
         (_REPORT, "experiments.reporting.sweep:_run", "carve_jax.training.reports.metrics:_read"),
+        any_value,
+        json=True,
+    ),
+    Kind(
+        "report: results.json",
+        make_results,
+        (results.FILE_NAME,),
+        judge_again,
+        ("experiments.reporting.results:read_results", _REPORT),
         any_value,
         json=True,
     ),
