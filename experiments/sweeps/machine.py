@@ -1,6 +1,7 @@
 """The machine under a sweep: how many runs it takes at once, and how long they may take."""
 
 import contextlib
+import functools
 import itertools
 import json
 import math
@@ -16,6 +17,7 @@ import jax
 import jax.numpy as jnp
 
 from carve_jax.accounting import forward_flops
+from carve_jax.config import LMConfig
 from carve_jax.errors import UserError
 from carve_jax.training.reports.utilisation import peak_flops
 from carve_jax.training.settings import make_model_config
@@ -123,12 +125,17 @@ def estimated_seconds(
     rate, words = _flops_a_second(facts, jobs)
     seconds = {}
     for run in plan.every:
-        model = make_model_config(run.config)
-        flops = 3 * sum(forward_flops(model, run.config.sequence_length).values())
+        flops = _train_flops(make_model_config(run.config), run.config.sequence_length)
         seconds[run.id] = (
             flops * run.tokens / (rate * max(1, math.prod(dict(run.config.mesh).values())))
         )
     return seconds, f"a rough guess, compilation not counted, from {words}"
+
+
+@functools.cache  # seeds share a model, and each look traces it
+def _train_flops(model: LMConfig, length: int) -> float:
+    """Of a token of training."""
+    return 3 * sum(forward_flops(model, length).values())
 
 
 def _grouped(runs: Sequence[PlannedRun], key: Any) -> list[tuple[Any, list[PlannedRun]]]:
