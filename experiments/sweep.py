@@ -15,6 +15,10 @@ seeds of its own, and the runs of the comparison start with what was chosen when
 tuning is done. Its runs come first in --index and --count and are called tune.*: an array job takes
 them alone with --only='tune.*', and another one, after it, the rest.
 
+On GPUs each run has as many as its mesh; with a larger --jobs, runs of one GPU share it, each with
+its part of the memory (XLA_PYTHON_CLIENT_MEM_FRACTION). All share what they compile, in
+JAX_COMPILATION_CACHE_DIR if that is set, so that a later sitting finds it again.
+
 --set.KEY=VALUE changes the config of all runs (--set.steps=20), --config.KEY=VALUE the sweep itself
 (--config.seeds=0,1), --base=configs/carve_1b3.py trains that model in place of the small ones.
 --dry_run lists the runs with parameters, tokens and estimated time. --count prints how many there

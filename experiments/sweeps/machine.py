@@ -29,6 +29,8 @@ PROBE = (
     "import json; from carve_jax.training.reports.provenance import describe_environment; "
     "print(json.dumps(describe_environment()))"
 )
+FRACTION = "XLA_PYTHON_CLIENT_MEM_FRACTION"
+GPU_MEMORY = 0.9  # of a GPU's memory that runs share out; each process takes some besides
 GPU_SHARE, CPU_SHARE = 0.4, 0.2  # of the peak, and of a product of matrices, that training reaches
 
 
@@ -51,19 +53,24 @@ def make_slots(plan: Plan, facts: dict[str, Any], jobs: int | None) -> list[dict
     """For each run at once, what its environment has besides the sweep's own.
 
     A GPU run has as many devices as its mesh; on CPUs a run has one core if several run at once.
+    Where more runs of one device are asked for than there are GPUs, they share them, and each has
+    its part of a GPU's memory.
 
     Args:
       facts: of `probe`.
-      jobs: how many at once; None for as many as the machine has room for.
+      jobs: how many at once; None for as many as have devices to themselves.
 
     Raises:
-      UserError: more than there are GPUs for.
+      UserError: more than there are GPUs for, of runs that take several.
     """
     if facts["backend"] == "gpu":
         ids = _visible(len(facts["devices"]))
         sizes = [math.prod(dict(run.config.mesh).values()) for run in plan.every]
         each = len(ids) if min(sizes) < 1 else max(sizes)  # -1: all there are
         groups = [ids[i : i + each] for i in range(0, len(ids) - each + 1, each)]
+        if each == 1 and (jobs or 1) > len(ids):
+            each = math.ceil((jobs or 1) / len(ids))
+            return [_shared(ids[i % len(ids)], each) for i in range(jobs or 1)]
         if not groups or (jobs or 1) > len(groups):
             raise UserError(
                 f"a run takes {each} GPUs and this machine has {len(ids)}: room for {len(groups)} "
@@ -77,6 +84,12 @@ def make_slots(plan: Plan, facts: dict[str, Any], jobs: int | None) -> list[dict
         return [{}]
     one_thread = f"{os.environ.get('XLA_FLAGS', '')} --xla_cpu_multi_thread_eigen=false".strip()
     return [{"XLA_FLAGS": one_thread, "OMP_NUM_THREADS": "1"}] * jobs
+
+
+def _shared(gpu: str, runs: int) -> dict[str, str]:
+    """The environment of one of so many runs on a GPU: JAX takes a share of its memory at once."""
+    memory = float(os.environ.get(FRACTION) or GPU_MEMORY) / runs
+    return {"CUDA_VISIBLE_DEVICES": gpu, FRACTION: f"{memory:.3f}"}
 
 
 def _visible(count: int) -> list[str]:
