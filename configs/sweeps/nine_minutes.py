@@ -9,7 +9,7 @@ made of whatever seeds are there.
 Command, each sitting:
   JAX_COMPILATION_CACHE_DIR=DIR/compiled timeout 540 python -m experiments.sweep \\
       --config=configs/sweeps/nine_minutes.py --workdir=DIR --jobs=4
-Other data: --set.data.source=token_files --set.data.path=TOKENS. Duration and results: not measured yet.
+Other data: --set.data.source=token_files --set.data.path=TOKENS. Not yet run on a GPU.
 """
 
 from ml_collections import ConfigDict
