@@ -60,7 +60,9 @@ def compared(found: Findings) -> list[str]:
         "initial weights and the order of the data, so runs of one seed make a pair, and each "
         f"variant is compared with {escape(sweep.variants[sweep.baseline])} pair by pair.",
         *([f"Sizes: {escape(matched)}."] if matched else []),
-        words.table(["variant", *map(escape, labels)], rows, left=1 + len(labels)),
+        words.table(["variant", *map(escape, labels)], rows, left=1 + len(labels))
+        if labels
+        else f"Variants: {words.join([cells[0] for cells in rows])}.",
         "### Tuning",
         tuning_words(sweep),
         *([choices(sweep)] if sweep.choices else []),

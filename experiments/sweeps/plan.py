@@ -140,7 +140,7 @@ def make_plan(sweep: ConfigDict, settings: list[str], base: ConfigDict | None = 
         name=sweep.name,
         question=sweep.question,
         baseline=sweep.baseline,
-        matched=_matched(sweep, runs),
+        matched=_matched(sweep, runs, {v.name: v.title for v in variants}, tasks),
         tasks={
             task: {**section, "config": flatten(section["config"])}
             for task, section in tasks.items()
@@ -340,7 +340,12 @@ def _equal_widths(sweep: ConfigDict, shared: Mapping[str, ConfigDict]) -> dict[s
     return widths
 
 
-def _matched(sweep: ConfigDict, runs: list[PlannedRun]) -> str:
+def _matched(
+    sweep: ConfigDict,
+    runs: list[PlannedRun],
+    titles: Mapping[str, str],
+    tasks: Mapping[str, Mapping[str, Any]],
+) -> str:
     """What the runs of a task have in common, in words; refuses what is claimed and not so."""
     check_names(sweep.matched.keys(), ("tokens", "parameters", "within"), "the sweep's matched")
     clauses = []
@@ -365,8 +370,10 @@ def _matched(sweep: ConfigDict, runs: list[PlannedRun]) -> str:
                     f"but those of {task} go from {min(matched):,} to {max(matched):,} "
                     f"({spread:.1%})"
                 )
-            names = ", ".join(sweep.matched.parameters)
-            of_which = "all variants" if names == "*" else f"{names} and {sweep.baseline}"
+            named = [title for name, title in titles.items() if equal(name)]
+            of_which = f"{', '.join(named)} and {titles[sweep.baseline]}"
+            if tuple(sweep.matched.parameters) == ("*",):
+                of_which = "all variants"
             words.append(
                 f"parameters of {of_which} equal within {spread:.2%} by the width of the MLP"
             )
@@ -375,5 +382,5 @@ def _matched(sweep: ConfigDict, runs: list[PlannedRun]) -> str:
             words.append(f"{min(every):,} to {max(every):,} parameters in all")
         else:
             words.append(f"{min(every):,} parameters")
-        clauses.append(f"{task}: {', '.join(words)}")
+        clauses.append(f"{tasks[task]['title']}: {', '.join(words)}")
     return "; ".join(clauses)

@@ -48,17 +48,17 @@ def test_the_answer_comes_first(markdown):
 def test_the_tables_hold_the_figures_of_the_comparison(written, markdown):
     sweep = read_sweep(written.parent)
     carve = compare(sweep, alpha=0.05, smallest={})[0]
-    quality = row(markdown, "CARVE", 1)
+    quality = row(markdown, "CARVE")
     assert quality[1:3] == ["**better**", words.signed(carve.difference, 4)]
     assert (
         quality[3] == f"{words.signed(carve.paired.low, 4)} to {words.signed(carve.paired.high, 4)}"
     )
     assert quality[5] == "5"
-    evidence = row(markdown, "CARVE", 2)
+    evidence = row(markdown, "CARVE", 1)
     assert evidence[1:3] == ["5", words.number(float(carve.paired.sigma), 1)]
     assert evidence[5:7] == [words.probability(carve.p), words.probability(carve.corrected_p)]
-    assert row(markdown, "CARVE", 3)[1:3] == ["780,000 (−2.5%)", "12,325"]
-    assert row(markdown, "GLA", 1)[-1] == "**2 of 5**"
+    assert row(markdown, "CARVE", 2)[1:3] == ["780,000 (−2.5%)", "12,325"]
+    assert row(markdown, "GLA")[-1] == "**2 of 5**"
     assert "**2 runs at a time shared the machine**" in markdown
 
 
@@ -156,7 +156,7 @@ def test_one_seed_gives_no_interval_and_says_why(small):
     workdir = small(seeds=1)
     assert run(f"--workdir={workdir}", f"--output={workdir}/out") == 0
     markdown = (workdir / "out" / "report.md").read_text()
-    assert row(markdown, "CARVE", 1)[3] == "none: one seed"
+    assert row(markdown, "CARVE")[3] == "none: one seed"
     assert "no interval or p-value is given, because a single difference" in markdown
     assert "How sure that is" not in markdown
     assert " ± " not in markdown[: markdown.index("## How to read")]
@@ -168,7 +168,7 @@ def test_a_sweep_without_any_result_is_still_told(small):
     markdown = (workdir / "report" / "report.md").read_text()
     assert "CARVE and GDN-2 have **no seed that both finished**" in markdown
     assert markdown.count("`no memory`") == 4
-    assert row(markdown, "CARVE", 1)[2:4] == ["–", "none"]
+    assert row(markdown, "CARVE")[2:4] == ["–", "none"]
 
 
 def test_it_reads_what_a_sweep_writes(tmp_path):
