@@ -10,6 +10,7 @@ No command imports another.
     preparation/     from text to token files
     sweeps/          the runs of `sweep`: planned, stored, taken to their end
     reporting/       what a sweep shows: statistics, figures, Markdown and HTML
+    claims/          the paper's claims, a file each, judged by the committed results
     evaluating/      the tasks of `evaluate` and the record of their results
     generating/      text and saved states of `generate`
     fault_injection/ the kills of `faults` and what is compared after them

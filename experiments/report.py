@@ -2,22 +2,31 @@
 
   python -m experiments.report --workdir=DIR [--output=DIR/report] [--alpha=0.05]
       [--min_difference=eval_bits_per_byte=0.01,…] [--theory=DIR/theory] [--allow_other_commit]
+  python -m experiments.report --claims
 
 DIR is a directory of experiments.sweep, finished or not; runs that failed, diverged or have not
 ended are listed with their reason. Each variant is compared with the baseline, seed by seed:
 difference with interval, σ, p-value corrected for the number of comparisons, effect size, and the
-seeds that a difference would need; learning curves and quality against cost are drawn.
+seeds that a difference would need; learning curves and quality against cost are drawn. Beside the
+report lies results.json, all that it is made of, to be committed with it.
 
 --min_difference gives the smallest difference of interest of a metric (METRIC=VALUE): with it the
 report can also say that a difference is smaller than that. --theory adds the findings of
 experiments.theory, which are looked for in DIR/theory. Runs of more than one commit are refused
 unless --allow_other_commit is given, and then said in the report.
+
+--claims prints the paper's claims with what the results in experiments/results say of each, as
+experiments/claims/README.md has it.
 """
+
+import sys
 
 from absl import flags
 
 from carve_jax.errors import UserError
 from experiments import cli
+from experiments.claims.page import render
+from experiments.claims.records import Records
 from experiments.reporting.report import ALPHA, write_report
 
 
@@ -29,6 +38,7 @@ def define_flags(values: flags.FlagValues) -> None:
     flags.DEFINE_list("min_difference", [], "METRIC=VALUE, …", flag_values=values)
     flags.DEFINE_string("theory", None, "Directory of theory.json.", flag_values=values)
     flags.DEFINE_bool("allow_other_commit", False, "Runs of other code.", flag_values=values)
+    flags.DEFINE_bool("claims", False, "Print the paper's claims.", flag_values=values)
 
 
 def main(argv: list[str]) -> None:
@@ -36,6 +46,9 @@ def main(argv: list[str]) -> None:
     values = flags.FlagValues()
     define_flags(values)
     cli.refuse_overrides(cli.parse_flags(values, argv), values)
+    if values.claims:
+        sys.stdout.write(render(Records()))
+        return
     if not 0 < values.alpha < 1:
         raise UserError(f"--alpha={values.alpha}: give a probability between 0 and 1, as 0.05")
     write_report(

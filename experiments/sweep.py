@@ -10,6 +10,15 @@ checkpoint, what failed is tried again. A crash is tried once more at once; a ru
 not. Every run is a process and a run directory of experiments.train, DIR/runs/ID, with its log
 (which begins with its command) and its status beside it. Exits with 1 if any run failed.
 
+A sweep that tunes (`tune` in its config) first trains every variant with each value of the grid, on
+seeds of its own, and the runs of the comparison start with what was chosen when their variant's
+tuning is done. Its runs come first in --index and --count and are called tune.*: an array job takes
+them alone with --only='tune.*', and another one, after it, the rest.
+
+On GPUs each run has as many as its mesh; with a larger --jobs, runs of one GPU share it, each with
+its part of the memory (XLA_PYTHON_CLIENT_MEM_FRACTION). All share what they compile, in
+JAX_COMPILATION_CACHE_DIR if that is set, so that a later sitting finds it again.
+
 --set.KEY=VALUE changes the config of all runs (--set.steps=20), --config.KEY=VALUE the sweep itself
 (--config.seeds=0,1), --base=configs/carve_1b3.py trains that model in place of the small ones.
 --dry_run lists the runs with parameters, tokens and estimated time. --count prints how many there
@@ -30,6 +39,7 @@ from experiments.sweeps.machine import compiled, make_slots, probe
 from experiments.sweeps.plan import make_plan
 from experiments.sweeps.runner import Runner
 from experiments.sweeps.store import Store
+from experiments.sweeps.tuner import Tuner
 
 
 def define_flags() -> flags.FlagValues:
@@ -76,7 +86,10 @@ def main(argv: list[str]) -> None:
     say_above_bar(f"{len(runs)} runs, {len(slots)} at once; {plan.matched}")
     with compiled() as cache:
         cached = [cache | slot for slot in slots]
-        Runner(store, cached, commit=facts["commit"], say=say_above_bar).run_all(runs)
+        runner = Runner(
+            store, cached, commit=facts["commit"], tuner=Tuner(plan, store), say=say_above_bar
+        )
+        runner.run_all(runs)
     all_done = summary(store, runs)
     if values.report:
         write_report(store.workdir, allow_other_commit=values.allow_other_commit)

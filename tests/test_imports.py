@@ -164,6 +164,7 @@ WINGS: dict[str, set[str]] = {
     "peers": {"measuring"},
     "planning": {"measuring"},
     "reporting": {"sweeps"},
+    "claims": {"reporting"},
     "theory": {"measuring"},
     "benchmarks": {"measuring", "peers", "preparation"},
     "rented_gpu": {"measuring", "peers", "benchmarks"},

@@ -102,6 +102,19 @@ def sign_flip_p(
     return found.pvalue
 
 
+def sign_test_p(wins: int, losses: int) -> float:
+    """Two-sided p of pairs that differ in yes and no, exact: McNemar's test as a sign test.
+
+    Pairs that agree say nothing. Of n that do not it cannot fall below 2/2ⁿ: six in favour of one
+    side are the fewest that reach 0.05.
+
+    Args:
+      wins: pairs in which the variant alone does it.
+      losses: pairs in which the baseline alone does.
+    """
+    return min(1.0, 2 * float(stats.binom.cdf(min(wins, losses), wins + losses, 0.5)))
+
+
 def run_sigmas(
     variant: Float[np.ndarray, "*comparisons seeds"],
     baseline: Float[np.ndarray, "*comparisons seeds"],

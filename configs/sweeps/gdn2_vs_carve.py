@@ -1,11 +1,14 @@
 """The headline: CARVE against GDN-2, in the same shape and at the same parameters.
 
 CARVE's scalar write gate saves parameters; `carve_wide` gives them back as a wider MLP, so that
-quality is compared at the same size, and `carve` at the same shape. The third of CARVE's changes,
-erasing on the key axis alone, has no variant: the value-axis erase is an op and no mixer's option.
+quality is compared at the same size, and `carve` at the same shape. `write_scalar` has that gate
+alone. The third of CARVE's changes, erasing on the key axis alone, has no variant: the value-axis
+erase is an op and no mixer's option. What it is to answer is in experiments/claims/text_quality.py
+and scalar_write.py.
 
 Command: python -m experiments.sweep --config=configs/sweeps/gdn2_vs_carve.py --workdir=DIR
-Duration: 30 runs, 36 minutes of training, two at a time on two busy cores (2026-11-25).
+Duration: 80 runs and 48 of tuning. In November 2026 a run took 70 s, two at a time on two busy
+cores: about 2.5 hours of training.
 At scale: run I of `--count` on each node or array job,
   python -m experiments.sweep --config=configs/sweeps/gdn2_vs_carve.py --workdir=DIR --index=I
       --base=configs/carve_1b3.py --set.data.path=TOKENS --set.mesh.fsdp=8
@@ -17,7 +20,7 @@ from configs.sweeps import parts
 
 
 def get_config() -> ConfigDict:
-    """Three variants, two tasks, five seeds."""
+    """Four variants, two tasks, ten seeds, tuned."""
     carve = parts.mixer("carve", "CARVE")
     return parts.sweep(
         "gdn2_vs_carve",
@@ -30,7 +33,13 @@ def get_config() -> ConfigDict:
                 parts.mixer("gdn2", "GDN-2"),
                 carve,
                 {**carve, "label": "carve_wide", "title": "CARVE, MLP widened to GDN-2's size"},
+                {
+                    **parts.mixer("gdn2", "GDN-2, scalar write", gates={"write": "scalar"}),
+                    "label": "write_scalar",
+                },
             )
         ],
+        seeds=range(10),
         equal_parameters=["carve_wide"],
+        tune=parts.tune(1e-3, 3e-3, 1e-2),
     )

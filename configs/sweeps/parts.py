@@ -85,9 +85,34 @@ def overwriting(**model: Any) -> ConfigDict:
     return asked("recall with overwriting", config)
 
 
-def asked(title: str, config: ConfigDict) -> ConfigDict:
-    """A task whose figure is the accuracy of what is asked for."""
-    return ConfigDict({"title": title, "config": config, "metrics": (ACCURACY, LOSS)})
+def asked(title: str, config: ConfigDict, solved: float | None = None) -> ConfigDict:
+    """A task whose figure is the accuracy of what is asked for.
+
+    Args:
+      title: in words.
+      config: of a run.
+      solved: the accuracy from which a seed counts as having solved it; None for a task that is
+        not solved or unsolved, but done better or worse.
+    """
+    accuracy = ACCURACY if solved is None else ACCURACY | {"solved": solved}
+    return ConfigDict({"title": title, "config": config, "metrics": (accuracy, LOSS)})
+
+
+def tune(
+    *grid: float,
+    field: str = "optimizer.peak_learning_rate",
+    seeds: Iterable[int] = (1000, 1001),
+    steps: int = 0,
+) -> dict[str, Any]:
+    """What is tuned for every task and variant before they are compared.
+
+    Args:
+      *grid: the values tried; the best mean of the task's first metric is taken.
+      field: of the optimizer, by dotted name.
+      seeds: that each value is tried with; the comparison has others.
+      steps: of each of these runs; 0 for as many as a run of the comparison takes.
+    """
+    return {"field": field, "grid": grid, "seeds": tuple(seeds), "steps": steps}
 
 
 def sweep(
@@ -102,6 +127,7 @@ def sweep(
     seeds: Iterable[int] = (0, 1, 2, 3, 4),
     equal_parameters: Iterable[str] = (),
     within: float = 0.01,
+    tune: Mapping[str, Any] | None = None,
 ) -> ConfigDict:
     """A sweep.
 
@@ -117,6 +143,8 @@ def sweep(
       equal_parameters: variants, by name or pattern ("*"), whose MLP is made as wide as gives them
         the baseline's parameters.
       within: how far parameters that are said to be equal may lie apart, as a share.
+      tune: of `tune`; without it all variants train with what their task's config says, which
+        reports call an untuned comparison.
     """
     return ConfigDict(
         {
@@ -129,5 +157,6 @@ def sweep(
             "combine": combine,
             "extra": tuple(extra),
             "matched": {"tokens": True, "parameters": tuple(equal_parameters), "within": within},
+            "tune": dict(tune or {}),
         }
     )

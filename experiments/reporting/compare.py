@@ -105,6 +105,12 @@ def compare(sweep: Sweep, *, alpha: float, smallest: Mapping[str, float]) -> lis
     return found
 
 
+def values_by_seed(sweep: Sweep, task: Task, metric: Metric, variant: str) -> dict[int, float]:
+    """The last value of a metric by seed, of a variant's runs that count."""
+    runs = _by_seed(sweep.counted, task, variant)
+    return {seed: run.final(metric.name) for seed, run in runs.items()}
+
+
 def _by_seed(runs: Sequence[Run], task: Task, variant: str) -> dict[int, Run]:
     return {r.seed: r for r in runs if (r.task, r.variant) == (task.name, variant)}
 

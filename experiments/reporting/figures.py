@@ -1,33 +1,27 @@
-"""The pictures of a report: curves with bands, differences seed by seed, quality against cost.
+"""The pictures of a report: differences, seeds, curves with bands, quality against cost."""
 
-Each is legible at the width of a phone, in grey and to colour-blind eyes: series are told apart by
-colours (of Okabe and Ito, and two of Tol), dashes and markers, and named where they end.
-"""
-
-import io
 import textwrap
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from typing import Any, NamedTuple
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
-import matplotlib as mpl
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from experiments.reporting.compare import Comparison
+from experiments.reporting.drawing import (
+    INK,
+    drawn,
+    marker_legend,
+    name_points,
+    round_ticks,
+    styles,
+    worded,
+)
 from experiments.reporting.sweep import Metric, Run, Sweep, Task
 
-INK = "#010203"
-"""Stands for the colour of the page's text: an SVG in a page takes on that of its surroundings."""
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#882255", "#999933")
-DASHES = ("-", "--", "-.", ":")
-MARKERS = "osD^vP*X"
-WIDTH = 4.6  # inches: as drawn, points are about the pixels of a phone
-LONGEST = 28  # letters of a title beside a point; a longer one gives way to the variant's name
 STEEP = 0.15  # of the tokens, at the start: too steep to be shown in full
-BASELINE = (INK, "-", "o")
+TOGETHER = 4  # variants whose bands are told apart in one pair of axes
 
 
 class Cost(NamedTuple):
@@ -51,49 +45,73 @@ COSTS = (
 )
 
 
-def styles(sweep: Sweep) -> dict[str, tuple[str, str, str]]:
-    """Colour, dashes and marker of every variant; the baseline's is the ink of the text."""
-    others = [name for name in sweep.variants if name != sweep.baseline]
-    found = {sweep.baseline: BASELINE}
-    for i, name in enumerate(others):
-        colour = COLOURS[i % len(COLOURS)]
-        dash = DASHES[(i // len(COLOURS) + i) % len(DASHES)]
-        found[name] = (colour, dash, MARKERS[(i + 1) % len(MARKERS)])
-    return found
-
-
 def curves(sweep: Sweep, task: Task) -> Figure:
     """`curve_metric` by tokens: the mean over seeds, a band from the lowest to the highest.
 
-    Runs that do not count are thin dotted lines that end in a cross.
+    Of more than a few variants each has axes of its own, with the baseline. Runs that do not count
+    are thin dotted lines that end in a cross.
     """
-    metric, style = curve_metric(sweep, task), styles(sweep)
+    metric = curve_metric(sweep, task)
+    if len(sweep.variants) > TOGETHER:
+        return _panels(sweep, task, metric)
+    with drawn(3.4) as figure:
+        axes = figure.add_subplot()
+        ends, seen = _lines(axes, sweep, task, metric, list(sweep.variants))
+        _limit(axes, seen)
+        axes.set_xlabel("tokens counted in the loss")
+        axes.set_ylabel(worded(metric))
+        name_points(figure, axes, ends, sweep)
+        round_ticks(axes)
+    return figure
+
+
+def _panels(sweep: Sweep, task: Task, metric: Metric) -> Figure:
+    others = [name for name in sweep.variants if name != sweep.baseline]
+    rows = (len(others) + 1) // 2
+    with drawn(0.8 + 1.35 * rows) as figure:
+        grid = figure.subplots(rows, 2, sharex=True, sharey=True, squeeze=False).ravel()
+        seen: list[np.ndarray] = []
+        for axes, variant in zip(grid, others, strict=False):
+            seen += _lines(axes, sweep, task, metric, [sweep.baseline, variant])[1]
+            title = textwrap.fill(sweep.variants[variant], 30)
+            axes.set_title(title, fontsize=8, color=styles(sweep)[variant][0])
+        for axes in grid[len(others) :]:
+            axes.set_axis_off()
+        _limit(grid[0], seen)
+        round_ticks(grid[0], x=4, y=4)
+        figure.supxlabel("tokens counted in the loss", fontsize=9)
+        figure.supylabel(worded(metric), fontsize=9)
+    return figure
+
+
+def _lines(
+    axes: Axes, sweep: Sweep, task: Task, metric: Metric, variants: Sequence[str]
+) -> tuple[dict[str, tuple[float, float]], list[np.ndarray]]:
+    """Means, bands and what was cut off; where each ends, and what the scale is to show."""
     ends: dict[str, tuple[float, float]] = {}
     seen: list[np.ndarray] = []
-    faint = 0.18 if len(sweep.variants) < 5 else 0.08
-    with _axes(3.4) as (figure, axes):
-        for variant in sweep.variants:
-            colour, dash, marker = style[variant]
-            runs = [run for run in sweep.of(task, variant) if sweep.fault(run) is None]
-            x, low, mean, high = band(runs, metric)
-            if x.size:
-                few = marker if x.size <= 12 else ""
-                axes.fill_between(x, low, high, color=colour, alpha=faint, linewidth=0)
-                axes.plot(x, mean, dash, color=colour, marker=few, markersize=3.5)
-                ends[variant] = (x[-1], mean[-1])
-                seen += [low[x >= STEEP * x[-1]], high[x >= STEEP * x[-1]]]
-        for run in sweep.runs:
-            if run.task == task.name and sweep.fault(run) is not None:
-                _stopped(axes, run, metric, style[run.variant][0])
-        if seen:  # neither the steep start nor a run that diverged sets the scale
-            low, high = np.concatenate(seen).min(), np.concatenate(seen).max()
-            margin = 0.06 * (high - low) or 0.01
-            axes.set_ylim(low - margin, high + margin)
-        axes.set_xlabel("tokens counted in the loss")
-        axes.set_ylabel(_worded(metric))
-        _name(figure, axes, ends, sweep)
-        _thousands(axes)
-    return figure
+    for variant in variants:
+        colour, dash, marker = styles(sweep)[variant]
+        runs = [run for run in sweep.of(task, variant) if sweep.fault(run) is None]
+        x, low, mean, high = band(runs, metric)
+        if x.size:
+            few = marker if x.size <= 12 else ""
+            axes.fill_between(x, low, high, color=colour, alpha=0.18, linewidth=0)
+            axes.plot(x, mean, dash, color=colour, marker=few, markersize=3.5)
+            ends[variant] = (x[-1], mean[-1])
+            seen += [low[x >= STEEP * x[-1]], high[x >= STEEP * x[-1]]]
+    for run in sweep.runs:
+        if run.task == task.name and run.variant in variants and sweep.fault(run) is not None:
+            _stopped(axes, run, metric, styles(sweep)[run.variant][0])
+    return ends, seen
+
+
+def _limit(axes: Axes, seen: Sequence[np.ndarray]) -> None:
+    """Has neither the steep start nor a run that diverged set the scale."""
+    if seen:
+        low, high = np.concatenate(seen).min(), np.concatenate(seen).max()
+        margin = 0.06 * (high - low) or 0.01
+        axes.set_ylim(low - margin, high + margin)
 
 
 def curve_metric(sweep: Sweep, task: Task) -> Metric:
@@ -116,11 +134,12 @@ def curve_metric(sweep: Sweep, task: Task) -> Metric:
 
 def what_curves_show(sweep: Sweep, task: Task) -> str:
     """The caption of `curves`."""
-    title = curve_metric(sweep, task).title
-    text = f"{title[:1].upper()}{title[1:]}, by tokens: mean over seeds, lowest to highest"
+    text = "Line: mean over seeds. Band: from the lowest to the highest seed"
+    if len(sweep.variants) > TOGETHER:
+        text += f". Each variant beside {sweep.variants[sweep.baseline]}, in the text's colour"
     if any(sweep.fault(run) is not None for run in sweep.runs if run.task == task.name):
-        text += "; dotted to a cross, runs that do not count"
-    return text
+        text += ". Dotted to a cross: runs that do not count"
+    return f"{text}."
 
 
 def band(
@@ -150,7 +169,8 @@ def differences(sweep: Sweep, comparisons: Sequence[Comparison]) -> Figure:
       comparisons: of one metric of one task, with a pair each at least.
     """
     metric, style = comparisons[0].metric, styles(sweep)
-    with _axes(1.1 + 0.42 * len(comparisons)) as (figure, axes):
+    with drawn(1.1 + 0.42 * len(comparisons)) as figure:
+        axes = figure.add_subplot()
         for row, each in enumerate(comparisons):
             colour, _, marker = style[each.variant]
             if each.paired is not None:
@@ -168,16 +188,43 @@ def differences(sweep: Sweep, comparisons: Sequence[Comparison]) -> Figure:
             axes.axvspan(-smallest, smallest, color=INK, alpha=0.07, linewidth=0)
         axes.axvline(0, color=INK, linewidth=1)
         names = [textwrap.fill(sweep.variants[each.variant], 24) for each in comparisons]
-        axes.set_yticks(range(len(names)), names)
         axes.set_ylim(len(names) - 0.4, -0.6)
         axes.tick_params(axis="y", length=0)
         low, high = axes.get_xlim()
         widest = max(-low, high)
         axes.set_xlim(-widest, widest)
+        round_ticks(axes)
+        axes.set_yticks(range(len(names)), names)
         sides = ("better", "worse") if metric.better == "lower" else ("worse", "better")
         axes.set_title(f"← {sides[0]}", loc="left", fontsize=8)
         axes.set_title(f"{sides[1]} →", loc="right", fontsize=8)
         axes.set_xlabel(f"{metric.title},\ndifference from {sweep.variants[sweep.baseline]}")
+    return figure
+
+
+def seeds(sweep: Sweep, task: Task) -> Figure:
+    """Of each variant the last value of every seed, filled where it solves the task."""
+    metric, style = task.metrics[0], styles(sweep)
+    assert metric.solved is not None
+    with drawn(1.3 + 0.42 * len(sweep.variants)) as figure:
+        axes = figure.add_subplot()
+        for row, variant in enumerate(sweep.variants):
+            colour, _, marker = style[variant]
+            runs = [run for run in sweep.of(task, variant) if sweep.fault(run) is None]
+            for run, height in zip(runs, np.linspace(-0.25, 0.25, len(runs)), strict=True):
+                value = run.final(metric.name)
+                face = colour if metric.is_solved(value) else "none"
+                axes.plot(
+                    value, row + height, marker, color=colour, markerfacecolor=face, markersize=5
+                )
+        axes.axvline(metric.solved, color=INK, linewidth=1, linestyle=":")
+        axes.set_xlabel(worded(metric))
+        round_ticks(axes)
+        names = [textwrap.fill(title, 24) for title in sweep.variants.values()]
+        axes.set_yticks(range(len(names)), names)
+        axes.set_ylim(len(names) - 0.4, -0.6)
+        axes.tick_params(axis="y", length=0)
+        marker_legend(figure, "solved", "not solved")
     return figure
 
 
@@ -191,7 +238,8 @@ def pareto(sweep: Sweep, task: Task, cost: Cost) -> Figure | None:
     if len({round(x, 9) for x, _ in points.values()}) < 2:
         return None
     best = frontier(points, more_is_better=cost.more_is_better, lower=metric.better == "lower")
-    with _axes(3.2) as (figure, axes):
+    with drawn(3.4) as figure:
+        axes = figure.add_subplot()
         for variant, (x, values) in points.items():
             colour, _, marker = style[variant]
             y = float(np.mean(values))
@@ -202,9 +250,12 @@ def pareto(sweep: Sweep, task: Task, cost: Cost) -> Figure | None:
         axes.plot(*zip(*on_it, strict=True), color=INK, alpha=0.35, linewidth=1, zorder=0)
         axes.margins(0.08, 0.12)
         axes.set_xlabel(f"{cost.label} ({cost.better})")
-        axes.set_ylabel(_worded(metric))
-        _name(figure, axes, {v: (x, float(np.mean(y))) for v, (x, y) in points.items()}, sweep)
-        _thousands(axes)
+        axes.set_ylabel(worded(metric))
+        name_points(
+            figure, axes, {v: (x, float(np.mean(y))) for v, (x, y) in points.items()}, sweep
+        )
+        round_ticks(axes)
+        marker_legend(figure, "no other is better in both", "another is")
     return figure
 
 
@@ -231,103 +282,3 @@ def frontier(
         for name, own in at.items()
         if not any((other <= own).all() and (other < own).any() for other in at.values())
     }
-
-
-def to_png(figure: Figure) -> bytes:
-    """On white, at more than twice the pixels it is drawn for."""
-    stream = io.BytesIO()
-    FigureCanvasAgg(figure)
-    figure.savefig(stream, format="png", dpi=160, facecolor="white", metadata={"Software": None})
-    return stream.getvalue()
-
-
-def to_svg(figure: Figure, name: str) -> str:
-    """For a page: transparent, in the colours of its surroundings, the same for the same figure.
-
-    Args:
-      name: keeps its inner names apart from those of other figures of the page.
-    """
-    stream = io.StringIO()
-    with mpl.rc_context({"svg.hashsalt": name}):
-        figure.savefig(stream, format="svg", transparent=True, metadata={"Date": None})
-    text = stream.getvalue()
-    return text[text.index("<svg") :].replace(INK, "currentColor")
-
-
-@contextmanager
-def _axes(height: float) -> Iterator[tuple[Figure, Axes]]:
-    settings: Any = {
-        "font.size": 9,
-        "axes.labelsize": 9,
-        "xtick.labelsize": 8,
-        "ytick.labelsize": 8,
-        "axes.spines.top": False,
-        "axes.spines.right": False,
-        "axes.grid": True,
-        "grid.alpha": 0.15,
-        "lines.linewidth": 1.6,
-        "text.parse_math": False,
-        **dict.fromkeys(
-            ("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color",
-             "grid.color"), INK,
-        ),
-    }  # fmt: skip
-    with mpl.rc_context(settings):
-        figure = Figure(figsize=(WIDTH, height), layout="constrained")
-        yield figure, figure.add_subplot()
-
-
-def _name(figure: Figure, axes: Axes, at: dict[str, tuple[float, float]], sweep: Sweep) -> None:
-    """Names the points of variants at the right margin, apart, each with a line to its point."""
-    if not at:
-        return
-    axes.set_xlim(axes.get_xlim())  # where limits are still to be found, there is no transform
-    axes.set_ylim(axes.get_ylim())
-    to_share = axes.transData + axes.transAxes.inverted()
-    heights = {name: float(to_share.transform(point)[1]) for name, point in at.items()}
-    order = sorted(heights, key=heights.__getitem__)
-    line = 8 * 1.3 / 72 / (0.8 * figure.get_figheight())  # its share of the axes
-    style = styles(sweep)
-    for name, y in zip(order, spread([heights[name] for name in order], line), strict=True):
-        colour = style[name][0]
-        axes.annotate(
-            sweep.variants[name] if len(sweep.variants[name]) <= LONGEST else name,
-            at[name], (1.04, y), "data", "axes fraction",
-            va="center", fontsize=8, annotation_clip=False, color=colour,
-            arrowprops={"arrowstyle": "-", "color": colour, "lw": 0.6, "alpha": 0.6,
-                        "relpos": (0, 0.5), "shrinkA": 1, "shrinkB": 3},
-        )  # fmt: skip
-
-
-def spread(heights: Sequence[float], gap: float) -> list[float]:
-    """Sorted heights moved to be `gap` apart at least, clusters about their own middle."""
-    clusters: list[list[float]] = []
-    for height in heights:
-        clusters.append([height])
-        while len(clusters) > 1:
-            low, high = clusters[-2:]
-            ends = (
-                np.mean(low) + (len(low) - 1) * gap / 2,
-                np.mean(high) - (len(high) - 1) * gap / 2,
-            )
-            if ends[1] - ends[0] >= gap - 1e-12:
-                break
-            clusters[-2:] = [low + high]
-    return [
-        float(np.mean(c)) + (i - (len(c) - 1) / 2) * gap for c in clusters for i in range(len(c))
-    ]
-
-
-def _worded(metric: Metric) -> str:
-    return f"{metric.title} ({metric.better} is better)"
-
-
-def _thousands(axes: Axes) -> None:
-    def told(value: float, _: float) -> str:
-        for size, letter in ((1e9, "B"), (1e6, "M"), (1e3, "k")):
-            if abs(value) >= size:
-                return f"{value / size:g}{letter}"
-        return f"{value:g}"
-
-    axes.xaxis.set_major_formatter(told)
-    axes.xaxis.set_major_locator(mpl.ticker.MaxNLocator(5))

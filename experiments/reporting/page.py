@@ -29,7 +29,12 @@ def render(markdown: str, svgs: Mapping[str, str], pngs: Mapping[str, bytes]) ->
         if name not in pngs:  # what a file says may be written like a picture
             return shows
         source = f"data:image/png;base64,{base64.b64encode(pngs[name]).decode()}"
-        return f'<span class="figure wide"><img alt="{shows}" src="{source}"></span>'
+        return f'<span class="figure"><img alt="{shows}" src="{source}"></span>'
+
+    def paragraph(tokens: Sequence[Token], index: int, options: Any, env: Any) -> str:
+        inner = tokens[index + 1].children or ()
+        shows = any(token.type == "image" and token.attrs["src"] in svgs for token in inner)
+        return '<p class="chart">' if shows else "<p>"
 
     def heading(tokens: Sequence[Token], index: int, options: Any, env: Any) -> str:
         slug = re.sub(r"[^\w]+", "-", tokens[index + 1].content.lower()).strip("-")
@@ -39,6 +44,7 @@ def render(markdown: str, svgs: Mapping[str, str], pngs: Mapping[str, bytes]) ->
     parser = MarkdownIt("commonmark", {"html": False}).enable("table")
     rules: Any = parser.renderer.rules  # type: ignore[attr-defined]
     rules["image"] = image
+    rules["paragraph_open"] = paragraph  # title, drawing and caption stay together
     rules["heading_open"] = heading  # with the names that links in Markdown go to
     # A wide table scrolls by itself; the focus lets keys do it too.
     rules["table_open"] = lambda *_: '<div class="scroll" tabindex="0"><table>\n'

@@ -1,16 +1,19 @@
 """The report of a sweep, from its directory to Markdown, pictures and one HTML page."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 from matplotlib.figure import Figure
 
 from carve_jax.errors import UserError
 from carve_jax.files import inside, made_directory, write_atomically
 from carve_jax.training.settings import nearest
-from experiments.reporting import figures, page, text
+from experiments.reporting import drawing, figures, page, results, text
 from experiments.reporting.compare import Comparison, compare
+from experiments.reporting.solved import count_solved
 from experiments.reporting.sweep import Sweep, read_sweep
+from experiments.reporting.tables import Findings
 from experiments.reporting.theory_record import find_theory, theory_pictures
 
 MARKDOWN, PAGE = "report.md", "report.html"
@@ -38,27 +41,59 @@ def smallest_differences(given: Sequence[str], sweep: Sweep) -> dict[str, float]
     return found
 
 
-def draw(sweep: Sweep, comparisons: list[Comparison]) -> dict[str, dict[str, tuple[str, Figure]]]:
-    """By task and file name, what a picture shows, and the picture."""
-    found: dict[str, dict[str, tuple[str, Figure]]] = {}
+class Picture(NamedTuple):
+    """A figure, with the words above and below it."""
+
+    title: str
+    caption: str
+    figure: Figure
+
+
+def draw(sweep: Sweep, comparisons: list[Comparison]) -> dict[str, dict[str, Picture]]:
+    """The pictures by task and file name, those that answer the question first."""
+    found: dict[str, dict[str, Picture]] = {}
     base = sweep.variants[sweep.baseline]
     for task in sweep.tasks:
-        title = task.metrics[0].title
+        metric = task.metrics[0]
+        where = f" ({task.title})" if len(sweep.tasks) > 1 else ""
         pictures = found[task.name] = {}
-        pictures[f"{task.name}_curves.png"] = (
+        if metric.solved is not None:
+            pictures[f"{task.name}_seeds.png"] = Picture(
+                f"Which seeds solve the task{where}",
+                f"Every seed's {metric.title} at the end; solved from {metric.solved:g} on "
+                "(dotted line).",
+                figures.seeds(sweep, task),
+            )
+        pairs = [each for each in comparisons if each.task == task and each.primary and each.seeds]
+        if pairs:
+            pictures[f"{task.name}_differences.png"] = Picture(
+                f"Difference from {base} in {metric.title}{where}",
+                "Hollow marks: a pair of runs of one seed each. Bar across: their mean. Line: its "
+                "interval.",
+                figures.differences(sweep, pairs),
+            )
+        title = figures.curve_metric(sweep, task).title
+        pictures[f"{task.name}_curves.png"] = Picture(
+            f"{title[:1].upper()}{title[1:]} in training{where}",
             figures.what_curves_show(sweep, task),
             figures.curves(sweep, task),
         )
-        pairs = [each for each in comparisons if each.task == task and each.primary and each.seeds]
-        if pairs:
-            shows = f"Difference from {base} in {title}: each seed, the mean and its interval"
-            pictures[f"{task.name}_differences.png"] = (shows, figures.differences(sweep, pairs))
         for cost in figures.COSTS:
             figure = figures.pareto(sweep, task, cost)
             if figure is not None:
-                shows = f"{title[:1].upper() + title[1:]} against {cost.label}"
-                pictures[f"{task.name}_{cost.name}.png"] = (shows, figure)
+                pictures[f"{task.name}_{cost.name}.png"] = Picture(
+                    f"{metric.title[:1].upper()}{metric.title[1:]} against {cost.label}{where}",
+                    "Point: mean over seeds. Bar: from the worst seed to the best. Line: the "
+                    "variants that no other one beats in both.",
+                    figure,
+                )
     return found
+
+
+def lead_of(drawn: Mapping[str, Mapping[str, Picture]]) -> str:
+    """The picture that answers the question: the first task's first, unless it is of training."""
+    names = [name for pictures in drawn.values() for name in pictures]
+    return next((name for name in names if name.endswith(("_seeds.png", "_differences.png"))), "")
 
 
 def write_report(
@@ -91,19 +126,22 @@ def write_report(
     comparisons = compare(sweep, alpha=alpha, smallest=smallest)
     drawn = draw(sweep, comparisons)
     shows = {
-        task: {name: words for name, (words, _) in pictures.items()}
-        for task, pictures in drawn.items()
+        task: {name: p[:2] for name, p in pictures.items()} for task, pictures in drawn.items()
     }
-    markdown = text.write(text.Findings(sweep, comparisons, alpha, shows, record))
+    findings = Findings(
+        sweep, comparisons, alpha, count_solved(sweep), shows, lead_of(drawn), record
+    )
+    markdown = text.write(findings)
 
     folder = made_directory(output or workdir / "report", "--output")
     svgs = {}
     for pictures in drawn.values():
-        for name, (_, figure) in pictures.items():
-            write_atomically(inside(folder, name, workdir), figures.to_png(figure))
-            svgs[name] = figures.to_svg(figure, name)
+        for name, picture in pictures.items():
+            write_atomically(inside(folder, name, workdir), drawing.to_png(picture.figure))
+            svgs[name] = drawing.to_svg(picture.figure, name)
     for name, content in pngs.items():
         write_atomically(folder / name, content)
+    write_atomically(folder / results.FILE_NAME, results.to_json(sweep))
     write_atomically(folder / MARKDOWN, markdown)
     write_atomically(folder / PAGE, page.render(markdown, svgs, pngs))
     for run in sweep.runs:

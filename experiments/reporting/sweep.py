@@ -11,6 +11,7 @@ from carve_jax.errors import UserError
 from carve_jax.training.reports import provenance
 from carve_jax.training.reports.metrics import read_metrics
 from experiments.sweeps.store import FILE_NAME, RUNS, read_record, read_status
+from experiments.sweeps.tuning import Choice, read_choice
 
 STARTED = {"commit": files.Maybe(str)}
 PROVENANCE = {**STARTED, "earlier": files.Maybe([STARTED])}
@@ -23,11 +24,22 @@ SILENT = {
 
 
 class Metric(NamedTuple):
-    """A figure of `metrics.jsonl` that runs are compared by; `better` is "lower" or "higher"."""
+    """A figure of `metrics.jsonl` that runs are compared by.
+
+    Attributes:
+      better: "lower" or "higher".
+      solved: the value from which a run counts as having solved its task; None where there is none.
+    """
 
     name: str
     better: str
     title: str
+    solved: float | None = None
+
+    def is_solved(self, value: float) -> bool:
+        """Whether a value reaches `solved`."""
+        assert self.solved is not None
+        return value <= self.solved if self.better == "lower" else value >= self.solved
 
 
 class Task(NamedTuple):
@@ -109,6 +121,7 @@ class Sweep(NamedTuple):
     Attributes:
       record: sweep.json as it is.
       variants: titles by name, the baseline's first.
+      choices: what was tuned, by task and variant; those that are made so far.
     """
 
     workdir: Path
@@ -116,11 +129,22 @@ class Sweep(NamedTuple):
     tasks: tuple[Task, ...]
     variants: dict[str, str]
     runs: tuple[Run, ...]
+    choices: dict[tuple[str, str], Choice]
+
+    @property
+    def is_tuned(self) -> bool:
+        """Whether its variants are tuned before they are compared."""
+        return self.record.get("tune") is not None
 
     @property
     def baseline(self) -> str:
         """Name of the variant that the others are compared with."""
         return self.record["baseline"]
+
+    def name_of(self, run: Run) -> str:
+        """A run in the words of the report."""
+        task = next(task.title for task in self.tasks if task.name == run.task)
+        return f"{self.variants[run.variant]} on {task}, seed {run.seed}"
 
     def of(self, task: Task, variant: str) -> list[Run]:
         """The runs of a variant on a task, by seed."""
@@ -166,18 +190,36 @@ def read_sweep(workdir: Path, *, allow_other_commit: bool = False) -> Sweep:
             f"--workdir={workdir} has no {FILE_NAME}: give a directory that experiments.sweep wrote"
         )
     record = read_record(path)
+    choices = {
+        (task, variant): choice
+        for task in record["tasks"]
+        for variant in record["variants"]
+        if record.get("tune") and (choice := read_choice(workdir, task, variant))
+    }
+    runs = tuple(_run(workdir / RUNS, planned) for planned in record["runs"])
+    sweep = as_sweep(workdir, record, runs, choices)
+    if len(sweep.commits) > 1 and not allow_other_commit:
+        raise UserError(_which_commits(sweep))
+    return sweep
+
+
+def as_sweep(
+    workdir: Path,
+    record: dict[str, Any],
+    runs: tuple[Run, ...],
+    choices: dict[tuple[str, str], Choice],
+) -> Sweep:
+    """The sweep of a checked record and what became of its runs."""
     baseline = record["baseline"]
     names = [baseline, *(name for name in record["variants"] if name != baseline)]
-    sweep = Sweep(
+    return Sweep(
         workdir=workdir,
         record=record,
         tasks=tuple(_task(name, task) for name, task in record["tasks"].items()),
         variants={name: record["variants"][name].get("title") or name for name in names},
-        runs=tuple(_run(workdir / RUNS, planned) for planned in record["runs"]),
+        runs=runs,
+        choices=choices,
     )
-    if len(sweep.commits) > 1 and not allow_other_commit:
-        raise UserError(_which_commits(sweep))
-    return sweep
 
 
 def read_json(path: Path, shape: files.Shape) -> dict[str, Any]:
@@ -199,7 +241,10 @@ def read_json(path: Path, shape: files.Shape) -> dict[str, Any]:
 
 
 def _task(name: str, task: dict[str, Any]) -> Task:
-    metrics = [Metric(m["name"], m["better"], m.get("title") or m["name"]) for m in task["metrics"]]
+    metrics = [
+        Metric(m["name"], m["better"], m.get("title") or m["name"], m.get("solved"))
+        for m in task["metrics"]
+    ]
     return Task(name, task.get("title") or name, tuple(metrics))
 
 

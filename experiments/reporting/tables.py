@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 from experiments.reporting import words
 from experiments.reporting.compare import Comparison, Verdict
+from experiments.reporting.solved import Solved
 from experiments.reporting.sweep import Metric, Run, Sweep, Task
 from experiments.reporting.words import escape, number, signed
 
@@ -15,14 +16,18 @@ class Findings(NamedTuple):
     """All that a report tells.
 
     Attributes:
-      pictures: of each task, file name and what it shows.
+      solved: how many seeds solve the tasks that a run solves or does not.
+      pictures: of each task by file name, title and caption.
+      lead: file name of the picture that the report begins with; "" without one.
       theory: of theory.json; None without.
     """
 
     sweep: Sweep
     comparisons: Sequence[Comparison]
     alpha: float
-    pictures: Mapping[str, Mapping[str, str]]
+    solved: Sequence[Solved]
+    pictures: Mapping[str, Mapping[str, tuple[str, str]]]
+    lead: str
     theory: dict[str, Any] | None
 
     @property
@@ -52,7 +57,7 @@ def quality(found: Findings, task: Task, metric: Metric) -> str:
         rows.append(
             [
                 escape(title),
-                "baseline" if each is None else verdict(each),
+                "baseline" if each is None else verdict(each, places),
                 "" if each is None else signed(each.difference, places),
                 "" if each is None else interval(each, places),
                 result,
@@ -64,11 +69,18 @@ def quality(found: Findings, task: Task, metric: Metric) -> str:
     return words.table(header, rows, left=2)
 
 
-def verdict(each: Comparison) -> str:
+def would_show(each: Comparison, places: int) -> str:
+    """The power of a comparison: what difference it would have found four times in five."""
+    found = number(each.detectable, places) if each.detectable > 0 else "any"
+    return f"{words.count(len(each.seeds), 'seed')} would show {found}"
+
+
+def verdict(each: Comparison, places: int) -> str:
     """In a table."""
     text = each.verdict.value
-    if each.verdict is Verdict.OPEN and each.excludes_zero:
-        text += " once corrected"
+    if each.verdict is Verdict.OPEN:
+        text += " once corrected" if each.excludes_zero else ""
+        text += f"; {would_show(each, places)}"
     if each.verdict is Verdict.SMALL:
         return f"**differs by less than {each.smallest:g}**"
     return f"**{text}**" if each.verdict in (Verdict.BETTER, Verdict.WORSE) else text
@@ -108,6 +120,100 @@ def evidence(found: Findings, task: Task, metric: Metric) -> str:
         "p by sign flips", "effect g", "would show", "seeds for this difference",
     ]  # fmt: skip
     return words.table(header + ([f"seeds for {smallest:g}"] if smallest else []), rows)
+
+
+def solved_table(found: Findings, task: Task) -> list[str]:
+    """How many seeds solve a task, how soon, and the exact test of pairs."""
+    sweep, metric = found.sweep, task.metrics[0]
+    assert metric.solved is not None
+    base = escape(sweep.variants[sweep.baseline])
+    rows = []
+    for each in (each for each in found.solved if each.task == task):
+        steps = "–" if math.isnan(each.median_steps) else f"{each.median_steps:,.0f}"
+        compared = [str(each.wins), str(each.losses)]
+        rows.append(
+            [
+                escape(sweep.variants[each.variant]),
+                f"{each.number} of {len(each.seeds)}",
+                f"over {each.longest:,}" if math.isinf(each.median_steps) else steps,
+                *(["", ""] if each.variant == sweep.baseline else compared),
+                "" if each.variant == sweep.baseline else words.probability(each.p),
+                "" if each.variant == sweep.baseline else words.probability(each.corrected_p),
+            ]
+        )
+    header = [
+        "variant", "seeds that solve it", "steps to solve, median", "it alone", f"{base} alone",
+        "p, exact", "p corrected",
+    ]  # fmt: skip
+    side = "at most" if metric.better == "lower" else "at least"
+    return [
+        f"### Solved: {escape(metric.title)} of {side} {metric.solved:g} at the end",
+        words.table(header, rows),
+        "Steps are those of the first evaluation at the threshold; a seed that did not solve the "
+        "task counts as later than any, so a median “over” the last step is censored: fewer than "
+        "half came there. “It alone” and the column beside it count the pairs of one seed in "
+        "which one of the two solved the task; p is McNemar's exact test of them (a sign test, "
+        "two-sided), corrected by Holm for all such comparisons of the sweep. Six pairs for one "
+        "side and none for the other are the fewest that reach 0.05.",
+    ]
+
+
+def tuning_words(sweep: Sweep) -> str:
+    """How the variants got the settings that they train with."""
+    tune = sweep.record.get("tune")
+    if tune is None:
+        return (
+            "**Untuned.** All variants train with the settings of the task's config, and nobody "
+            "has looked for those that suit each of them best: a difference may be one of settings."
+        )
+    field = _field(tune["field"])
+    few = f", {tune['steps']:,} steps each" if tune["steps"] else ""
+    text = (
+        f"The {field} of each variant is, for each task, the one of "
+        f"{', '.join(f'{value:g}' for value in tune['grid'])} with the best mean of the task's "
+        f"first metric over {words.count(len(tune['seeds']), 'seed')} "
+        f"({', '.join(map(str, tune['seeds']))}{few}), which are none of the comparison's."
+    )
+    titles = {task.name: task.title for task in sweep.tasks}
+    edges = [
+        f"{escape(sweep.variants[variant])} on {escape(titles[task])}"
+        for (task, variant), choice in sweep.choices.items()
+        if choice.at_edge
+    ]
+    if edges:
+        text += (
+            f" **At an edge of the grid** for {words.join(edges)}: the best value may lie outside "
+            "it, and the comparison be unfair to that variant."
+        )
+    missing = len(sweep.tasks) * len(sweep.variants) - len(sweep.choices)
+    if missing:
+        text += f" {words.count(missing, 'choice')} {'is' if missing == 1 else 'are'} still open."
+    return text
+
+
+def _field(dotted: str) -> str:
+    return dotted.rpartition(".")[2].replace("_", " ")
+
+
+def choices(sweep: Sweep) -> str:
+    """What was chosen for each task and variant, and the mean result of every value."""
+    rows = []
+    grid = list(dict.fromkeys(v for c in sweep.choices.values() for v in c.tuning.grid))
+    for task in sweep.tasks:
+        for variant, title in sweep.variants.items():
+            choice = sweep.choices.get((task.name, variant))
+            if choice is None:
+                continue
+            means = choice.means
+            told = [
+                "diverged" if mean is None else number(mean, 4)
+                for mean in (means.get(value) for value in grid)
+            ]
+            edge = " (edge)" if choice.at_edge else ""
+            rows.append([escape(task.title), escape(title), f"{choice.value:g}{edge}", *told])
+    field = _field(sweep.record["tune"]["field"])
+    header = ["task", "variant", field, *(f"at {value:g}" for value in grid)]
+    return words.table(header, rows, left=2)
 
 
 def needed(each: Comparison, seeds: int | None) -> str:

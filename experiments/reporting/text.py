@@ -1,22 +1,22 @@
 """The report in Markdown, from the answer to the evidence to every value."""
 
-from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
 from experiments.reporting import words
-from experiments.reporting.compare import Comparison, Verdict
+from experiments.reporting.answer import in_short, where_we_lose
 from experiments.reporting.sweep import Metric, Run, Sweep, Task
 from experiments.reporting.tables import (
     Findings,
+    choices,
     cost_note,
     costs,
     evidence,
-    interval,
-    places_of,
     quality,
+    solved_table,
+    tuning_words,
 )
-from experiments.reporting.words import escape, number, signed
+from experiments.reporting.words import escape, number
 
 GLOSSARY = Path(__file__).with_name("glossary.md")
 """What a reader who has never heard of the project needs to know."""
@@ -27,6 +27,7 @@ def write(found: Findings) -> str:
     parts = [
         f"# {escape(found.sweep.record['question'])}",
         *in_short(found),
+        *where_we_lose(found),
         *compared(found),
         *(part for task in found.sweep.tasks for part in one_task(found, task)),
         *left_out(found.sweep),
@@ -39,112 +40,16 @@ def write(found: Findings) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def in_short(found: Findings) -> list[str]:
-    """The answer before anything else."""
-    sweep = found.sweep
-    parts = [
-        "This report is about language models that keep what they have read in a memory of fixed "
-        "size, and about rules for what such a memory erases and writes. Small changes to a model "
-        "often help or hurt by luck alone: it says what a sweep of training runs shows and what it "
-        "does not. Terms are explained under [How to read this](#how-to-read-this).",
-        "## In short",
-    ]
-    for task in sweep.tasks:
-        metric = task.metrics[0]
-        parts.append(
-            f"**{escape(task.title)}** ({escape(metric.title)}, {metric.better} is better)"
-        )
-        parts.append(words.bullets(headlines(found, found.of(task, metric))))
-    parts.append(_tally(found))
-    faults = [run for run in sweep.runs if sweep.fault(run) is not None]
-    if faults:
-        parts.append(
-            f"**{words.count(len(faults), 'run')} of {len(sweep.runs)} gave no result** and "
-            "must be borne in mind: see [Runs that do not count](#runs-that-do-not-count)."
-        )
-    return parts
-
-
-def headlines(found: Findings, comparisons: Sequence[Comparison]) -> list[str]:
-    """A line for each variant that differs, and one for those that do not."""
-    sweep = found.sweep
-    base = escape(sweep.variants[sweep.baseline])
-    lines: list[str] = []
-    quiet: list[str] = []
-    nearly: list[str] = []
-    places = places_of(comparisons)
-    for each in comparisons:
-        title = escape(sweep.variants[each.variant])
-        span = interval(each, places)
-        if each.verdict in (Verdict.BETTER, Verdict.WORSE):
-            lines.append(
-                f"{title} is **{each.verdict.value}** than {base}: "
-                f"{signed(each.difference, places)} ({found.confidence} interval {span}; "
-                f"{words.count(len(each.seeds), 'seed')})."
-            )
-        elif each.verdict is Verdict.OPEN:
-            told = f"{title} ({signed(each.difference, places)}, {span})"
-            (nearly if each.excludes_zero else quiet).append(told)
-        elif each.verdict is Verdict.SMALL:
-            lines.append(
-                f"{title} differs from {base} by **less than {each.smallest:g}**, the smallest "
-                f"difference said to matter (interval {span})."
-            )
-        elif each.verdict is Verdict.SAME:
-            lines.append(f"{title} and {base} are **the same in every seed**.")
-        elif each.verdict is Verdict.ONE_SEED:
-            lines.append(
-                f"{title} differs from {base} by {signed(each.difference, places)} in **one "
-                "seed**, which cannot tell a difference from luck."
-            )
-        else:
-            lines.append(f"{title} and {base} have **no seed that both finished**.")
-    if nearly:
-        lines.append(
-            f"**A sign, not proof:** {words.join(nearly)}. Alone the interval would exclude zero, "
-            "but among this many comparisons luck gives such a one too often."
-        )
-    if quiet:
-        lines.append(
-            f"**No difference from {base} shown** for {words.join(quiet)}: that is not to say that "
-            "there is none."
-        )
-    return lines
-
-
-def _tally(found: Findings) -> str:
-    first = [each for each in found.comparisons if each.primary]
-    tested = sum(each.paired is not None for each in first)
-    if not tested:
-        return (
-            "No variant shares more than one seed with the baseline: no interval or p-value is "
-            "given, because a single difference says nothing of how much differences vary."
-        )
-    counts = {v: sum(each.verdict is v for each in first) for v in Verdict}
-    rule = f"“Better” and “worse” are said where p is under {found.alpha:g}"
-    if len(first) == 1:
-        return f"{rule}."
-    told = words.join([f"{n} {v.value}" for v, n in counts.items() if n])
-    return (
-        f"Of {len(first)} comparisons by the first metric of each task: {told}. {rule} after "
-        f"correction for the {tested} that have one."
-    )
-
-
 def compared(found: Findings) -> list[str]:
     """What ran."""
     sweep = found.sweep
-    labels = list(
-        dict.fromkeys(
-            label for v in sweep.record["variants"].values() for label in v.get("labels") or {}
-        )
-    )
+    labels = _numeric_labels(sweep)
     rows = []
     for name, title in sweep.variants.items():
         own = sweep.record["variants"][name].get("labels") or {}
         role = " (baseline)" if name == sweep.baseline else ""
         values = [escape(str(own[label])) if label in own else "–" for label in labels]
-        rows.append([escape(title) + role, words.code(name), *values])
+        rows.append([escape(title) + role, *values])
     seeds = sorted({run.seed for run in sweep.runs})
     matched = sweep.record.get("matched")
     return [
@@ -155,8 +60,20 @@ def compared(found: Findings) -> list[str]:
         "initial weights and the order of the data, so runs of one seed make a pair, and each "
         f"variant is compared with {escape(sweep.variants[sweep.baseline])} pair by pair.",
         *([f"Sizes: {escape(matched)}."] if matched else []),
-        words.table(["variant", "name", *map(escape, labels)], rows, left=2 + len(labels)),
+        words.table(["variant", *map(escape, labels)], rows, left=1 + len(labels))
+        if labels
+        else f"Variants: {words.join([cells[0] for cells in rows])}.",
+        "### Tuning",
+        tuning_words(sweep),
+        *([choices(sweep)] if sweep.choices else []),
     ]
+
+
+def _numeric_labels(sweep: Sweep) -> list[str]:
+    """The axes whose values are numbers; those that only name their variants say nothing more."""
+    every = [v.get("labels") or {} for v in sweep.record["variants"].values()]
+    names = dict.fromkeys(name for labels in every for name in labels)
+    return [n for n in names if any(type(labels.get(n)) in (int, float) for labels in every)]
 
 
 def one_task(found: Findings, task: Task) -> list[str]:
@@ -164,14 +81,15 @@ def one_task(found: Findings, task: Task) -> list[str]:
     pictures = found.pictures[task.name]
     parts = [
         f"## {escape(task.title[:1].upper() + task.title[1:])}",
-        "\n".join(f"![{escape(shows)}]({name})" for name, shows in pictures.items()),
-        "*" + " ".join(f"{escape(shows)}." for shows in pictures.values()) + "*",
+        *(words.picture(name, *shown) for name, shown in pictures.items() if name != found.lead),
     ]
     for metric in task.metrics:
         parts.append(f"### {escape(metric.title[:1].upper() + metric.title[1:])}")
         parts.append(quality(found, task, metric))
         if any(each.paired is not None for each in found.of(task, metric)):
             parts += ["How sure that is:", evidence(found, task, metric)]
+        if metric.solved is not None and metric == task.metrics[0]:
+            parts += solved_table(found, task)
     return [*parts, "### Cost", costs(found.sweep, task), cost_note(found.sweep, task)]
 
 
@@ -187,7 +105,7 @@ def left_out(sweep: Sweep) -> list[str]:
         "Where runs diverge or fail more often for one variant, that is a finding about it, and "
         "its means flatter it.",
         words.bullets(
-            f"{words.code(run.id)}, {run.state} at step {run.last_step:,} after "
+            f"{escape(sweep.name_of(run))}: {run.state} at step {run.last_step:,} after "
             f"{words.count(run.attempts, 'attempt')}: {words.code(fault)}"
             for run, fault in faults
         ),

@@ -32,6 +32,11 @@ def bullets(lines: Iterable[str]) -> str:
     return "\n".join(f"- {line}" for line in lines)
 
 
+def picture(name: str, title: str, caption: str) -> str:
+    """A picture under its title and above its caption, as one paragraph that stays together."""
+    return f"**{escape(title)}**\\\n![{escape(title)}]({name})\\\n*{escape(caption)}*"
+
+
 def join(names: Sequence[str]) -> str:
     """a, b and c."""
     if len(names) < 2:

@@ -15,9 +15,9 @@ def chosen(plan: Plan, only: str, index: int | None) -> list[PlannedRun]:
     Raises:
       UserError: there is none.
     """
-    runs = [run for run in plan.runs if fnmatch.fnmatchcase(run.id, only)]
+    runs = [run for run in plan.every if fnmatch.fnmatchcase(run.id, only)]
     if not runs:
-        raise UserError(f"--only={only}: no run is called so; the first is {plan.runs[0].id}")
+        raise UserError(f"--only={only}: no run is called so; the first is {plan.every[0].id}")
     if index is None:
         return runs
     if index >= len(runs):

@@ -23,9 +23,14 @@ from carve_jax.training.settings import (
     read_settings,
 )
 from experiments import cli
+from experiments.sweeps.tuning import Tuning, read_tuning
 
-FIELDS = ("name", "question", "baseline", "seeds", "tasks", "axes", "combine", "extra", "matched")
+FIELDS = (
+    *("name", "question", "baseline", "seeds", "tasks", "axes", "combine", "extra", "matched"),
+    "tune",
+)
 BETTER = ("lower", "higher")
+METRIC = ("name", "better", "title")  # and "solved", of one that a task can be solved by
 
 
 class Variant(NamedTuple):
@@ -48,6 +53,7 @@ class PlannedRun(NamedTuple):
     Attributes:
       overrides: all that its config has otherwise than its task's, by dotted name.
       tokens: positions of all its batches; documents that end early leave some of them empty.
+      trial: of a run of the tuning, the value that it tries; None of a run of the comparison.
     """
 
     id: str
@@ -58,6 +64,7 @@ class PlannedRun(NamedTuple):
     config: ConfigDict
     parameters: int
     tokens: int
+    trial: float | None = None
 
 
 class Plan(NamedTuple):
@@ -66,6 +73,9 @@ class Plan(NamedTuple):
     Attributes:
       matched: in words, what its runs have in common and what not.
       tasks: title, metrics and config of each task, as plain values.
+      runs: of the comparison.
+      tuning: what is tuned for each task and variant; None if nothing is.
+      trials: the runs of the tuning.
     """
 
     name: str
@@ -75,6 +85,13 @@ class Plan(NamedTuple):
     tasks: dict[str, dict[str, Any]]
     variants: tuple[Variant, ...]
     runs: tuple[PlannedRun, ...]
+    tuning: Tuning | None = None
+    trials: tuple[PlannedRun, ...] = ()
+
+    @property
+    def every(self) -> tuple[PlannedRun, ...]:
+        """All runs, those of the tuning first."""
+        return self.trials + self.runs
 
 
 def make_plan(sweep: ConfigDict, settings: list[str], base: ConfigDict | None = None) -> Plan:
@@ -96,27 +113,42 @@ def make_plan(sweep: ConfigDict, settings: list[str], base: ConfigDict | None = 
         near = nearest(sweep.baseline, names)
         raise UserError(f"the sweep's baseline {sweep.baseline!r} is no variant; {near}")
     tasks = _tasks(sweep, settings, base)
-    seeds = _seeds(sweep.seeds)
+    seeds = _seeds(sweep.seeds, "seeds")
+    tuning = read_tuning(sweep.tune, seeds, {v.name: v.overrides for v in variants})
     widths = {}
     for task, section in tasks.items():
         shared = {v.name: _shared(section["config"], v, f"{task}.{v.name}") for v in variants}
         widths[task] = _equal_widths(sweep, shared)
-    # Seed by seed: pairs are complete early, and runs side by side do not compile the same.
-    runs = []
-    for seed, (task, section), variant in itertools.product(seeds, tasks.items(), variants):
+
+    def run(task: str, variant: Variant, seed: int, **more: Any) -> PlannedRun:
         overrides = variant.overrides | widths[task].get(variant.name, {}) | {"seed": seed}
-        runs.append(_run(task, variant.name, seed, overrides, section["config"]))
+        return _run(task, variant.name, seed, overrides, tasks[task]["config"], **more)
+
+    # Seed by seed: pairs are complete early, and runs side by side do not compile the same.
+    runs = [run(task, v, seed) for seed, task, v in itertools.product(seeds, tasks, variants)]
+    trials = (
+        [
+            run(task, variant, seed, tuning=tuning, trial=value)
+            for seed, task, value, variant in itertools.product(
+                _seeds(tuning.seeds, "tune.seeds"), tasks, tuning.grid, variants
+            )
+        ]
+        if tuning
+        else []
+    )
     return Plan(
         name=sweep.name,
         question=sweep.question,
         baseline=sweep.baseline,
-        matched=_matched(sweep, runs),
+        matched=_matched(sweep, runs, {v.name: v.title for v in variants}, tasks),
         tasks={
             task: {**section, "config": flatten(section["config"])}
             for task, section in tasks.items()
         },
         variants=variants,
         runs=tuple(runs),
+        tuning=tuning,
+        trials=tuple(trials),
     )
 
 
@@ -184,7 +216,7 @@ def _tasks(
         section["config"] = cli.override(copy.deepcopy(section["config"]).unlock(), settings)
         section["metrics"] = [dict(metric) for metric in section["metrics"]]
         for metric in section["metrics"]:
-            check_names(metric.keys(), ("name", "better", "title"), f"a metric of task {name!r}")
+            check_names(metric.keys() - {"solved"}, METRIC, f"a metric of task {name!r}")
             if metric["better"] not in BETTER:
                 raise UserError(
                     f"the metric {metric['name']!r} is better {metric['better']!r}: give 'lower' "
@@ -193,12 +225,12 @@ def _tasks(
     return sections
 
 
-def _seeds(seeds: Iterable[Any]) -> tuple[int, ...]:
+def _seeds(seeds: Iterable[Any], name: str) -> tuple[int, ...]:
     found = tuple(seeds)
     whole = all(type(seed) is int and seed >= 0 for seed in found)
     if not found or not whole or len(set(found)) < len(found):
         raise UserError(
-            f"the sweep's seeds are {found!r}: give different whole numbers, at least one"
+            f"the sweep's {name} are {found!r}: give different whole numbers, at least one"
         )
     for seed in found:
         check_number("seed", seed)
@@ -209,11 +241,20 @@ def _shared(base: ConfigDict, variant: Variant, where: str) -> ConfigDict:
     """The config of a variant but for its seed."""
     config = copy.deepcopy(base).unlock()
     for dotted, value in variant.overrides.items():
-        _set(config, dotted, value, where)
+        set_field(config, dotted, value, where)
     return config
 
 
-def _set(config: ConfigDict, dotted: str, value: Any, where: str) -> None:
+def set_field(config: ConfigDict, dotted: str, value: Any, where: str) -> None:
+    """Changes a field of a run's config.
+
+    Args:
+      dotted: its name.
+      where: what sets it, for the message.
+
+    Raises:
+      UserError: no such field, or a value of another type.
+    """
     try:
         cli.check_field(config, dotted)
         *sections, field = dotted.split(".")
@@ -223,12 +264,24 @@ def _set(config: ConfigDict, dotted: str, value: Any, where: str) -> None:
 
 
 def _run(
-    task: str, variant: str, seed: int, overrides: dict[str, Any], base: ConfigDict
+    task: str,
+    variant: str,
+    seed: int,
+    overrides: dict[str, Any],
+    base: ConfigDict,
+    tuning: Tuning | None = None,
+    trial: float | None = None,
 ) -> PlannedRun:
+    """A run of the comparison, or with a value to try, one of the tuning."""
     name = f"{task}.{variant}.s{seed}"
+    if tuning is not None and trial is not None:
+        name = f"tune.{task}.{variant}.{trial:g}.s{seed}"
+        overrides = overrides | {tuning.field: trial}
+        if tuning.steps:
+            overrides["steps"] = tuning.steps
     config = copy.deepcopy(base).unlock()
     for dotted, value in overrides.items():
-        _set(config, dotted, value, name)
+        set_field(config, dotted, value, name)
     model = _checked(config, name)
     return PlannedRun(
         id=name,
@@ -239,6 +292,7 @@ def _run(
         config=config,
         parameters=parameters(model),
         tokens=config.steps * config.batch_size * config.sequence_length,
+        trial=trial,
     )
 
 
@@ -286,7 +340,12 @@ def _equal_widths(sweep: ConfigDict, shared: Mapping[str, ConfigDict]) -> dict[s
     return widths
 
 
-def _matched(sweep: ConfigDict, runs: list[PlannedRun]) -> str:
+def _matched(
+    sweep: ConfigDict,
+    runs: list[PlannedRun],
+    titles: Mapping[str, str],
+    tasks: Mapping[str, Mapping[str, Any]],
+) -> str:
     """What the runs of a task have in common, in words; refuses what is claimed and not so."""
     check_names(sweep.matched.keys(), ("tokens", "parameters", "within"), "the sweep's matched")
     clauses = []
@@ -311,8 +370,10 @@ def _matched(sweep: ConfigDict, runs: list[PlannedRun]) -> str:
                     f"but those of {task} go from {min(matched):,} to {max(matched):,} "
                     f"({spread:.1%})"
                 )
-            names = ", ".join(sweep.matched.parameters)
-            of_which = "all variants" if names == "*" else f"{names} and {sweep.baseline}"
+            named = [title for name, title in titles.items() if equal(name)]
+            of_which = f"{', '.join(named)} and {titles[sweep.baseline]}"
+            if tuple(sweep.matched.parameters) == ("*",):
+                of_which = "all variants"
             words.append(
                 f"parameters of {of_which} equal within {spread:.2%} by the width of the MLP"
             )
@@ -321,5 +382,5 @@ def _matched(sweep: ConfigDict, runs: list[PlannedRun]) -> str:
             words.append(f"{min(every):,} to {max(every):,} parameters in all")
         else:
             words.append(f"{min(every):,} parameters")
-        clauses.append(f"{task}: {', '.join(words)}")
+        clauses.append(f"{tasks[task]['title']}: {', '.join(words)}")
     return "; ".join(clauses)

@@ -9,7 +9,7 @@ import os
 import shlex
 import signal
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -23,6 +23,7 @@ from experiments.sweeps.ending import sentence, status_at_end
 from experiments.sweeps.plan import PlannedRun
 from experiments.sweeps.process import MAXRSS_BYTES, Child, launch, peak_rss, train_command
 from experiments.sweeps.store import PROMPT, Store
+from experiments.sweeps.tuner import Tuner
 
 Say = Callable[[str], None]
 Command = Callable[[Store, PlannedRun], list[str]]
@@ -34,6 +35,7 @@ class Runner:
     Args:
       slots: for each process at once, what its environment has besides the sweep's own.
       commit: of the code.
+      tuner: knows which runs wait for others; None if none do.
       command: makes the command of a run.
       say: takes one line for the user.
       pause: seconds from look to look.
@@ -45,6 +47,7 @@ class Runner:
         slots: Sequence[Mapping[str, str]],
         *,
         commit: str | None,
+        tuner: Tuner | None = None,
         command: Command = train_command,
         say: Say = print,
         pause: float = 0.2,
@@ -52,6 +55,7 @@ class Runner:
         self._store = store
         self._slots = slots
         self._commit = commit
+        self._tuner = tuner
         self._command = command
         self._say = say
         self._pause = pause
@@ -67,7 +71,7 @@ class Runner:
         Raises:
           Interrupted: ctrl-C or SIGTERM; the processes have saved and stopped.
         """
-        finished = [run for run in runs if self._is_over(run)]
+        finished = [run for run in runs if self._store.is_over(run)]
         waiting = collections.deque(run for run in runs if run not in finished)
         if finished:
             self._say(f"{len(finished)} of {len(runs)} runs came to their end before")
@@ -92,9 +96,6 @@ class Runner:
                 stop.received, f"{done} of {len(runs)} runs are done and those going on have saved"
             )
 
-    def _is_over(self, run: PlannedRun) -> bool:
-        return self._store.is_done(run) or self._store.status(run).state == "diverged"
-
     def _start_some(self, waiting: "collections.deque[PlannedRun]") -> None:
         """Fills the slots that are free; runs of other processes stay in line."""
         for _ in range(len(waiting)):
@@ -102,8 +103,24 @@ class Runner:
             if not free:
                 return
             run = waiting.popleft()
-            if not self._start(run, min(free)):
+            if self._is_awaited(run, waiting) or not self._start(run, min(free)):
                 waiting.append(run)
+
+    def _is_awaited(self, run: PlannedRun, waiting: Collection[PlannedRun]) -> bool:
+        """Whether a run is to wait for runs of its variant's tuning that are still to end."""
+        pending = self._pending(run)
+        ours = {each.id for each in waiting} | {child.run.id for child in self._children}
+        return any(each.id in ours or self._is_held(each) for each in pending)
+
+    def _pending(self, run: PlannedRun) -> list[PlannedRun]:
+        return self._tuner.pending(run) if self._tuner else []
+
+    def _is_held(self, run: PlannedRun) -> bool:
+        """Whether another process has a run."""
+        lock = self._store.lock(run)
+        if lock is not None:
+            lock.close()
+        return lock is None
 
     def _start(self, run: PlannedRun, slot: int) -> bool:
         """Starts a run, unless it is over by now; False if another process has it."""
@@ -114,10 +131,16 @@ class Runner:
                 self._say(f"{run.id} is being run by another process: waiting for its end")
             return False
         with lock, self._store.path(run, "log").open("ab") as log:
-            if self._is_over(run):
+            if self._store.is_over(run):
                 return True
             before = self._store.status(run)
+            if pending := self._pending(run):  # and nobody at them
+                message = f"its variant is not tuned: {pending[0].id} and the like are to end first"
+                self._store.set_status(run, replace(before, state="waiting", message=message))
+                self._say(f"{run.id} waits: {message}; run them with --only='tune.*'")
+                return True
             try:
+                run = self._tuner.tuned(run) if self._tuner else run
                 claim_workdir(self._store.directory(run), run.config.to_dict())
             except UserError as error:
                 self._store.set_status(run, replace(before, state="failed", message=str(error)))

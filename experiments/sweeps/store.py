@@ -39,6 +39,7 @@ PROMPT = "$ "  # in a log, before the command of each process
 STATES = ("waiting", "running", "done", "failed", "diverged")
 
 
+MEND = "restore it from a copy"
 LONGEST = 400  # characters of what differs
 TAIL = 1 << 16  # bytes at the end of a file that are looked at
 RECORD = {
@@ -56,7 +57,7 @@ RECORD = {
         {
             "title": Maybe(str),
             "config": Maybe(Each(object)),
-            "metrics": [{"name": str, "better": str, "title": Maybe(str)}],
+            "metrics": [{"name": str, "better": str, "title": Maybe(str), "solved": Maybe(float)}],
         }
     ),
     "variants": Each({"title": Maybe(str), "labels": Maybe(Each(object))}),
@@ -70,6 +71,7 @@ RECORD = {
             "tokens": Maybe(int),
         }
     ],
+    "tune": Maybe({"field": str, "grid": [float], "seeds": [int], "steps": int}),
 }
 """What sweep.json holds, as `check_shape` takes it."""
 STATUS = {
@@ -146,7 +148,7 @@ class Store:
         path = self.workdir / FILE_NAME
         if not write_new(path, json.dumps(record, indent=2) + "\n"):
             self._check(self._read(), plan, facts["commit"], other_commit)
-        for run in plan.runs:
+        for run in plan.every:
             write_new(self.path(run, "status.json"), _as_json(Status()))
 
     def _read(self) -> dict[str, Any]:
@@ -212,6 +214,10 @@ class Store:
         """Whether a run has come to its end, figures included."""
         return self.status(run).state == "done" and self.took_all_steps(run)
 
+    def is_over(self, run: PlannedRun) -> bool:
+        """Whether there is nothing left to try: a run is done, or has diverged."""
+        return self.is_done(run) or self.status(run).state == "diverged"
+
     def took_all_steps(self, run: PlannedRun) -> bool:
         """Whether a run's figures go to its last step."""
         return self.last_figures(run).get("step") == run.config.steps
@@ -239,8 +245,18 @@ def read_record(path: Path) -> dict[str, Any]:
       FileNotFoundError: there is none.
       UserError: it does not read, or holds something else.
     """
-    mend = "restore it from a copy"
-    record = read_json(path, mend=mend)
+    return check_record(read_json(path, mend=MEND), path)
+
+
+def check_record(record: dict[str, Any], path: Path) -> dict[str, Any]:
+    """What a sweep.json holds, if it is one.
+
+    Args:
+      path: of the file that it is from.
+
+    Raises:
+      UserError: it is something else.
+    """
     try:
         check_shape(record, RECORD)
         for name in record["tasks"]:
@@ -267,7 +283,7 @@ def read_record(path: Path) -> dict[str, Any]:
     except UserError:
         raise
     except ValueError as error:
-        raise UserError(f"{path} cannot be read ({reason_of(error)}): {mend}") from error
+        raise UserError(f"{path} cannot be read ({reason_of(error)}): {MEND}") from error
     return record
 
 
@@ -313,11 +329,15 @@ def _resolved(plan: Plan) -> dict[str, Any]:
             v.name: {"title": v.title, "labels": v.labels, "overrides": v.overrides}
             for v in plan.variants
         },
-        "runs": [
-            {name: value for name, value in run._asdict().items() if name != "config"}
-            for run in plan.runs
-        ],
+        "runs": [_described(run) for run in plan.runs],
+        "tune": plan.tuning
+        and {**plan.tuning._asdict(), "runs": [_described(run) for run in plan.trials]},
     }
+
+
+def _described(run: PlannedRun) -> dict[str, Any]:
+    unsaid = {"config"} if run.trial is not None else {"config", "trial"}
+    return {name: value for name, value in run._asdict().items() if name not in unsaid}
 
 
 def _different(stored: dict[str, Any], new: dict[str, Any]) -> str:
@@ -336,11 +356,20 @@ def _different(stored: dict[str, Any], new: dict[str, Any]) -> str:
     if missing or added:
         words = [_some(missing, "there alone"), _some(added, "here alone")]
         return " and ".join(word for word in words if word)
+    if stored.get("tune") != new["tune"]:
+        return f"{_tuned(stored.get('tune'))} there and {_tuned(new['tune'])} here"
     for name, run in runs.items():
         changed = [field for field in run if run[field] != others[name].get(field)]
         if changed:
             return f"{name} has other {' and '.join(changed)}"
     return ""
+
+
+def _tuned(tune: dict[str, Any] | None) -> str:
+    if tune is None:
+        return "nothing is tuned"
+    told = ", ".join(f"{name} {tune.get(name)}" for name in ("grid", "seeds", "steps"))
+    return f"{tune.get('field')} is tuned ({told})"
 
 
 def _tuples(flat: dict[str, Any]) -> dict[str, Any]:

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from experiments.reporting import figures
+from experiments.reporting import drawing, figures
 from experiments.reporting.sweep import read_sweep
 from tests.experiments.reporting.command import BROKEN, TITLES, run
 from tests.experiments.sweeps.made_up import COMMIT, truth_of, write_sweep
@@ -20,7 +20,7 @@ def written(tmp_path_factory):
         truth,
         status=lambda run: BROKEN.get(run, {}),
     )
-    png = figures.to_png(figures.curves(read_sweep(workdir), read_sweep(workdir).tasks[0]))
+    png = drawing.to_png(figures.curves(read_sweep(workdir), read_sweep(workdir).tasks[0]))
     (workdir / "theory").mkdir()
     (workdir / "theory" / "memory.png").write_bytes(png)
     experiment = {

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from experiments.reporting import figures
+from experiments.reporting import drawing, figures
 from experiments.reporting.sweep import Metric, read_sweep
 from tests.experiments.sweeps.made_up import ACCURACY, BITS
 
@@ -24,7 +24,7 @@ def test_the_frontier():
 
 def test_names_are_spread_apart_in_order():
     heights = [0.1, 0.5, 0.5, 0.52, 0.9]
-    found = figures.spread(heights, 0.1)
+    found = drawing.spread(heights, 0.1)
     assert (np.diff(found) >= 0.1 - 1e-9).all()
     np.testing.assert_allclose(found, [0.1, 0.5067 - 0.1, 0.5067, 0.5067 + 0.1, 0.9], atol=1e-4)
 
@@ -74,6 +74,6 @@ def test_no_picture_of_a_cost_that_is_the_same(small):
 def test_a_figure_is_the_same_twice(small):
     sweep = read_sweep(small(seeds=2))
     first, second = (
-        figures.to_svg(figures.curves(sweep, sweep.tasks[0]), "curves.png") for _ in range(2)
+        drawing.to_svg(figures.curves(sweep, sweep.tasks[0]), "curves.png") for _ in range(2)
     )
     assert first == second

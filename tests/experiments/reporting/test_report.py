@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from experiments import cli
-from experiments.reporting import figures, theory_record, words
+from experiments.reporting import drawing, theory_record, words
 from experiments.reporting.compare import compare
 from experiments.reporting.sweep import read_sweep
 from experiments.sweeps.plan import make_plan
@@ -48,25 +48,27 @@ def test_the_answer_comes_first(markdown):
 def test_the_tables_hold_the_figures_of_the_comparison(written, markdown):
     sweep = read_sweep(written.parent)
     carve = compare(sweep, alpha=0.05, smallest={})[0]
-    quality = row(markdown, "CARVE", 1)
+    quality = row(markdown, "CARVE")
     assert quality[1:3] == ["**better**", words.signed(carve.difference, 4)]
     assert (
         quality[3] == f"{words.signed(carve.paired.low, 4)} to {words.signed(carve.paired.high, 4)}"
     )
     assert quality[5] == "5"
-    evidence = row(markdown, "CARVE", 2)
+    evidence = row(markdown, "CARVE", 1)
     assert evidence[1:3] == ["5", words.number(float(carve.paired.sigma), 1)]
     assert evidence[5:7] == [words.probability(carve.p), words.probability(carve.corrected_p)]
-    assert row(markdown, "CARVE", 3)[1:3] == ["780,000 (−2.5%)", "12,325"]
-    assert row(markdown, "GLA", 1)[-1] == "**2 of 5**"
+    assert row(markdown, "CARVE", 2)[1:3] == ["780,000 (−2.5%)", "12,325"]
+    assert row(markdown, "GLA")[-1] == "**2 of 5**"
     assert "**2 runs at a time shared the machine**" in markdown
 
 
 def test_runs_without_a_result_are_shown_with_their_reason(markdown):
     section = markdown[markdown.index("## Runs that do not count") : markdown.index("## Theory")]
-    assert f"`text.gla.s1`, diverged at step 100 after 1 attempt: `` {DOWN} ``" in section
-    assert "`text.gla.s2`, running at step 100 after 1 attempt: `it has not ended" in section
-    assert "`text.gla.s3`, waiting at step 0 after 0 attempts: `it has not started`" in section
+    assert f"GLA on text, seed 1: diverged at step 100 after 1 attempt: `` {DOWN} ``" in section
+    assert "GLA on text, seed 2: running at step 100 after 1 attempt: `it has not ended" in section
+    assert (
+        "GLA on text, seed 3: waiting at step 0 after 0 attempts: `it has not started`" in section
+    )
     assert row(markdown, "GLA", -1)[2:5] == ["diverged", "running", "waiting"]
 
 
@@ -84,7 +86,7 @@ def test_the_page_needs_nothing_but_itself(written, html):
     drawn = [name for name in named if name != "memory.png"]
     assert len(drawn) == 3  # all are as fast and as large
     assert html.count("<svg") == len(drawn)
-    assert figures.INK not in html  # drawings take the colours of the page
+    assert drawing.INK not in html  # drawings take the colours of the page
     for target in re.findall(r'href="#([\w-]+)"', html):
         assert f'id="{target}"' in html
     assert html.count('class="scroll"') == html.count("<table>")
@@ -154,7 +156,7 @@ def test_one_seed_gives_no_interval_and_says_why(small):
     workdir = small(seeds=1)
     assert run(f"--workdir={workdir}", f"--output={workdir}/out") == 0
     markdown = (workdir / "out" / "report.md").read_text()
-    assert row(markdown, "CARVE", 1)[3] == "none: one seed"
+    assert row(markdown, "CARVE")[3] == "none: one seed"
     assert "no interval or p-value is given, because a single difference" in markdown
     assert "How sure that is" not in markdown
     assert " ± " not in markdown[: markdown.index("## How to read")]
@@ -166,7 +168,7 @@ def test_a_sweep_without_any_result_is_still_told(small):
     markdown = (workdir / "report" / "report.md").read_text()
     assert "CARVE and GDN-2 have **no seed that both finished**" in markdown
     assert markdown.count("`no memory`") == 4
-    assert row(markdown, "CARVE", 1)[2:4] == ["–", "none"]
+    assert row(markdown, "CARVE")[2:4] == ["–", "none"]
 
 
 def test_it_reads_what_a_sweep_writes(tmp_path):

@@ -2,6 +2,7 @@
 
 import functools
 import json
+import sys
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,7 @@ from experiments.sweeps.machine import compiled, make_slots
 from experiments.sweeps.plan import expand, make_plan
 from experiments.sweeps.runner import Runner
 from experiments.sweeps.store import Store
-from tests.experiments.sweeps.harness import fake_command
+from tests.experiments.sweeps.harness import fake_command, make_runs
 
 ROOT = Path(__file__).parents[3]
 TINY = str(ROOT / "configs" / "sweeps" / "tiny.py")
@@ -111,7 +112,7 @@ def test_parameters_are_made_equal_by_the_mlp():
     assert abs(sizes["carve"].parameters - sizes["gdn2"].parameters) <= 24
     assert sizes["carve"].overrides["model.mlp_dim"] == sizes["carve"].config.model.mlp_dim > 64
     assert plan.matched.startswith(
-        "recall: 3,072 tokens a run, parameters of carve and gdn2 equal within 0."
+        "associative recall: 3,072 tokens a run, parameters of CARVE and GDN-2 equal within 0."
     )
     assert [run.id for run in plan.runs] == [
         f"recall.{variant}.s{seed}" for seed in (0, 1) for variant in ("gdn2", "carve")
@@ -227,6 +228,42 @@ def test_a_failed_run_is_told_at_the_end(command, monkeypatch, capsys):
     out = capsys.readouterr().out
     assert "3 of 4 runs are done" in out
     assert "recall.carve.s1: failed, error: something broke" in out
+
+
+def test_runs_that_share_a_gpu_share_its_memory(monkeypatch, tmp_path):
+    plan = make_plan(tiny.get_config(), [])
+    monkeypatch.delenv("XLA_PYTHON_CLIENT_MEM_FRACTION", raising=False)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3")
+    one = FACTS | {"backend": "gpu", "devices": ["NVIDIA H100"]}
+    assert make_slots(plan, one, None) == [{"CUDA_VISIBLE_DEVICES": "3"}]
+    quarter = {"CUDA_VISIBLE_DEVICES": "3", "XLA_PYTHON_CLIENT_MEM_FRACTION": "0.225"}
+    assert make_slots(plan, one, 4) == [quarter] * 4
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1")
+    monkeypatch.setenv("XLA_PYTHON_CLIENT_MEM_FRACTION", "0.6")
+    slots = make_slots(plan, one | {"devices": ["NVIDIA H100"] * 2}, 3)
+    assert [slot["CUDA_VISIBLE_DEVICES"] for slot in slots] == ["0", "1", "0"]
+    assert {slot["XLA_PYTHON_CLIENT_MEM_FRACTION"] for slot in slots} == {"0.300"}
+
+    # What a child is given, and that the runs share one cache of what they compile.
+    given = "import os, json; print(json.dumps(dict(os.environ)))"
+    (tmp_path / "runs").mkdir()
+    with compiled() as cache:
+        runner = Runner(
+            Store(tmp_path),
+            [cache | quarter] * 2,
+            commit=None,
+            command=lambda store, run: [sys.executable, "-c", given],
+            say=lambda line: None,
+            pause=0.02,
+        )
+        runner.run_all(make_runs(2))
+    logs = [path.read_text().splitlines() for path in sorted((tmp_path / "runs").glob("*.log"))]
+    found = [json.loads(lines[-1]) for lines in logs]
+    assert [child["XLA_PYTHON_CLIENT_MEM_FRACTION"] for child in found] == ["0.225"] * 2
+    assert {child["CUDA_VISIBLE_DEVICES"] for child in found} == {"3"}
+    assert {child["JAX_COMPILATION_CACHE_DIR"] for child in found} == {
+        cache["JAX_COMPILATION_CACHE_DIR"]
+    }
 
 
 def test_slots_are_the_machine_s(monkeypatch):

@@ -6,11 +6,14 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from experiments.reporting import text, theory_record
+from experiments.reporting import results, text, theory_record
 from experiments.reporting.compare import compare
+from experiments.reporting.solved import count_solved
 from experiments.reporting.sweep import read_sweep
+from experiments.reporting.tables import Findings
 from experiments.sweeps.plan import Plan, PlannedRun, Variant
 from experiments.sweeps.store import FILE_NAME, RUNS, Status, Store
+from experiments.sweeps.tuning import FOLDER, Choice, Tuning, read_choice, write_choice
 from tests.experiments.sweeps.made_up import BITS, truth_of, write_sweep
 from tests.fuzz.damage import HANGS, kept
 from tests.fuzz.kind import OTHER, REPAIRED, Kind, Say, SilentChange, any_value, same
@@ -112,6 +115,25 @@ def judge_peak(folder: Path, value: Any, healthy: Any, said: list[str]) -> str:
     return OTHER
 
 
+def make_choice(folder: Path, number: int) -> None:
+    tuning = Tuning("optimizer.peak_learning_rate", (0.1, 0.2), (7 + number,), 4)
+    write_choice(folder, "text", "v", Choice(tuning, 0.2, ((1.5,), (None,))))
+
+
+def choice(folder: Path, say: Say) -> Any:
+    found = read_choice(folder, "text", "v")
+    return found and (found, found.at_edge, found.means)
+
+
+def judge_choice(folder: Path, value: Any, healthy: Any, said: list[str]) -> str:
+    if value is None:
+        return REPAIRED  # it is made again from the tuning's runs
+    found, _, means = value
+    if found.value not in found.tuning.grid or len(means) > len(found.tuning.grid):
+        raise SilentChange("a choice that its grid does not have")
+    return OTHER
+
+
 def make_report(folder: Path, number: int) -> None:
     titles = {"gdn2": "GDN-2", "carve": "CARVE"}
     truth = truth_of({"gdn2": 0.0, "carve": -0.1 - number})
@@ -140,14 +162,28 @@ THEORY = {
 }
 
 
+def make_results(folder: Path, number: int) -> None:
+    make_report(folder, number)
+    (folder / results.FILE_NAME).write_text(results.to_json(read_sweep(folder)), "utf-8")
+
+
+def judge_again(folder: Path, say: Say) -> Any:
+    """As a claim is judged."""
+    sweep, note = results.read_results(folder / results.FILE_NAME)
+    comparisons = compare(sweep, alpha=0.05, smallest={})
+    rates = [(run.rate, run.last_step, run.curve(BITS["name"])) for run in sweep.runs]
+    return note, [(each.variant, each.difference) for each in comparisons], rates
+
+
 def write_report(folder: Path, say: Say) -> Any:
     """As experiments.report does, but for its pictures."""
     sweep = read_sweep(folder)
     comparisons = compare(sweep, alpha=0.05, smallest={})
     theory, where = theory_record.find_theory(None, folder)
     pngs = theory_record.theory_pictures(theory, where)
-    shows = {task.name: {f"{task.name}_curves.png": "curves"} for task in sweep.tasks}
-    written = text.write(text.Findings(sweep, comparisons, 0.05, shows, theory))
+    shows = {task.name: {f"{task.name}_curves.png": ("curves", "c")} for task in sweep.tasks}
+    solved = count_solved(sweep)
+    written = text.write(Findings(sweep, comparisons, 0.05, solved, shows, "", theory))
     rates = [(run.rate, run.last_step, run.curve(BITS["name"])) for run in sweep.runs]
     return written, pngs, rates
 
@@ -214,6 +250,15 @@ KINDS = (
         json=True,
     ),
     Kind(
+        "choice of a sweep's tuning",
+        make_choice,
+        (f"{FOLDER}/*.json",),
+        choice,
+        ("experiments.sweeps.tuning:read_choice",),
+        judge_choice,
+        json=True,
+    ),
+    Kind(
         "report: sweep.json",
         make_report,
         (FILE_NAME,),
@@ -229,6 +274,15 @@ KINDS = (
         (f"{_RUN}/*", f"{_RUN}.status.json"),
         write_report,
         (_REPORT, "experiments.reporting.sweep:_run", "carve_jax.training.reports.metrics:_read"),
+        any_value,
+        json=True,
+    ),
+    Kind(
+        "report: results.json",
+        make_results,
+        (results.FILE_NAME,),
+        judge_again,
+        ("experiments.reporting.results:read_results", _REPORT),
         any_value,
         json=True,
     ),
