@@ -108,9 +108,9 @@ class LMConfig:
         return math.lcm(*(MIXERS[name].segment_alignment(self) for name in self.pattern))
 
     @property
-    def has_content_gate(self) -> bool:
-        """Some layer's erase gate sees content, as CARVE's does."""
-        return any(MIXERS[name].has_content_gate(self) for name in self.pattern)
+    def content_lag(self) -> int:
+        """How many gate chunks back the outputs lie that some layer's rule reads; 0: none does."""
+        return max(MIXERS[name].content_lag(self) for name in self.pattern)
 
     @property
     def query_heads(self) -> int:

@@ -112,6 +112,7 @@ def get_gates() -> ConfigDict:
             "erase": placeholder(str),  # none | scalar | channel
             "write": placeholder(str),  # one | tied | timestep | scalar | channel
             "content": placeholder(bool),  # CARVE's
+            "content_source": placeholder(str),  # previous_chunk | two_chunks_back
             "gate_chunk": placeholder(int),
             "content_rank": placeholder(int),
             "content_norm": placeholder(bool),

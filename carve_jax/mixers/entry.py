@@ -65,10 +65,10 @@ class Entry(abc.ABC):
         """Floats of recurrent memory in one layer; 0 without any."""
         return config.num_heads * config.key_dim * config.value_dim
 
-    def has_content_gate(self, config: Config) -> bool:
-        """Whether its erase gate sees content, as CARVE's does."""
+    def content_lag(self, config: Config) -> int:
+        """How many gate chunks back the outputs lie that its rule reads, 1 in CARVE; 0: none."""
         del config
-        return False
+        return 0
 
     def segment_alignment(self, config: Config) -> int:
         """Documents packed in a row start at multiples of this many tokens."""

@@ -12,6 +12,7 @@ from carve_jax.mixers.gate_projections import GateProjections
 from carve_jax.mixers.layer import ACTIVATIONS
 from carve_jax.ops.attention import document_positions, rope
 from carve_jax.ops.gated_delta import CarveState, carve_rule, gated_delta_rule
+from carve_jax.ops.gated_delta.api import zero_state
 from carve_jax.ops.gated_delta.context_parallel import carve_rule_over, gated_delta_rule_over
 from carve_jax.ops.gated_delta.reference import RuleInputs
 from carve_jax.ops.short_conv import short_conv
@@ -74,18 +75,14 @@ class GatedDeltaMixer(GateProjections):
                 return None
             return jnp.zeros((batch, self.conv_width - 1, width), dtype)
 
-        memory = jnp.zeros((batch, self.num_heads, self.key_dim, self.value_dim), jnp.float32)
-        state: CarveState | Array = memory
-        if self.gates.content:
-            shape = (batch, self.num_heads, self.value_dim)
-            content, partial_sum = (jnp.zeros(shape, jnp.float32) for _ in range(2))
-            state = CarveState(memory, content, partial_sum, jnp.zeros((batch,), jnp.int32))
+        sizes = {"B": batch, "N": self.num_heads, "K": self.key_dim, "V": self.value_dim}
+        state = zero_state(sizes, jnp.dtype("float32"), max(1, self.gates.content_lag))
         return GatedDeltaCache(
             history(key_width),
             history(key_width),
             history(value_width),
             jnp.zeros((batch,), jnp.int32) if self.layer.rope else None,
-            state,
+            state if self.gates.content else state.memory,
         )
 
     @nn.compact
@@ -245,5 +242,6 @@ def _run_rule(
         erase_scale=mixer.gates.erase_scale,
         stop_gradient_content=mixer.gates.stop_gradient_content,
         content_norm=mixer.gates.content_norm,
+        content_lag=mixer.gates.content_lag,
         **options,
     )

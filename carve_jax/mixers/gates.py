@@ -12,6 +12,7 @@ DECAY = ("none", "constant", "scalar", "channel")
 DECAY_FORM = ("softplus", "logsigmoid", "bounded")
 ERASE = ("none", "scalar", "channel")
 WRITE = ("one", "tied", "timestep", "scalar", "channel")
+CONTENT_SOURCE = ("previous_chunk", "two_chunks_back")
 
 LOGSIGMOID_TEMPERATURE = 16.0  # GLA, arXiv 2312.06635, section 4.4
 CLOSED_LOOP_FLOOR = -20.0  # exp(-20) of a state is below the rounding of float32 beside an edit
@@ -34,6 +35,11 @@ class GateSpec:
         write: "one" is 1; "tied" is the erase gate itself; "timestep" is the decay's Δ;
             "scalar" and "channel" are σ(projection), one a value head or one a value channel.
         content: the erase gate also sees what the rule has read so far (CARVE).
+        content_source: whose outputs' mean that is. "previous_chunk", those of this layer's gate
+            chunk before (CARVE as published): each gate chunk waits for the one before it, in every
+            pass. "two_chunks_back", those of the one before that: a gate chunk still waits, but may
+            be prepared while the one before it is being read; it sees nothing of the last L to 2L
+            tokens.
         gate_chunk: L, tokens in a gate chunk of the content gate.
         content_rank: R, rank of the content gate.
         content_norm: divide the content by its root mean square.
@@ -50,6 +56,7 @@ class GateSpec:
     erase: str = "channel"
     write: str = "channel"
     content: bool = False
+    content_source: str = "previous_chunk"
     gate_chunk: int = 64
     content_rank: int = 16
     content_norm: bool = False
@@ -60,7 +67,14 @@ class GateSpec:
     def __post_init__(self) -> None:
         """Refuse values and pairs that mean nothing."""
         check_choices(
-            self, {"decay": DECAY, "decay_form": DECAY_FORM, "erase": ERASE, "write": WRITE}
+            self,
+            {
+                "decay": DECAY,
+                "decay_form": DECAY_FORM,
+                "erase": ERASE,
+                "write": WRITE,
+                "content_source": CONTENT_SOURCE,
+            },
         )
         for name in ("gate_chunk", "content_rank"):
             if getattr(self, name) < 1:
@@ -88,6 +102,13 @@ class GateSpec:
     def erase_scale(self) -> float:
         """The largest value the erase gate can take."""
         return 2.0 if self.negative_eigenvalues else 1.0
+
+    @property
+    def content_lag(self) -> int:
+        """How many gate chunks back the outputs lie that the rule itself reads; 0: none."""
+        if not self.content:
+            return 0
+        return 1 if self.content_source == "previous_chunk" else 2
 
     @property
     def log_decay_floor(self) -> float | None:

@@ -156,6 +156,7 @@ ABLATIONS = {
     "content of rank 2 and length 5": {"content": True, "content_rank": 2, "gate_chunk": 5},
     "no gradient through content": {"content": True, "stop_gradient_content": True},
     "normalised content": {"content": True, "content_norm": True},
+    "content of two chunks back": {"content": True, "content_source": "two_chunks_back"},
 }
 
 
