@@ -1,6 +1,7 @@
 """The gates of the gated delta family: what they depend on, and their pure functions."""
 
 import dataclasses
+import math
 from typing import Any
 
 import jax
@@ -32,6 +33,8 @@ class GateSpec:
             admits the kernels' cheaper path.
         decay_rank: width of a channel decay's low-rank projection; None for the value channels.
         erase: the erase gate σ(projection), one a head or one a key channel; "none" is 0.
+        erase_bias: initial value of a learned bias of its projection, the same for all; None for a
+            projection without one, as published.
         write: "one" is 1; "tied" is the erase gate itself; "timestep" is the decay's Δ;
             "scalar" and "channel" are σ(projection), one a value head or one a value channel.
         content: the erase gate also sees what the rule has read so far (CARVE).
@@ -42,6 +45,8 @@ class GateSpec:
             tokens.
         gate_chunk: L, tokens in a gate chunk of the content gate.
         content_rank: R, rank of the content gate.
+        content_scale: factor of P_down's initial values, which at 1 keep the root mean square of
+            the content; above 0, for P_up starts at zero.
         content_norm: divide the content by its root mean square.
         stop_gradient_content: no gradient through the content.
         negative_eigenvalues: the erase gate ranges over [0, 2] instead of [0, 1], so that an
@@ -54,11 +59,13 @@ class GateSpec:
     decay_form: str = "softplus"
     decay_rank: int | None = None
     erase: str = "channel"
+    erase_bias: float | None = None
     write: str = "channel"
     content: bool = False
     content_source: str = "previous_chunk"
     gate_chunk: int = 64
     content_rank: int = 16
+    content_scale: float = 1.0
     content_norm: bool = False
     stop_gradient_content: bool = False
     negative_eigenvalues: bool = False
@@ -79,6 +86,15 @@ class GateSpec:
         for name in ("gate_chunk", "content_rank"):
             if getattr(self, name) < 1:
                 raise ValueError(f"GateSpec: {name}={getattr(self, name)}; it must be 1 or more.")
+        if not 0 < self.content_scale < math.inf:
+            raise ValueError(
+                f"GateSpec: content_scale={self.content_scale}; it must be above 0, and finite."
+            )
+        if self.erase_bias is not None:
+            if not math.isfinite(self.erase_bias):
+                raise ValueError(f"GateSpec: erase_bias={self.erase_bias}; it must be finite.")
+            if self.erase == "none":
+                raise ValueError("GateSpec: erase_bias needs an erase gate, not erase='none'.")
         if self.write == "tied" and self.erase != "scalar":
             raise ValueError(
                 f"GateSpec: write='tied' needs a scalar erase gate, not {self.erase!r}."

@@ -174,8 +174,8 @@ def measure(quick: bool) -> Finding:
         f"{gain:.1f} at one row on one GPU",
         claim="Sweeps of GDN-2 under the contents of the sweep before make one more gate chunk "
         "exact each, so that N do for N chunks. To bfloat16's precision four do at random weights "
-        "that shift logits by 1 and in trained layers, for any number of chunks, which is less than "
-        "the predicted time of the scan where a row lies on eight devices (core); also at any "
+        "that shift logits by 1 and in trained layers, for any number of chunks, in less than the "
+        "predicted time of the scan where a row lies on eight devices (core); also at any "
         "strength, in the worst case half of N, and in less than the scan's time on one (edges).",
         setup=f"random inputs of {sizes.rows} rows of {sizes.length} tokens, 2 heads of K = V = "
         f"{sizes.width}, L in {sizes.chunks}, shifts {sizes.strengths}, P_up normal; worst case of "
