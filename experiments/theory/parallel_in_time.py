@@ -84,7 +84,9 @@ def find(sizes: Sizes) -> Measured:
         for chunk in sizes.chunks
         for strength in sizes.strengths
     }
-    lengths = [length * 2**n for n in (-3, -2, -1, 0, 1)] if sizes.steps else [length]
+    lengths = (
+        [length // 8, length // 4, length // 2, length, 2 * length] if sizes.steps else [length]
+    )
     layers = {}
     if sizes.steps:  # training takes most of the time
         layers[ERASE] = trained(content_erase.get_config(), sizes.steps)

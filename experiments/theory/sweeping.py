@@ -78,7 +78,7 @@ def no_contents(problem: Problem) -> jax.Array:
 def sweeps(problem: Problem, mixed: bool = False) -> Iterator[jax.Array]:
     """Outputs after each sweep; with `mixed` contents by Anderson's mixing, of each head alone."""
     inputs, down, up, chunk = problem
-    contents, history = no_contents(problem), []
+    contents, history = no_contents(problem), list[tuple[jax.Array, jax.Array]]()
     for _ in range(problem.chunks):
         output, found = sweep(inputs, down, up, contents, chunk=chunk)
         yield output
