@@ -15,7 +15,6 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from configs import content_erase
-from experiments.theory import small_models
 from experiments.theory.figures import label, panels, style
 from experiments.theory.finding import Check, Experiment, Finding, Number
 from experiments.theory.sweeping import PRECISION, Course, course, random_problem, relay, trained
@@ -40,7 +39,7 @@ class Sizes(NamedTuple):
       chunks: L of them.
       strengths: root mean square of the logits' shift.
       relay: gate chunks of the worst case.
-      steps: of training on content-dependent erase; on text a twentieth.
+      steps: of training on content-dependent erase; 0 for no trained layer.
     """
 
     length: int
@@ -52,9 +51,9 @@ class Sizes(NamedTuple):
     steps: int
 
 
-FULL = Sizes(2048, 2, 32, (16, 64, 256), (0.1, 0.3, 1.0, 3.0, 10.0), 32, 1200)
+FULL = Sizes(1024, 2, 32, (16, 64, 256), (0.1, 0.3, 1.0, 3.0, 10.0), 32, 1000)
 QUICK = Sizes(128, 1, 8, (16,), (0.1, 1.0), 8, 0)
-ERASE, TEXT = "trained on content-dependent erase", "trained on text"
+ERASE = "trained on content-dependent erase"
 
 
 class Measured(NamedTuple):
@@ -84,13 +83,10 @@ def find(sizes: Sizes) -> Measured:
         for chunk in sizes.chunks
         for strength in sizes.strengths
     }
-    lengths = (
-        [length // 8, length // 4, length // 2, length, 2 * length] if sizes.steps else [length]
-    )
+    lengths = [length // 4, length, 4 * length] if sizes.steps else [length]
     layers = {}
     if sizes.steps:  # training takes most of the time
         layers[ERASE] = trained(content_erase.get_config(), sizes.steps)
-        layers[TEXT] = trained(small_models.text_config("carve", 60), sizes.steps // 20)
     return Measured(
         {which: course(problem) for which, problem in problems.items()},
         {n // middle: course(random_problem(n, middle, 1.0, rows, width)) for n in lengths},
@@ -181,9 +177,8 @@ def measure(quick: bool) -> Finding:
         "strength, in the worst case half of N, and in less than the scan's time on one (edges).",
         setup=f"random inputs of {sizes.rows} rows of {sizes.length} tokens, 2 heads of K = V = "
         f"{sizes.width}, L in {sizes.chunks}, shifts {sizes.strengths}, P_up normal; worst case of "
-        f"{sizes.relay} chunks; models trained {sizes.steps} steps on content-dependent erase and "
-        f"{sizes.steps // 20} on text; enough is a largest error of a token of 2^-8 of the root "
-        "mean square; float32, seed 0",
+        f"{sizes.relay} chunks; a layer trained {sizes.steps} steps on content-dependent erase; "
+        "enough is a largest error of a token of 2^-8 of the root mean square; float32, seed 0",
         checks=checks_of(found),
         numbers=tuple(numbers_of(found)),
         curves={"found": found},
