@@ -113,6 +113,16 @@ class LMConfig:
         return max(MIXERS[name].content_lag(self) for name in self.pattern)
 
     @property
+    def content_chunk(self) -> int | None:
+        """L of the gates that read the layer below; None where none does.
+
+        Heads and channels of values are the model's, and L is that of ``gates``, so that what one
+        layer hands up has the shape that the next one reads.
+        """
+        entries = [MIXERS[name] for name in self.pattern]
+        return next((e.segment_alignment(self) for e in entries if e.reads_layer_below(self)), None)
+
+    @property
     def query_heads(self) -> int:
         """Query heads of softmax attention."""
         return self.num_heads if self.attention_heads is None else self.attention_heads

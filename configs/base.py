@@ -114,7 +114,7 @@ def get_gates() -> ConfigDict:
             "erase_bias": placeholder(float),  # initial value of a learned one
             "write": placeholder(str),  # one | tied | timestep | scalar | channel
             "content": placeholder(bool),  # CARVE's
-            "content_source": placeholder(str),  # previous_chunk | two_chunks_back
+            "content_source": placeholder(str),  # previous_chunk | two_chunks_back | previous_layer
             "gate_chunk": placeholder(int),
             "content_rank": placeholder(int),
             "content_scale": placeholder(float),  # of P_down's initial values

@@ -155,9 +155,12 @@ def _one_token(
     before, after = state
     content = jnp.zeros_like(output)
     if isinstance(before, CarveState):
-        content = jax.vmap(present_content)(before)[:, 0]
         gates = FAMILY[mixer].gates_of(config)
-        key_axis["erase"] = _content_erase(gates, params, content, key_axis["erase"])
+        if gates.reads_layer_below:  # the rule was given b itself
+            content = sown["content_below"][0][:, 0, 0]
+        else:
+            content = jax.vmap(present_content)(before)[:, 0]
+            key_axis["erase"] = _content_erase(gates, params, content, key_axis["erase"])
         after = after.memory
     value_axis = {
         "value": inputs.value,

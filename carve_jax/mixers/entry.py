@@ -70,6 +70,14 @@ class Entry(abc.ABC):
         del config
         return 0
 
+    def reads_layer_below(self, config: Config) -> bool:
+        """Whether it takes content from the layer below and hands its own up.
+
+        Such a mixer has ``with_content``, ``__call__`` with a fourth argument and a third result.
+        """
+        del config
+        return False
+
     def segment_alignment(self, config: Config) -> int:
         """Documents packed in a row start at multiples of this many tokens."""
         del config

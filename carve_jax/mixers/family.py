@@ -113,6 +113,10 @@ class GatedDelta(Entry):
         """See ``Entry``."""
         return self.gates_of(config).content_lag
 
+    def reads_layer_below(self, config: Config) -> bool:
+        """See ``Entry``."""
+        return self.gates_of(config).reads_layer_below
+
     def segment_alignment(self, config: Config) -> int:
         """Gate chunks start with their document."""
         gates = self.gates_of(config)

@@ -13,7 +13,7 @@ DECAY = ("none", "constant", "scalar", "channel")
 DECAY_FORM = ("softplus", "logsigmoid", "bounded")
 ERASE = ("none", "scalar", "channel")
 WRITE = ("one", "tied", "timestep", "scalar", "channel")
-CONTENT_SOURCE = ("previous_chunk", "two_chunks_back")
+CONTENT_SOURCE = ("previous_chunk", "two_chunks_back", "previous_layer")
 
 LOGSIGMOID_TEMPERATURE = 16.0  # GLA, arXiv 2312.06635, section 4.4
 CLOSED_LOOP_FLOOR = -20.0  # exp(-20) of a state is below the rounding of float32 beside an edit
@@ -42,7 +42,10 @@ class GateSpec:
             chunk before (CARVE as published): each gate chunk waits for the one before it, in every
             pass. "two_chunks_back", those of the one before that: a gate chunk still waits, but may
             be prepared while the one before it is being read; it sees nothing of the last L to 2L
-            tokens.
+            tokens. "previous_layer", those of the gate chunk before in the last layer below that
+            has a content gate: b is known before the rule begins, which so runs as GDN-2's, in
+            parallel; the gate sees what that layer's memory returned and never what its own holds.
+            The first such layer has no content, b = σ(x), and its two projections do nothing.
         gate_chunk: L, tokens in a gate chunk of the content gate.
         content_rank: R, rank of the content gate.
         content_scale: factor of P_down's initial values, which at 1 keep the root mean square of
@@ -120,9 +123,14 @@ class GateSpec:
         return 2.0 if self.negative_eigenvalues else 1.0
 
     @property
+    def reads_layer_below(self) -> bool:
+        """Content comes from the layer below, and this layer's goes to the one above."""
+        return self.content and self.content_source == "previous_layer"
+
+    @property
     def content_lag(self) -> int:
         """How many gate chunks back the outputs lie that the rule itself reads; 0: none."""
-        if not self.content:
+        if not self.content or self.reads_layer_below:
             return 0
         return 1 if self.content_source == "previous_chunk" else 2
 

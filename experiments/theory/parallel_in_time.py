@@ -165,11 +165,14 @@ def measure(quick: bool) -> Finding:
     at_one = max(c.needed for (_, s), c in found.random.items() if s == 1)
     strongest = max(c.needed for (_, s), c in found.random.items() if s == sizes.strengths[-1])
     gain = PREDICTED["forward, 1 row"][0] / PREDICTED["forward, 1 row"][1]
+    layers = [each.needed for of_model in found.layers.values() for each in of_model]
+    learnt = f", {max(layers)} in a trained layer" if layers else ""
     return Finding(
         title="CARVE can be swept in parallel, exactly, in a few sweeps",
-        found=f"{at_one} sweeps agree to bfloat16 where content shifts logits by 1, {strongest} "
-        f"where by {sizes.strengths[-1]:g}, however long the row; the scan takes the time of "
-        f"{gain:.1f} at one row on one GPU",
+        found=f"{at_one} sweeps agree to bfloat16 where content shifts logits by 1, in rows of "
+        f"{' or '.join(map(str, found.longer))} gate chunks alike, {strongest} where by "
+        f"{sizes.strengths[-1]:g}{learnt}; the scan takes the time of {gain:.1f} at one row on one "
+        f"GPU, of {shard_break_even(8):.1f} where it lies on eight (predicted)",
         claim="Sweeps of GDN-2 under the contents of the sweep before make one more gate chunk "
         "exact each, so that N do for N chunks. To bfloat16's precision four do at random weights "
         "that shift logits by 1 and in trained layers, for any number of chunks, in less than the "

@@ -7,7 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from carve_jax.ops.gated_delta import CarveState, carve_rule
+from carve_jax.ops.content_gate import ContentGate
+from carve_jax.ops.gated_delta import CarveState, carve_rule, gated_delta_rule
+from carve_jax.ops.layer_content import content_of_outputs, shift_from_below
 from experiments.theory import expressivity
 from tests.ops.cases import Arrays, Case, make_arrays, sigmoid
 
@@ -112,3 +114,77 @@ def test_content_erase_is_solved_where_the_mode_lies_a_lag_behind(lag: int, gap:
     state = expressivity.carve_state(task.key, task.value, strength, lag=lag)
     error = expressivity.error(expressivity.held(state), task.target)
     assert error < 1e-5 if gap >= lag else error > 0.1
+
+
+def by_chunk(output: np.ndarray, ids: np.ndarray) -> np.ndarray:
+    """Content of each token's gate chunk, in float64: [B, T, N, V]."""
+    contents = np.zeros(output.shape)
+    for row in range(output.shape[0]):
+        for t in range(output.shape[1]):
+            first = t // CHUNK * CHUNK - CHUNK
+            if first >= 0 and ids[row, first] == ids[row, t]:
+                contents[row, t] = output[row, first : first + CHUNK].mean(axis=0)
+    return contents
+
+
+def of_tokens(contents, position, length: int) -> np.ndarray:
+    """Content of each token, read through projections that change nothing."""
+    heads, width = contents.shape[2:]
+    one = jnp.broadcast_to(jnp.eye(width), (heads, width, width))
+    gate = ContentGate(one, one, CHUNK, 1.0, stop_gradient=False, norm=False, dtype=one.dtype)
+    return np.asarray(shift_from_below(contents, gate, position, length))
+
+
+def test_a_layer_hands_up_the_means_of_its_outputs() -> None:
+    output = np.random.default_rng(0).standard_normal((2, 45, 2, 3)).astype(np.float32)
+    ids = np.repeat([[0, 1, 2]], [16, 8, 21], axis=1).repeat(2, axis=0).astype(np.int32)
+    for segment_ids in (np.zeros_like(ids), ids):
+        contents, kept = content_of_outputs(jnp.asarray(output), None, segment_ids, CHUNK)
+        assert kept is None
+        found = of_tokens(contents, None, 45)
+        np.testing.assert_allclose(found, by_chunk(output, segment_ids), atol=1e-6)
+
+
+@pytest.mark.parametrize("split", [(1,) * 21, (5, 1, 15)])
+def test_what_a_layer_hands_up_does_not_hang_on_the_calls(split: tuple[int, ...]) -> None:
+    output = np.random.default_rng(1).standard_normal((2, 21, 2, 3)).astype(np.float32)
+    kept = (jnp.zeros((2, 2, 3)), jnp.zeros((2, 2, 3)), jnp.zeros((2,), jnp.int32))
+    found, start = [], 0
+    for length in split:
+        position, piece = kept[2], jnp.asarray(output[:, start : start + length])
+        contents, kept = content_of_outputs(piece, kept, None, CHUNK)
+        found.append(of_tokens(contents, position, length))
+        start += length
+    expected = by_chunk(output, np.zeros(output.shape[:2]))
+    np.testing.assert_allclose(np.concatenate(found, 1), expected, atol=1e-6)
+    np.testing.assert_allclose(kept[0], output[:, 8:16].mean(1), atol=1e-6)
+    np.testing.assert_allclose(kept[1], output[:, 16:].sum(1), atol=1e-6)
+    np.testing.assert_array_equal(kept[2], 21 % CHUNK)
+
+
+def test_a_broken_document_hands_nothing_to_the_next() -> None:
+    output = jnp.ones((1, 24, 1, 2)).at[:, 10].set(jnp.nan)
+    ids = (jnp.arange(24)[None] >= 16).astype(jnp.int32)
+    contents, _ = content_of_outputs(output, None, ids, CHUNK)
+    np.testing.assert_array_equal(contents[0, :, 0, 0], [0, 1, 0])
+
+
+def test_content_erase_is_solved_by_the_layer_above_the_one_that_holds_the_mode() -> None:
+    """Layers set by hand: the lower one holds the mode and reads it at every token, the upper one
+    erases as it was told; its own memory it does not see."""
+    gap = expressivity.GATE_CHUNK
+    task, late = expressivity.make_task(64, gap), expressivity.make_task(64, 1)
+    for each, solved in ((task, True), (late, False)):
+        ask = jnp.zeros_like(each.key).at[..., 0].set(1.0)
+        ones, zeros = jnp.ones((*ask.shape[:3], 1)), jnp.zeros((*ask.shape[:3], 1))
+        lower, _ = gated_delta_rule(
+            ask, each.key, each.value, zeros, zeros, ones, scale=1.0, implementation="recurrent"
+        )
+        contents, _ = content_of_outputs(lower, None, None, gap)
+        down = jnp.zeros((1, 1 + expressivity.VALUES, 1)).at[0, 0, 0].set(1.0)
+        up = jnp.full((1, 1, 1 + expressivity.KEYS), expressivity.STRENGTHS[-1])
+        gate = ContentGate(down, up, gap, 1.0, stop_gradient=False, norm=False, dtype=down.dtype)
+        erase = jax.nn.sigmoid(shift_from_below(contents, gate, None, ask.shape[1]))
+        state = expressivity.blind_state(each.key, each.value, erase)
+        error = expressivity.error(expressivity.held(state), each.target)
+        assert error < 1e-5 if solved else error > 0.1

@@ -97,7 +97,8 @@ class Kernels(Implementation):
         laid = RuleInputs(*map(layout.lay, _restart(call.inputs, starts)))
         options = Options(call.scale, call.tiles, call.decay_floor)
         result = self._backend.run(laid, state.memory, options, content)
-        ending = layout.ending(state, result.sums, mean)
+        contents = layout.contents(state.content, result.sums, mean)
+        ending = layout.ending(contents, result.sums)
         return layout.unlay(result.output), CarveState(result.memory, *ending)
 
 
