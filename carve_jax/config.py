@@ -108,9 +108,19 @@ class LMConfig:
         return math.lcm(*(MIXERS[name].segment_alignment(self) for name in self.pattern))
 
     @property
-    def has_content_gate(self) -> bool:
-        """Some layer's erase gate sees content, as CARVE's does."""
-        return any(MIXERS[name].has_content_gate(self) for name in self.pattern)
+    def content_lag(self) -> int:
+        """How many gate chunks back the outputs lie that some layer's rule reads; 0: none does."""
+        return max(MIXERS[name].content_lag(self) for name in self.pattern)
+
+    @property
+    def content_chunk(self) -> int | None:
+        """L of the gates that read the layer below; None where none does.
+
+        Heads and channels of values are the model's, and L is that of ``gates``, so that what one
+        layer hands up has the shape that the next one reads.
+        """
+        entries = [MIXERS[name] for name in self.pattern]
+        return next((e.segment_alignment(self) for e in entries if e.reads_layer_below(self)), None)
 
     @property
     def query_heads(self) -> int:

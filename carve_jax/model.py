@@ -2,7 +2,7 @@
 
 import collections
 import functools
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -11,6 +11,7 @@ from flax import linen as nn
 from carve_jax.config import LMConfig
 from carve_jax.mixers import MIXERS
 from carve_jax.mixers.base import Cache, fan_in_uniform
+from carve_jax.ops.layer_content import chunks_of
 from carve_jax.shapes import Array, Float, Float32, Int32
 from carve_jax.sharding import constrain
 
@@ -48,6 +49,19 @@ class SwiGLU(nn.Module):
         return linear(x.shape[-1], kernel_init=down_init, name="down_proj")(jax.nn.silu(gate) * up)
 
 
+class Stream(NamedTuple):
+    """What goes from block to block.
+
+    Attributes:
+      x: the residual stream.
+      content: of each gate chunk, for the erase gates of the next layer that reads the one below
+        (``GateSpec.content_source``); None where no layer does.
+    """
+
+    x: Float[Array, "B T D"]
+    content: Float32[Array, "B chunks N V"] | None
+
+
 class Block(nn.Module):
     """``x + mixer(norm x)``, then ``x + mlp(norm x)``."""
 
@@ -59,20 +73,29 @@ class Block(nn.Module):
         config = self.config
         dtype = jnp.dtype(config.compute_dtype)
         self.mixer_norm = nn.RMSNorm(epsilon=config.norm_eps, dtype=dtype)
-        self.mixer = MIXERS[self.mixer_name].of_model(config)
+        self.mixer: Any = MIXERS[self.mixer_name].of_model(config)
         self.mlp_norm = nn.RMSNorm(epsilon=config.norm_eps, dtype=dtype)
         self.mlp = SwiGLU(config)
 
     def __call__(
-        self, x: Float[Array, "B T D"], cache: Cache, segment_ids: Int32[Array, "B T"] | None
-    ) -> tuple[Float[Array, "B T D"], Cache]:
+        self,
+        stream: Stream,
+        cache: Cache,
+        segment_ids: Int32[Array, "B T"] | None,
+    ) -> tuple[Stream, Cache]:
         """One residual block; see ``Mixer`` for the cache."""
+        x, content = stream
         # Between tokens: x + mixer(norm x) [B, T, D].
-        mixed, cache = self.mixer(self.mixer_norm(x), cache, segment_ids)
+        if content is not None and MIXERS[self.mixer_name].reads_layer_below(self.config):
+            mixed, cache, content = self.mixer.with_content(
+                self.mixer_norm(x), cache, segment_ids, content
+            )
+        else:
+            mixed, cache = self.mixer(self.mixer_norm(x), cache, segment_ids)
         x = constrain(x + mixed, "batch", "length", None)
         # Within each token: x + mlp(norm x) [B, T, D].
         x = constrain(x + self.mlp(self.mlp_norm(x)), "batch", "length", None)
-        return x, cache
+        return Stream(x, content), cache
 
 
 class Repeat(nn.Module):
@@ -83,10 +106,10 @@ class Repeat(nn.Module):
     @nn.compact
     def __call__(
         self,
-        x: Float[Array, "B T D"],
+        stream: Stream,
         caches: dict[str, Cache] | None,
         segment_ids: Int32[Array, "B T"] | None,
-    ) -> tuple[Float[Array, "B T D"], dict[str, Cache] | None]:
+    ) -> tuple[Stream, dict[str, Cache] | None]:
         """The blocks of the pattern, one after the other."""
         block: Any = Block
         if self.config.remat != "none":
@@ -99,8 +122,10 @@ class Repeat(nn.Module):
         updated = {}
         for name, mixer_name in layer_names(self.config):
             past = None if caches is None else caches[name]
-            x, updated[name] = block(self.config, mixer_name, name=name)(x, past, segment_ids)
-        return x, None if caches is None else updated
+            stream, updated[name] = block(self.config, mixer_name, name=name)(
+                stream, past, segment_ids
+            )
+        return stream, None if caches is None else updated
 
 
 def layer_names(config: LMConfig) -> list[tuple[str, str]]:
@@ -184,8 +209,19 @@ class LanguageModel(nn.Module):
         table = constrain(self.embed.embedding.astype(self.config.compute_dtype), None, None)
         x = constrain(jnp.take(table, tokens, axis=0), "batch", "length", None)
         # The blocks, repeat by repeat, and the final norm [B, T, D].
-        x, cache = self.blocks(x, cache, segment_ids)
-        return self.final_norm(x), cache
+        stream = Stream(x, self._no_content(tokens, continued=cache is not None))
+        stream, cache = self.blocks(stream, cache, segment_ids)
+        return self.final_norm(stream.x), cache
+
+    def _no_content(
+        self, tokens: Int32[Array, "B T"], continued: bool
+    ) -> Float32[Array, "B chunks N V"] | None:
+        """The content that the first layer is given."""
+        config, (batch, length) = self.config, tokens.shape
+        if config.content_chunk is None:
+            return None
+        chunks = chunks_of(length, config.content_chunk, continued)
+        return jnp.zeros((batch, chunks, config.num_heads, config.value_dim), jnp.float32)
 
     def logits(self, x: Float[Array, "*rest D"]) -> Float32[Array, "*rest vocab"]:
         """Logits, summed and returned in float32."""

@@ -52,7 +52,7 @@ def pipeline_bubble(config: LMConfig, mesh: Mapping[str, int], batch_size: int) 
       mesh: sizes by axis.
       batch_size: rows that are taken at a time, over all devices.
     """
-    if mesh["sequence"] == 1 or not config.has_content_gate:
+    if mesh["sequence"] == 1 or not config.content_lag:
         return None
     return bubble(batch_size // (mesh["data"] * mesh["fsdp"]), mesh["sequence"])
 

@@ -83,6 +83,7 @@ TABLE: Mapping[str, Range] = {
         0.0, 1e30, open_least=True, note="; to clip nothing, give a large one, such as 1e9"
     ),
     "optimizer.accumulate_steps": COUNT,
+    "optimizer.content_up_lr_factor": Range(0.0, 1e6, note=", and 0 leaves P_up as it starts"),
     **dict.fromkeys((f"mesh.{axis}" for axis in ("data", "fsdp", "tensor", "sequence")), AXIS),
     "guard.loss_factor": FACTOR,
     "guard.grad_factor": FACTOR,
@@ -108,6 +109,8 @@ TABLE: Mapping[str, Range] = {
         ),
         OPTIONAL,
     ),
+    "model.gates.content_scale": Range(0.0, 1e6, open_least=True, unset=True),
+    "model.gates.erase_bias": Range(-1e3, 1e3, unset=True),
     "model.rope_theta": Range(0.0, 1e30, open_least=True),
     "model.norm_eps": Range(0.0, 1.0, open_least=True),
     "data.vocab_size": COUNT,

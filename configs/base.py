@@ -34,6 +34,7 @@ def get_config() -> ConfigDict:
             "beta2": 0.95,
             "clip_norm": 1.0,
             "accumulate_steps": 1,  # parts a batch is taken in, to save memory
+            "content_up_lr_factor": 1.0,  # of the learning rate, for CARVE's P_up alone
         }
     )
     # Devices by what they share: rows; rows and parameters; heads and MLP; tokens of a row.
@@ -110,10 +111,13 @@ def get_gates() -> ConfigDict:
             "decay_form": placeholder(str),  # softplus | logsigmoid | bounded
             "decay_rank": placeholder(int),
             "erase": placeholder(str),  # none | scalar | channel
+            "erase_bias": placeholder(float),  # initial value of a learned one
             "write": placeholder(str),  # one | tied | timestep | scalar | channel
             "content": placeholder(bool),  # CARVE's
+            "content_source": placeholder(str),  # previous_chunk | two_chunks_back | previous_layer
             "gate_chunk": placeholder(int),
             "content_rank": placeholder(int),
+            "content_scale": placeholder(float),  # of P_down's initial values
             "content_norm": placeholder(bool),
             "stop_gradient_content": placeholder(bool),
             "negative_eigenvalues": placeholder(bool),

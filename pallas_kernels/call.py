@@ -18,6 +18,7 @@ class Request(NamedTuple):
       content: under a content gate.
       tiles: as the caller wants them, or None.
       decay_floor: as in `Options`.
+      content_lag: how many gate chunks back the outputs lie whose mean is read.
     """
 
     dtype: jnp.dtype | str
@@ -25,6 +26,7 @@ class Request(NamedTuple):
     content: bool = False
     tiles: Tiles | None = None
     decay_floor: float | None = None
+    content_lag: int = 1
 
 
 class Options(NamedTuple):

@@ -11,7 +11,13 @@ from carve_jax.decoding import prompt_rows
 from carve_jax.errors import UserError
 from carve_jax.mixers import FAMILY, GateSpec
 from carve_jax.model import LanguageModel, layer_names
-from carve_jax.ops.content_gate import CarveState, ContentGate, erase_gate, erase_shift
+from carve_jax.ops.content_gate import (
+    CarveState,
+    ContentGate,
+    erase_gate,
+    erase_shift,
+    present_content,
+)
 from carve_jax.ops.gated_delta.reference import RuleInputs
 from carve_jax.shapes import Array, Float, Float32, Int32
 
@@ -149,9 +155,12 @@ def _one_token(
     before, after = state
     content = jnp.zeros_like(output)
     if isinstance(before, CarveState):
-        content = before.content[:, 0]
         gates = FAMILY[mixer].gates_of(config)
-        key_axis["erase"] = _content_erase(gates, params, content, key_axis["erase"])
+        if gates.reads_layer_below:  # the rule was given b itself
+            content = sown["content_below"][0][:, 0, 0]
+        else:
+            content = jax.vmap(present_content)(before)[:, 0]
+            key_axis["erase"] = _content_erase(gates, params, content, key_axis["erase"])
         after = after.memory
     value_axis = {
         "value": inputs.value,

@@ -105,7 +105,8 @@ def _meaningful(mixer: GatedDeltaMixer, layer: Layer) -> dict[str, tuple[Any, tu
             own = layer.changes.get(name, getattr(published, name))
             fields[name] = (getattr(given, name), layer.options.get(name, (own,)))
     without_function = {"init", "least_rate", "gate_chunk"}
-    without_function |= {"content_rank", "content_norm", "stop_gradient_content"}
+    without_function |= {name for name in fields if name.startswith("content_")}
+    without_function.add("stop_gradient_content")
     if mixer.layer.output_gate == "none":
         without_function.add("gate_activation")
     if mixer.gates.decay not in ("scalar", "channel"):

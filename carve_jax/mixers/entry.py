@@ -65,8 +65,16 @@ class Entry(abc.ABC):
         """Floats of recurrent memory in one layer; 0 without any."""
         return config.num_heads * config.key_dim * config.value_dim
 
-    def has_content_gate(self, config: Config) -> bool:
-        """Whether its erase gate sees content, as CARVE's does."""
+    def content_lag(self, config: Config) -> int:
+        """How many gate chunks back the outputs lie that its rule reads, 1 in CARVE; 0: none."""
+        del config
+        return 0
+
+    def reads_layer_below(self, config: Config) -> bool:
+        """Whether it takes content from the layer below and hands its own up.
+
+        Such a mixer has ``with_content``, ``__call__`` with a fourth argument and a third result.
+        """
         del config
         return False
 

@@ -109,9 +109,13 @@ class GatedDelta(Entry):
         gate_heads = key_heads(config) if by_key else config.num_heads
         return {"key_heads": key_heads(config), "gate_heads": gate_heads}
 
-    def has_content_gate(self, config: Config) -> bool:
+    def content_lag(self, config: Config) -> int:
         """See ``Entry``."""
-        return self.gates_of(config).content
+        return self.gates_of(config).content_lag
+
+    def reads_layer_below(self, config: Config) -> bool:
+        """See ``Entry``."""
+        return self.gates_of(config).reads_layer_below
 
     def segment_alignment(self, config: Config) -> int:
         """Gate chunks start with their document."""

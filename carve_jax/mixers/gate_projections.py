@@ -5,7 +5,7 @@ import functools
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
-from jax.nn.initializers import Initializer
+from jax.nn.initializers import Initializer, constant
 
 from carve_jax.mixers.base import fan_in_uniform, xavier_uniform
 from carve_jax.mixers.gates import (
@@ -106,7 +106,12 @@ class GateProjections(nn.Module):
 
     def _erase_logits(self, x: Array) -> Float[Array, "B T H Kg"]:
         channels = 1 if self.gates.erase == "scalar" else self.key_dim
-        return self._heads(self._linear("b_proj", self.gate_heads * channels)(x), self.gate_heads)
+        width, bias = self.gate_heads * channels, self.gates.erase_bias
+        if bias is None:
+            projection = self._linear("b_proj", width)
+        else:
+            projection = self._linear("b_proj", width, True, bias_init=constant(bias))
+        return self._heads(projection(x), self.gate_heads)
 
     def _erase(self, x: Array) -> Float[Array, "B T H Kg"]:
         if self.gates.erase == "none":
@@ -132,18 +137,28 @@ class GateProjections(nn.Module):
         rank = self.gates.content_rank
         down_shape = (self.num_heads, self.value_dim, rank)
         up_shape = (self.num_heads, rank, self.key_dim)
-        down = self.param("content_down", CONTENT_INIT, down_shape, jnp.float32)
+        down = self.param("content_down", self._content_init, down_shape, jnp.float32)
         up = self.param("content_up", nn.initializers.zeros, up_shape, jnp.float32)
         return down.astype(dtype), up.astype(dtype)
 
+    def _content_init(self, rng: Array, shape: tuple[int, ...], dtype: jnp.dtype) -> Array:
+        return self.gates.content_scale * CONTENT_INIT(rng, shape, dtype)
+
     def _linear(
-        self, name: str, features: int, bias: bool = False, init: Initializer | None = None
+        self,
+        name: str,
+        features: int,
+        bias: bool = False,
+        init: Initializer | None = None,
+        bias_init: Initializer = nn.initializers.zeros,
     ) -> nn.Dense:
         if init is None:
             # Xavier with this gain is the official initialisation of GDN-2's layer.
             init = xavier_uniform(2**-2.5) if self.layer.init == "xavier" else fan_in_uniform()
         dtype = jnp.dtype(self.compute_dtype)
-        return nn.Dense(features, use_bias=bias, dtype=dtype, kernel_init=init, name=name)
+        return nn.Dense(
+            features, use_bias=bias, dtype=dtype, kernel_init=init, bias_init=bias_init, name=name
+        )
 
     def _low_rank(
         self, name: str, x: Array, features: int, bias: bool = False, rank: int | None = None

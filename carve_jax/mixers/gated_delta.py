@@ -11,12 +11,15 @@ from carve_jax.mixers.base import fan_in_uniform, l2_normalize, rms_norm
 from carve_jax.mixers.gate_projections import GateProjections
 from carve_jax.mixers.layer import ACTIVATIONS
 from carve_jax.ops.attention import document_positions, rope
+from carve_jax.ops.content_gate import ContentGate, erase_gate
 from carve_jax.ops.gated_delta import CarveState, carve_rule, gated_delta_rule
+from carve_jax.ops.gated_delta.api import zero_state
 from carve_jax.ops.gated_delta.context_parallel import carve_rule_over, gated_delta_rule_over
 from carve_jax.ops.gated_delta.reference import RuleInputs
+from carve_jax.ops.layer_content import chunks_of, content_of_outputs, shift_from_below
 from carve_jax.ops.short_conv import short_conv
 from carve_jax.shapes import Array, Float, Float32, Int32
-from carve_jax.sharding import axis_size, per_device, spec
+from carve_jax.sharding import axis_size, constrain, per_device, spec
 
 
 class GatedDeltaCache(NamedTuple):
@@ -74,28 +77,49 @@ class GatedDeltaMixer(GateProjections):
                 return None
             return jnp.zeros((batch, self.conv_width - 1, width), dtype)
 
-        memory = jnp.zeros((batch, self.num_heads, self.key_dim, self.value_dim), jnp.float32)
-        state: CarveState | Array = memory
-        if self.gates.content:
-            shape = (batch, self.num_heads, self.value_dim)
-            content, partial_sum = (jnp.zeros(shape, jnp.float32) for _ in range(2))
-            state = CarveState(memory, content, partial_sum, jnp.zeros((batch,), jnp.int32))
+        sizes = {"B": batch, "N": self.num_heads, "K": self.key_dim, "V": self.value_dim}
+        state = zero_state(sizes, jnp.dtype("float32"), max(1, self.gates.content_lag))
         return GatedDeltaCache(
             history(key_width),
             history(key_width),
             history(value_width),
             jnp.zeros((batch,), jnp.int32) if self.layer.rope else None,
-            state,
+            state if self.gates.content else state.memory,
         )
 
-    @nn.compact
     def __call__(
         self,
         x: Float[Array, "B T D"],
         cache: GatedDeltaCache | None = None,
         segment_ids: Int32[Array, "B T"] | None = None,
     ) -> tuple[Float[Array, "B T D"], GatedDeltaCache | None]:
-        """Mix ``x``; see ``Mixer``."""
+        """Mix ``x``; see ``Mixer``. Where content comes from the layer below, there is none."""
+        return self.with_content(x, cache, segment_ids)[:2]
+
+    @nn.compact
+    def with_content(
+        self,
+        x: Float[Array, "B T D"],
+        cache: GatedDeltaCache | None = None,
+        segment_ids: Int32[Array, "B T"] | None = None,
+        below: Float32[Array, "B chunks N V"] | None = None,
+    ) -> tuple[
+        Float[Array, "B T D"], GatedDeltaCache | None, Float32[Array, "B chunks N V"] | None
+    ]:
+        """Mix ``x`` under the content that the layer below hands up.
+
+        Args:
+          x, cache, segment_ids: as in ``Mixer``.
+          below: content of each gate chunk that the call touches (``ops.layer_content``); None for
+            a layer that has none below. Read where ``gates.reads_layer_below`` alone.
+
+        Returns:
+          The output, the next cache, and the content for the layer above (None where no layer
+          reads it).
+
+        Raises:
+          ValueError: the layer below has other heads or channels of values, or L.
+        """
         if self.num_heads % self.key_heads:
             raise ValueError(
                 f"num_key_heads={self.key_heads} does not divide num_heads={self.num_heads}."
@@ -127,7 +151,12 @@ class GatedDeltaMixer(GateProjections):
             query, key = jnp.repeat(query, repeats, axis=2), jnp.repeat(key, repeats, axis=2)
 
         # The rule, with its gates: outputs [B, T, N, V], state [B, N, K, V].
-        output, state = self._rule(x, query, key, value, past.state, segment_ids)
+        decay, erase, write = self._gates(x)
+        arrays, content = (query, key, value, decay, erase, write), None
+        if self.gates.reads_layer_below:
+            output, state, content = self._rule_under(below, arrays, past.state, segment_ids)
+        else:
+            output, state = self._rule(arrays, past.state, segment_ids)
         self.sow("intermediates", "rule_output", output)
         if self.layer.skip:
             skip = self.param("D", nn.initializers.ones, (self.num_heads,), jnp.float32)
@@ -135,8 +164,8 @@ class GatedDeltaMixer(GateProjections):
         # Norm, output gate and projection [B, T, D].
         y = self._output(x, output)
         if cache is None:
-            return y, None
-        return y, GatedDeltaCache(query_tail, key_tail, value_tail, position, state)
+            return y, None, content
+        return y, GatedDeltaCache(query_tail, key_tail, value_tail, position, state), content
 
     def _projected(
         self, name: str, x: Array, cache: Array | None, segment_ids: Array | None
@@ -180,24 +209,66 @@ class GatedDeltaMixer(GateProjections):
         init = fan_in_uniform(self.output_scale) if self.layer.init == "fan_in" else None
         return self._linear("o_proj", x.shape[-1], init=init)(normed)
 
+    def _rule_under(
+        self,
+        below: Array | None,
+        arrays: tuple[Array, ...],
+        state: Any,
+        segment_ids: Array | None,
+    ) -> tuple[Array, Any, Array]:
+        """The rule whose erase gate reads the layer below: output, state, content for the next.
+
+        The state is a `CarveState`, or None for none, before as after.
+        """
+        query, key, value, decay, logits, write = arrays
+        gates, (batch, length, heads, width) = self.gates, value.shape
+        shape = (batch, chunks_of(length, gates.gate_chunk, state is not None), heads, width)
+        if below is None:
+            below = jnp.zeros(shape, jnp.float32)
+        if below.shape != shape:
+            raise ValueError(
+                f"the content of the layer below has shape {below.shape}, where this layer reads "
+                f"{shape}: give both as many value heads and channels, and the same gate_chunk."
+            )
+        self.sow("intermediates", "content_below", below)
+        gate = ContentGate(
+            *self._content_projections(value.dtype),
+            chunk=gates.gate_chunk,
+            scale=gates.erase_scale,
+            stop_gradient=gates.stop_gradient_content,
+            norm=gates.content_norm,
+            dtype=logits.dtype,
+        )
+        shift = shift_from_below(below, gate, None if state is None else state.position, length)
+        if (repeats := heads // logits.shape[2]) > 1:
+            query, key, decay, logits = (
+                jnp.repeat(x, repeats, axis=2) for x in (query, key, decay, logits)
+            )
+        erase = erase_gate(logits.astype(shift.dtype), shift, gate).astype(logits.dtype)
+        arrays = (query, key, value, decay, erase, write)
+        memory: Any = None if state is None else state.memory
+        output, memory = self._rule(arrays, memory, segment_ids)
+        kept = None if state is None else (state.content, state.partial_sum, state.position)
+        content, kept = content_of_outputs(output, kept, segment_ids, gates.gate_chunk)
+        content = constrain(content, "batch", None, "heads", None)
+        return output, None if kept is None else CarveState(memory, *kept), content
+
     def _rule(
         self,
-        x: Array,
-        query: Array,
-        key: Array,
-        value: Array,
+        arrays: tuple[Array, ...],
         state: CarveState | Array | None,
         segment_ids: Array | None,
     ) -> tuple[Array, CarveState | Array]:
-        """The rule with its gates, each device on its rows, heads and shard of the sequence."""
-        decay, erase, write = self._gates(x)
-        content = self._content_projections(value.dtype) if self.gates.content else ()
+        """The rule of query, key, value, decay, erase and write, each device on its rows, heads
+        and shard of the sequence."""
+        with_content = self.gates.content_lag > 0
+        content = self._content_projections(arrays[2].dtype) if with_content else ()
 
         # Heads are independent, so that a mesh cuts the rule by rows and heads and nothing is sent;
         # where it cuts the sequence too, states are.
         by_head, memory = spec("batch", "length", "heads", None), spec("batch", "heads", None, None)
         state_spec: Any = memory
-        if self.gates.content:
+        if with_content:
             parts: Any = (memory, *(spec("batch", "heads", None),) * 2, spec("batch"))
             state_spec = CarveState(*parts)
         in_specs = (
@@ -206,7 +277,6 @@ class GatedDeltaMixer(GateProjections):
             None if state is None else state_spec,
             None if segment_ids is None else spec("batch", "length"),
         )
-        arrays = (query, key, value, decay, erase, write)
         self.sow("intermediates", "rule_inputs", RuleInputs(*arrays))
         rule = functools.partial(_run_rule, self, axis_size("sequence"))
         run = per_device(rule, in_specs, (by_head, state_spec))
@@ -229,7 +299,7 @@ def _run_rule(
         "log_decay_floor": mixer.gates.log_decay_floor,
         "implementation": mixer.implementation,
     }
-    if not mixer.gates.content:
+    if not mixer.gates.content_lag:
         options["chunk_size"] = mixer.chunk_size
         if shards == 1:
             return gated_delta_rule(*arrays, **options)
@@ -245,5 +315,6 @@ def _run_rule(
         erase_scale=mixer.gates.erase_scale,
         stop_gradient_content=mixer.gates.stop_gradient_content,
         content_norm=mixer.gates.content_norm,
+        content_lag=mixer.gates.content_lag,
         **options,
     )

@@ -1,6 +1,7 @@
 """The gates of the gated delta family: what they depend on, and their pure functions."""
 
 import dataclasses
+import math
 from typing import Any
 
 import jax
@@ -12,6 +13,7 @@ DECAY = ("none", "constant", "scalar", "channel")
 DECAY_FORM = ("softplus", "logsigmoid", "bounded")
 ERASE = ("none", "scalar", "channel")
 WRITE = ("one", "tied", "timestep", "scalar", "channel")
+CONTENT_SOURCE = ("previous_chunk", "two_chunks_back", "previous_layer")
 
 LOGSIGMOID_TEMPERATURE = 16.0  # GLA, arXiv 2312.06635, section 4.4
 CLOSED_LOOP_FLOOR = -20.0  # exp(-20) of a state is below the rounding of float32 beside an edit
@@ -31,11 +33,23 @@ class GateSpec:
             admits the kernels' cheaper path.
         decay_rank: width of a channel decay's low-rank projection; None for the value channels.
         erase: the erase gate σ(projection), one a head or one a key channel; "none" is 0.
+        erase_bias: initial value of a learned bias of its projection, the same for all; None for a
+            projection without one, as published.
         write: "one" is 1; "tied" is the erase gate itself; "timestep" is the decay's Δ;
             "scalar" and "channel" are σ(projection), one a value head or one a value channel.
         content: the erase gate also sees what the rule has read so far (CARVE).
+        content_source: whose outputs' mean that is. "previous_chunk", those of this layer's gate
+            chunk before (CARVE as published): each gate chunk waits for the one before it, in every
+            pass. "two_chunks_back", those of the one before that: a gate chunk still waits, but may
+            be prepared while the one before it is being read; it sees nothing of the last L to 2L
+            tokens. "previous_layer", those of the gate chunk before in the last layer below that
+            has a content gate: b is known before the rule begins, which so runs as GDN-2's, in
+            parallel; the gate sees what that layer's memory returned and never what its own holds.
+            The first such layer has no content, b = σ(x), and its two projections do nothing.
         gate_chunk: L, tokens in a gate chunk of the content gate.
         content_rank: R, rank of the content gate.
+        content_scale: factor of P_down's initial values, which at 1 keep the root mean square of
+            the content; above 0, for P_up starts at zero.
         content_norm: divide the content by its root mean square.
         stop_gradient_content: no gradient through the content.
         negative_eigenvalues: the erase gate ranges over [0, 2] instead of [0, 1], so that an
@@ -48,10 +62,13 @@ class GateSpec:
     decay_form: str = "softplus"
     decay_rank: int | None = None
     erase: str = "channel"
+    erase_bias: float | None = None
     write: str = "channel"
     content: bool = False
+    content_source: str = "previous_chunk"
     gate_chunk: int = 64
     content_rank: int = 16
+    content_scale: float = 1.0
     content_norm: bool = False
     stop_gradient_content: bool = False
     negative_eigenvalues: bool = False
@@ -60,11 +77,27 @@ class GateSpec:
     def __post_init__(self) -> None:
         """Refuse values and pairs that mean nothing."""
         check_choices(
-            self, {"decay": DECAY, "decay_form": DECAY_FORM, "erase": ERASE, "write": WRITE}
+            self,
+            {
+                "decay": DECAY,
+                "decay_form": DECAY_FORM,
+                "erase": ERASE,
+                "write": WRITE,
+                "content_source": CONTENT_SOURCE,
+            },
         )
         for name in ("gate_chunk", "content_rank"):
             if getattr(self, name) < 1:
                 raise ValueError(f"GateSpec: {name}={getattr(self, name)}; it must be 1 or more.")
+        if not 0 < self.content_scale < math.inf:
+            raise ValueError(
+                f"GateSpec: content_scale={self.content_scale}; it must be above 0, and finite."
+            )
+        if self.erase_bias is not None:
+            if not math.isfinite(self.erase_bias):
+                raise ValueError(f"GateSpec: erase_bias={self.erase_bias}; it must be finite.")
+            if self.erase == "none":
+                raise ValueError("GateSpec: erase_bias needs an erase gate, not erase='none'.")
         if self.write == "tied" and self.erase != "scalar":
             raise ValueError(
                 f"GateSpec: write='tied' needs a scalar erase gate, not {self.erase!r}."
@@ -88,6 +121,18 @@ class GateSpec:
     def erase_scale(self) -> float:
         """The largest value the erase gate can take."""
         return 2.0 if self.negative_eigenvalues else 1.0
+
+    @property
+    def reads_layer_below(self) -> bool:
+        """Content comes from the layer below, and this layer's goes to the one above."""
+        return self.content and self.content_source == "previous_layer"
+
+    @property
+    def content_lag(self) -> int:
+        """How many gate chunks back the outputs lie that the rule itself reads; 0: none."""
+        if not self.content or self.reads_layer_below:
+            return 0
+        return 1 if self.content_source == "previous_chunk" else 2
 
     @property
     def log_decay_floor(self) -> float | None:

@@ -40,6 +40,7 @@ class OptimizerConfig:
       beta1, beta2: of Adam's moments.
       clip_norm: most that the global norm of a gradient may be.
       accumulate_steps: parts that a batch is taken in, to save memory.
+      content_up_lr_factor: of the learning rate, for the content gate's P_up alone.
 
     Raises:
       UserError: a value out of range.
@@ -53,6 +54,7 @@ class OptimizerConfig:
     beta2: float
     clip_norm: float
     accumulate_steps: int
+    content_up_lr_factor: float = 1.0
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
@@ -80,8 +82,8 @@ def make_schedule(optimizer: OptimizerConfig, steps: int) -> optax.Schedule:
 def make_optimizer(
     optimizer: OptimizerConfig, schedule: optax.Schedule
 ) -> optax.GradientTransformation:
-    """AdamW behind a global-norm clip."""
-    return optax.chain(
+    """AdamW behind a global-norm clip; P_up's learning rate times its factor."""
+    parts = [
         optax.clip_by_global_norm(optimizer.clip_norm),
         optax.adamw(
             schedule,
@@ -90,4 +92,16 @@ def make_optimizer(
             weight_decay=optimizer.weight_decay,
             mask=weight_decay_mask,
         ),
-    )
+    ]
+    if optimizer.content_up_lr_factor != 1.0:
+        parts.append(_scale_content_up(optimizer.content_up_lr_factor))
+    return optax.chain(*parts)
+
+
+def _scale_content_up(factor: float) -> optax.GradientTransformation:
+    """Updates of P_up, weight decay included, times the factor."""
+
+    def scale(path: tuple[Any, ...], update: Any) -> Any:
+        return factor * update if leaf_name(path) == "content_up" else update
+
+    return optax.stateless(lambda updates, _: jax.tree_util.tree_map_with_path(scale, updates))

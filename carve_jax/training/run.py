@@ -187,7 +187,8 @@ def implementation_of(model: LMConfig, batch_size: int, sequence_length: int) ->
             model.implementation,
             dtype=model.compute_dtype,
             sizes=sizes,
-            content=model.has_content_gate,
+            content=model.content_lag > 0,
+            content_lag=max(1, model.content_lag),
         )
     except NotImplementedError as error:
         raise UserError(f"config.model.implementation: {error}") from error

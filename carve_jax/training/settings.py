@@ -136,6 +136,13 @@ def _names(kind: type) -> tuple[str, ...]:
 
 
 SECTIONS = ("model", "data", "optimizer", "mesh", "guard")
+LATER_OPTIMIZER_FIELDS = {
+    field.name: field.default
+    for field in dataclasses.fields(OptimizerConfig)
+    if field.default is not dataclasses.MISSING
+}
+"""Fields of the optimizer that earlier versions had not, with what they did."""
+
 FIELDS = tuple(name for name in _names(Settings) if name not in (*SECTIONS, "plain"))
 
 
@@ -300,8 +307,12 @@ def from_json(value: Mapping[str, Any]) -> ConfigDict:
 
 def as_now(config: Mapping[str, Any]) -> dict[str, Any]:
     """A stored config, each field where it lies now, whichever version wrote it."""
-    model = config.get("model")
-    return {**config, "model": with_sections(model)} if isinstance(model, Mapping) else dict(config)
+    now, model, optimizer = dict(config), config.get("model"), config.get("optimizer")
+    if isinstance(model, Mapping):
+        now["model"] = with_sections(model)
+    if isinstance(optimizer, Mapping):  # what the optimizer did before these fields were there
+        now["optimizer"] = LATER_OPTIMIZER_FIELDS | dict(optimizer)
+    return now
 
 
 def _typed(value: Any, path: str = "") -> Any:

@@ -2,13 +2,14 @@
 
   python -m experiments.theory [--only=NAME,…] [--output=DIR] [--quick]
 
-  solve         one triangular solve a tile: key-axis erase against value-axis erase.
-  capacity      how many pairs each mixer holds.
-  stability     can a state grow that nothing is written to?
-  gradients     to the content gate, down the layers, back in time.
-  expressivity  a task that hangs on what memory holds.
-  costs         which tile and which hybrid are cheapest.
-  chunk_mean    how far the mean of L outputs lies from their long-run mean.
+  solve             one triangular solve a tile: key-axis erase against value-axis erase.
+  capacity          how many pairs each mixer holds.
+  stability         can a state grow that nothing is written to?
+  gradients         to the content gate, down the layers, back in time.
+  expressivity      a task that hangs on what memory holds.
+  costs             which tile and which hybrid are cheapest.
+  chunk_mean        how far the mean of L outputs lies from their long-run mean.
+  parallel_in_time  how many passes of GDN-2 make one of CARVE.
 
 The verdict is computed from the measured numbers: "holds", "fails", or "holds within limits", with
 the place where it fails. DIR (by default a dated folder of experiments/results) gets theory.json
@@ -35,6 +36,7 @@ from experiments.theory import (
     expressivity,
     figures,
     gradients,
+    parallel_in_time,
     solve,
     stability,
 )
@@ -51,6 +53,7 @@ EXPERIMENTS: dict[str, Experiment] = {
     "expressivity": expressivity.EXPERIMENT,
     "costs": costs.EXPERIMENT,
     "chunk_mean": chunk_mean.EXPERIMENT,
+    "parallel_in_time": parallel_in_time.EXPERIMENT,
 }
 
 

@@ -7,6 +7,7 @@ with v and then v′, ends as (1 − β) v + v′, from which v′ and v + v′ 
 mode, the best estimate for normal values still errs, and by how much is known in closed form.
 """
 
+import functools
 from typing import NamedTuple
 
 import jax
@@ -68,9 +69,11 @@ def blind_state(key: jax.Array, value: jax.Array, erase: jax.Array) -> jax.Array
     ]
 
 
-@jax.jit
-def carve_state(key: jax.Array, value: jax.Array, strength: jax.Array) -> jax.Array:
-    """State of a CARVE whose weights were set by hand, [B, K, V].
+@functools.partial(jax.jit, static_argnames="lag")
+def carve_state(
+    key: jax.Array, value: jax.Array, strength: jax.Array, *, lag: int = 1
+) -> jax.Array:
+    """State of a CARVE whose weights were set by hand, [B, K, V]; its content is `lag` chunks old.
 
     Every token asks for the mode; P_down takes its channel and P_up adds it, `strength` times, to
     all logits, which are 0.
@@ -81,7 +84,7 @@ def carve_state(key: jax.Array, value: jax.Array, strength: jax.Array) -> jax.Ar
     up = jnp.full((1, 1, 1 + KEYS), strength)
     state = carve_rule(
         ask, key, value, zeros, jnp.zeros_like(key), ones, down, up, scale=1.0,
-        gate_chunk=GATE_CHUNK, implementation="recurrent",
+        gate_chunk=GATE_CHUNK, content_lag=lag, implementation="recurrent",
     )[1]  # fmt: skip
     return state.memory[:, 0]
 

@@ -156,6 +156,7 @@ ABLATIONS = {
     "content of rank 2 and length 5": {"content": True, "content_rank": 2, "gate_chunk": 5},
     "no gradient through content": {"content": True, "stop_gradient_content": True},
     "normalised content": {"content": True, "content_norm": True},
+    "content of two chunks back": {"content": True, "content_source": "two_chunks_back"},
 }
 
 
@@ -214,6 +215,20 @@ def test_initial_values():
     np.testing.assert_array_equal(params["o_norm"], 1)
     np.testing.assert_array_equal(params["content_up"], 0)
     np.testing.assert_allclose(np.std(params["content_down"]), 64**-0.5, rtol=0.05)
+    assert "bias" not in params["b_proj"]
+
+
+def test_the_content_gate_may_start_louder_and_the_erase_gate_with_a_bias():
+    plain, changed = (
+        MIXERS["carve"](**SIZES, **changes)
+        for changes in ({}, {"content_scale": 8.0, "erase_bias": -2.0})
+    )
+    x = inputs()[:1, :1]
+    first, second = (jax.jit(m.init)(jax.random.key(1), x)["params"] for m in (plain, changed))
+    np.testing.assert_allclose(second["content_down"], 8 * first["content_down"], rtol=1e-6)
+    np.testing.assert_array_equal(second["b_proj"].pop("bias"), np.full(HEADS * K, -2.0))
+    for name in first.keys() - {"content_down"}:
+        jax.tree.map(np.testing.assert_array_equal, first[name], second[name])
 
 
 def test_a_new_carve_is_gdn2_with_its_write_gate_broadcast(monkeypatch):

@@ -48,6 +48,10 @@ def test_presets_are_the_rows_of_the_table():
         ({"closed_loop": True}, "needs a scalar decay and a scalar erase gate, not 'channel'"),
         ({"content": True, "gate_chunk": 0}, "gate_chunk=0; it must be 1 or more"),
         ({"erase": "scalar", "content": True}, "needs a channel erase gate, not 'scalar'"),
+        ({"content": True, "content_scale": 0.0}, "content_scale=0.0; it must be above 0"),
+        ({"erase_bias": float("nan")}, "erase_bias=nan; it must be finite"),
+        ({"erase": "none", "erase_bias": 1.0}, "erase_bias needs an erase gate, not erase='none'"),
+        ({"content_source": "memory"}, "content_source='memory'; choose one of previous_chunk"),
     ],
 )
 def test_refuses_what_means_nothing(fields, words):

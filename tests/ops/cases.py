@@ -29,6 +29,7 @@ class Case(NamedTuple):
     erase_scale: float = 1.0
     stop_gradient: bool = False
     norm: bool = False
+    lag: int = 1
 
 
 CASES = {
@@ -52,6 +53,8 @@ CASES = {
     "several groups, segments": Case(2, 150, 4, 8, 64, 16, gate_chunk=32, segments=True, offset=5),
     "normalised content": Case(norm=True),
     "stopped content": Case(stop_gradient=True),
+    "two chunks back": Case(length=150, segments=True, offset=5, lag=2),
+    "two chunks back, odd sizes": Case(1, 67, 1, 1, 5, 3, rank=2, gate_chunk=10, norm=True, lag=2),
 }
 
 
@@ -109,7 +112,7 @@ def make_arrays(case: Case, seed: int = 0) -> Arrays:
         content_down=normal((values, width, case.rank)),
         content_up=normal((values, case.rank, channels)),
         memory=normal((batch, values, channels, width)),
-        content=normal((batch, values, width)),
+        content=normal((batch, values, *[case.lag] * (case.lag > 1), width)),
         partial_sum=normal((batch, values, width)),
     )
 

@@ -76,6 +76,25 @@ def test_gradients_are_clipped_to_the_global_norm():
     np.testing.assert_allclose(first_moment, [0.06, 0.08], rtol=1e-5)  # (1 − β₁) · (0.6, 0.8)
 
 
+def test_the_learning_rate_of_p_up_has_a_factor_of_its_own():
+    params = {"mixer": {"content_up": jnp.ones((2, 2)), "content_down": jnp.ones((2, 2))}}
+    grads = jax.tree.map(lambda leaf: 0.1 * leaf, params)
+
+    def updates(**changes):
+        optimizer = make_optimizer(recipe(**changes), lambda step: 0.5)
+        state = optimizer.init(params)
+        return optimizer.update(grads, state, params)[0]["mixer"], jax.tree.structure(state)
+
+    (plain, as_before), (faster, _) = updates(), updates(content_up_lr_factor=8.0)
+    np.testing.assert_allclose(faster["content_up"], 8 * plain["content_up"], rtol=1e-6)
+    np.testing.assert_array_equal(faster["content_down"], plain["content_down"])
+    # At a factor of 1 the state is that of runs from before there was one.
+    assert updates(content_up_lr_factor=1.0)[1] == as_before
+    assert len(make_optimizer(recipe(), lambda step: 0.5).init(params)) == 2
+    with pytest.raises(UserError, match="and 0 leaves P_up as it starts"):
+        recipe(content_up_lr_factor=-1.0)
+
+
 def test_biases_and_skips_of_mamba_do_not_decay():
     leaves = {"D": 1.0, "q_conv_bias": 1.0, "b_bias": 1.0, "b_norm": 1.0, "q_conv": 1.0}
     mask = weight_decay_mask({"mixer": leaves})["mixer"]

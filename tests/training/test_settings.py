@@ -234,11 +234,12 @@ def test_a_run_from_before_gates_had_a_section_goes_on(tmp_path):
     (tmp_path / "metrics.jsonl").write_text('{"step": 1}\n', "utf-8")
     stored = json.loads((tmp_path / "config.json").read_text("utf-8"))
     gates = stored["model"].pop("gates")
-    del stored["model"]["layer"]
+    del stored["model"]["layer"], stored["optimizer"]["content_up_lr_factor"]
     stored["model"] |= {n: was if gates[n] is None else gates[n] for n, was in FORMER.items()}
     (tmp_path / "config.json").write_text(json.dumps(stored), "utf-8")
     read = load_config(tmp_path)
     assert make_model_config(read) == make_model_config(config)
+    assert read_settings(read).optimizer == read_settings(config).optimizer
     claim_workdir(tmp_path, config.to_dict())
     require_config_of({"config": stored, "step": 1}, config.to_dict(), tmp_path)
 

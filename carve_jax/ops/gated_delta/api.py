@@ -168,6 +168,7 @@ def carve_rule(
     erase_scale: float = 1.0,
     stop_gradient_content: bool = False,
     content_norm: bool = False,
+    content_lag: int = 1,
     implementation: str | None = None,
     log_decay_floor: float | None = None,
     tiles: Tiles | None = None,
@@ -175,7 +176,7 @@ def carve_rule(
     """CARVE (arXiv 2606.27229): the gated delta rule whose erase gate sees what memory returned.
 
     Time is cut into gate chunks of L = `gate_chunk` tokens, counted from the start of each segment.
-    For gate chunk c, with m_c the mean of the outputs of chunk c − 1 (m_0 = 0):
+    For gate chunk c, with m_c the mean of the outputs of chunk c − `content_lag` (0 without one):
 
         b_t = erase_scale · σ(x_t + m_c P_down P_up)
 
@@ -199,13 +200,16 @@ def carve_rule(
       erase_scale: largest erase; 2 admits negative eigenvalues.
       stop_gradient_content: no gradient through the content (ablation).
       content_norm: divide m_c by its root mean square over V (eps 1e-6 under the root).
+      content_lag: 1 as published, or 2, which breaks the tie of a gate chunk to the one just
+        before it: its system may be solved while that one is still being read (an ablation, of
+        "recurrent" and "chunked"; the kernels take single tokens of it alone).
 
     Returns:
       Output in the shape and dtype of value, and the state after the last token.
 
     Raises:
       ValueError, TypeError, NotImplementedError: as `gated_delta_rule`; ValueError also when a
-        segment does not start on a gate chunk.
+        segment does not start on a gate chunk, or `content_lag` is neither 1 nor 2.
     """
     arrays = {
         "query": query,
@@ -219,8 +223,9 @@ def carve_rule(
     }
     sizes = _check_inputs(arrays)
     checks.check_positive("gate_chunk", gate_chunk)
+    checks.check_lag(content_lag)
     checks.check_floor(log_decay, log_decay_floor)
-    state = _start_carve(initial_state, sizes, query.dtype)
+    state = _start_carve(initial_state, sizes, query.dtype, content_lag)
     position = None if initial_state is None else state.position
     checks.check_segments(segment_ids, sizes, gate_chunk, position)
     gate = ContentGate(
@@ -231,6 +236,7 @@ def carve_rule(
         stop_gradient=stop_gradient_content,
         norm=content_norm,
         dtype=erase_logits.dtype,
+        lag=content_lag,
     )
     call = Call(
         RuleInputs(query, key, value, log_decay, erase_logits, write),
@@ -256,6 +262,7 @@ def resolve_implementation(
     dtype: jnp.dtype | str = "float32",
     sizes: Mapping[str, int] | None = None,
     content: bool = False,
+    content_lag: int = 1,
 ) -> str:
     """Name of the implementation that runs for these inputs on this device.
 
@@ -265,6 +272,7 @@ def resolve_implementation(
       dtype: of the inputs.
       sizes: B, T, N, K and V of a call, if known.
       content: under a content gate.
+      content_lag: of `carve_rule`.
 
     Returns:
       "recurrent", "chunked" or a backend's name, for "pallas" that of the kernels that run.
@@ -274,7 +282,8 @@ def resolve_implementation(
       NotImplementedError: when the named implementation does not support the inputs here, or its
         kernels fail their self-test on this GPU.
     """
-    return registry.choose(implementation, Request(dtype, sizes, content))
+    request = Request(dtype, sizes, content, content_lag=content_lag)
+    return registry.choose(implementation, request)
 
 
 def _check_inputs(arrays: dict[str, Array]) -> dict[str, int]:
@@ -294,9 +303,11 @@ def _start(memory: Array | None, sizes: dict[str, int], dtype: jnp.dtype) -> Car
     return state._replace(memory=memory)
 
 
-def _start_carve(given: CarveState | None, sizes: dict[str, int], dtype: jnp.dtype) -> CarveState:
+def _start_carve(
+    given: CarveState | None, sizes: dict[str, int], dtype: jnp.dtype, lag: int
+) -> CarveState:
     """The state of CARVE before the first token."""
-    state = zero_state(sizes, dtype)
+    state = zero_state(sizes, dtype, lag)
     if given is None:
         return state
     found, expected = (
@@ -307,13 +318,19 @@ def _start_carve(given: CarveState | None, sizes: dict[str, int], dtype: jnp.dty
     return given
 
 
-def zero_state(sizes: dict[str, int], dtype: jnp.dtype) -> CarveState:
-    """The state before any token: float32, or float64 for float64 inputs."""
+def zero_state(sizes: Mapping[str, int], dtype: jnp.dtype, lag: int = 1) -> CarveState:
+    """The state before any token: float32, or float64 for float64 inputs.
+
+    Args:
+      sizes: B, N, K and V.
+      dtype: of the inputs.
+      lag: `content_lag`.
+    """
     dtype = jnp.dtype(jnp.float64 if dtype == jnp.float64 else jnp.float32)
     batch, heads, channels = sizes["B"], sizes["N"], sizes["V"]
     return CarveState(
         memory=jnp.zeros((batch, heads, sizes["K"], channels), dtype),
-        content=jnp.zeros((batch, heads, channels), dtype),
+        content=jnp.zeros((batch, heads, *[lag] * (lag > 1), channels), dtype),
         partial_sum=jnp.zeros((batch, heads, channels), dtype),
         position=jnp.zeros((batch,), jnp.int32),
     )

@@ -181,6 +181,19 @@ def check_positive(name: str, number: int) -> None:
         raise ValueError(f"{name} is {number}; it must be at least 1")
 
 
+def check_lag(content_lag: int) -> None:
+    """Refuse content of other gate chunks than the one before and the one before that.
+
+    Raises:
+      ValueError: when the lag is neither 1 nor 2.
+    """
+    if content_lag not in (1, 2):
+        raise ValueError(
+            f"content_lag is {content_lag}; give 1 for the outputs of the gate chunk before, or 2 "
+            "for those of the one before that"
+        )
+
+
 def is_concrete(array: Array) -> bool:
     """Whether the values can be read now (that is, not under a transformation)."""
     return not isinstance(array, jax.core.Tracer)

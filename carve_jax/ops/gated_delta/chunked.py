@@ -65,10 +65,11 @@ class Plan(NamedTuple):
 
 
 class Carry(NamedTuple):
-    """What the scan carries; `content` is (content, partial_sum) under a content gate."""
+    """What the scan carries; `content` is (content, partial_sum) of `CarveState` under a content
+    gate."""
 
     memory: Float32[Array, "B N K V"]
-    content: tuple[Float32[Array, "B N V"], ...] = ()
+    content: tuple[Float32[Array, "B N *lag V"], ...] = ()
 
 
 Projections = tuple[Array, ...]

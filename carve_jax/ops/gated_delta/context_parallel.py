@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from carve_jax.ops.content_gate import CarveState
-from carve_jax.ops.gated_delta.api import carve_rule, gated_delta_rule
+from carve_jax.ops.gated_delta.api import carve_rule, gated_delta_rule, zero_state
 from carve_jax.shapes import Array, Float, Float32, Int
 
 Rule = Callable[..., tuple[Array, Any]]
@@ -127,14 +127,13 @@ def carve_rule_over(
       ValueError: when the micro-batches do not divide the rows; and what `carve_rule` raises.
     """
     query, value = arrays[0], arrays[2]
-    batch, (heads, width) = query.shape[0], value.shape[2:]
+    batch = query.shape[0]
     if micro_batches < 1 or batch % micro_batches:
         raise ValueError(f"micro_batches={micro_batches} does not divide the {batch} rows.")
     rows = batch // micro_batches
     if initial_state is None:
-        mean = jnp.zeros((batch, heads, width), jnp.float32)
-        memory = jnp.zeros((batch, heads, query.shape[-1], width), jnp.float32)
-        initial_state = CarveState(memory, mean, mean, jnp.zeros((batch,), jnp.int32))
+        sizes = {"B": batch, "N": value.shape[2], "K": query.shape[3], "V": value.shape[3]}
+        initial_state = zero_state(sizes, query.dtype, options.get("content_lag", 1))
     index, count = jax.lax.axis_index(axis), jax.lax.axis_size(axis)
     micro = jax.tree.map(
         lambda x: x.reshape(micro_batches, rows, *x.shape[1:]),

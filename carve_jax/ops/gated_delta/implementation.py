@@ -44,8 +44,14 @@ class Call(NamedTuple):
         batch, length, heads, value_channels = self.inputs.value.shape
         sizes = {"B": batch, "T": length, "N": heads, "V": value_channels}
         sizes["K"] = self.inputs.query.shape[3]
-        content = self.gate is not None
-        return Request(self.inputs.query.dtype, sizes, content, self.tiles, self.decay_floor)
+        return Request(
+            self.inputs.query.dtype,
+            sizes,
+            self.gate is not None,
+            self.tiles,
+            self.decay_floor,
+            1 if self.gate is None else self.gate.lag,
+        )
 
     @property
     def decay_floor(self) -> float | None:

@@ -6,8 +6,10 @@ from carve_jax.ops.content_gate import (
     CONTENT_NORM_EPS,
     CarveState,
     ContentGate,
+    after_token,
     erase_gate,
     erase_shift,
+    present_content,
 )
 from carve_jax.ops.gated_delta.implementation import Call, Implementation
 from carve_jax.ops.gated_delta.isolation import isolated
@@ -31,7 +33,13 @@ class Kernels(Implementation):
         self._name, self._backend = backend, BACKENDS[backend]
 
     def unsupported_reason(self, request: Request) -> str | None:
-        """As the backend says."""
+        """Content of another gate chunk than the one before; else as the backend says."""
+        one_token = request.sizes is not None and request.sizes["T"] == 1
+        if request.content_lag != 1 and not one_token:
+            return (
+                "its kernels know the content of the gate chunk before alone, and were asked for "
+                f"content_lag={request.content_lag}"
+            )
         return self._backend.unsupported_reason(request)
 
     def unchosen_reason(self, request: Request) -> str | None:
@@ -89,7 +97,8 @@ class Kernels(Implementation):
         laid = RuleInputs(*map(layout.lay, _restart(call.inputs, starts)))
         options = Options(call.scale, call.tiles, call.decay_floor)
         result = self._backend.run(laid, state.memory, options, content)
-        ending = layout.ending(state, result.sums, mean)
+        contents = layout.contents(state.content, result.sums, mean)
+        ending = layout.ending(contents, result.sums)
         return layout.unlay(result.output), CarveState(result.memory, *ending)
 
 
@@ -146,16 +155,10 @@ def _decode_carve(call: Call, gate: ContentGate) -> tuple[Array, CarveState]:
     query, key, log_decay, logits = map(
         to_value_heads, (inputs.query, inputs.key, inputs.log_decay, inputs.erase)
     )
-    shift = erase_shift(state.content[:, :, None], gate)[:, :, 0]
+    shift = erase_shift(present_content(state)[:, :, None], gate)[:, :, 0]
     erase = erase_gate(logits[:, 0].astype(jnp.float32), shift, gate).astype(logits.dtype)
     wide = RuleInputs(query, key, inputs.value, log_decay, logits, inputs.write)
     # In float32: content is the mean of the outputs before any rounding.
     output, memory = _step(wide, erase, state.memory, call.scale, jnp.dtype("float32"))
-    partial_sum = state.partial_sum + output
-    full = (state.position + 1 == gate.chunk)[:, None, None]
-    return output[:, None].astype(inputs.value.dtype), CarveState(
-        memory,
-        jnp.where(full, partial_sum / gate.chunk, state.content),
-        jnp.where(full, 0.0, partial_sum),
-        (state.position + 1) % gate.chunk,
-    )
+    after = after_token(state, memory, output, gate.chunk)
+    return output[:, None].astype(inputs.value.dtype), after

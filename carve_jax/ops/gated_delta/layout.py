@@ -9,7 +9,6 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from carve_jax.ops.content_gate import CarveState
 from carve_jax.shapes import Array, Bool, Float32, Int32, Shaped
 from pallas_kernels.blocks.decay import SPAN
 from pallas_kernels.tiling import padded
@@ -79,19 +78,30 @@ class Layout(NamedTuple):
         following = jnp.pad(fresh[:, 1:], ((0, 0), (0, 1)))
         return jnp.where(following, 0.0, mean)
 
-    def ending(
+    def contents(
         self,
-        state: CarveState,
+        first: Float32[Array, "B N V"],
         sums: Float32[Array, "B chunks N V"],
         mean: Float32[Array, "B chunks"],
+    ) -> Float32[Array, "B chunks N V"]:
+        """Content of each gate chunk, from that of the first and the sums of all.
+
+        What a document that is not finite leaves does not reach the next one.
+        """
+        mean = mean[:, :-1, None, None]
+        return jnp.concatenate(
+            [first[:, None], jnp.where(mean > 0, mean * sums[:, :-1], 0.0)], axis=1
+        )
+
+    def ending(
+        self, contents: Float32[Array, "B chunks N V"], sums: Float32[Array, "B chunks N V"]
     ) -> tuple[Float32[Array, "B N V"], Float32[Array, "B N V"], Int32[Array, " B"]]:
-        """Content, partial sum and position after the call, from the sums of its gate chunks."""
-        position = jnp.zeros_like(state.position) if self.position is None else self.position
+        """Content, partial sum and position after the call, from those of its gate chunks."""
+        position = self.position
+        if position is None:
+            position = jnp.zeros(sums.shape[:1], jnp.int32)
         end = position + self.length
         last = ((end - 1) // self.chunk)[:, None, None, None]
-        contents = jnp.concatenate(
-            [state.content[:, None], mean[:, :-1, None, None] * sums[:, :-1]], axis=1
-        )
         content, partial_sum = (
             jnp.take_along_axis(x, last, axis=1)[:, 0] for x in (contents, sums)
         )

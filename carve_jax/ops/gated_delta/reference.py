@@ -9,7 +9,15 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from carve_jax.ops.content_gate import CarveState, ContentGate, erase_gate, erase_shift
+from carve_jax.ops.content_gate import (
+    CarveState,
+    ContentGate,
+    after_token,
+    by_row,
+    erase_gate,
+    erase_shift,
+    present_content,
+)
 from carve_jax.shapes import Array, Float, Int
 
 RESTART = -1e5  # exp gives exactly 0 in float32: a new segment as a decay that keeps nothing
@@ -88,24 +96,17 @@ def recurrent(
 
     def step(carry: CarveState, token: tuple) -> tuple[CarveState, Array]:
         (query, key, value, log_decay, erase, write), start, mask = token
-        keep = ~start
-        memory = jnp.where(keep[:, None, None, None], carry.memory, 0.0)
-        content = jnp.where(keep[:, None, None], carry.content, 0.0)
-        partial_sum = jnp.where(keep[:, None, None], carry.partial_sum, 0.0)
-        position = jnp.where(keep, carry.position, 0)
-
+        carry = CarveState(*(jnp.where(by_row(start, x), 0, x) for x in carry))
         query, key, log_decay, erase = map(to_value_heads, (query, key, log_decay, erase))
         if gate is not None:
-            shift = erase_shift(content[:, :, None], gate)[:, :, 0]
+            shift = erase_shift(present_content(carry)[:, :, None], gate)[:, :, 0]
             erase = erase_gate(erase, shift, gate)
-        memory, output = rule_step(memory, scale * query, key, value, log_decay, erase, write, mask)
-        if gate is not None:
-            partial_sum = partial_sum + output
-            full = (position + 1 == gate.chunk)[:, None, None]
-            content = jnp.where(full, partial_sum / gate.chunk, content)
-            partial_sum = jnp.where(full, 0.0, partial_sum)
-            position = (position + 1) % gate.chunk
-        return CarveState(memory, content, partial_sum, position), output
+        memory, output = rule_step(
+            carry.memory, scale * query, key, value, log_decay, erase, write, mask
+        )
+        if gate is None:
+            return carry._replace(memory=memory), output
+        return after_token(carry, memory, output, gate.chunk), output
 
     def time_major(x: Array) -> Array:
         return jnp.moveaxis(x.astype(dtype), 1, 0)

@@ -4,7 +4,8 @@ GDN-2 has the inverses ready and takes three products per tile. CARVE's erase ga
 of the gate chunk before, so its inverses are formed on the way. Where several gate chunks meet in a
 tile, it is solved that often: solve j is right for the rows of the first j chunks, all that the
 content of chunk j + 1 needs. The backward scan repeats the argument from the last chunk to the
-first. Both rules thus run the same arithmetic on the same tiles.
+first. Both rules thus run the same arithmetic on the same tiles. With content of two chunks back
+(lag 2) each solve makes two chunks right, and half as many are needed.
 """
 
 from typing import NamedTuple
@@ -12,7 +13,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from carve_jax.ops.content_gate import ContentGate, erase_gate, erase_shift
+from carve_jax.ops.content_gate import ContentGate, erase_gate, erase_shift, pushed
 from carve_jax.ops.gated_delta import tiles
 from carve_jax.ops.gated_delta.tiles import Decay, Halves, matmul
 from carve_jax.ops.gated_delta.tiling import cut_time
@@ -210,15 +211,54 @@ def gate_slope(logits: Float32[Array, "*rest"], gate: ContentGate) -> Float32[Ar
     return gate.scale * sigma * (1.0 - sigma)
 
 
-def _following(
-    sums: Float32[Array, "B N chunks V"],
-    first: Float32[Array, "B N V"],
-    marks: ChunkMarks,
-    chunk: int,
-) -> Float32[Array, "B N chunks V"]:
-    """Content of each chunk of a tile from the sums of outputs and the content of the first."""
-    contents = jnp.concatenate([first[..., None, :], sums[..., :-1, :] / chunk], axis=-2)
-    return jnp.where(marks.fresh[..., None, :, None], 0.0, contents)
+class Contents:
+    """How the contents of a tile's gate chunks follow from the sums of outputs; all is linear.
+
+    Contents known at its end are those of its chunks and, under a lag of 2, of the chunk behind the
+    last: `known` of them.
+
+    Args:
+      gate: the content gate.
+      marks: where the gate chunks lie in one tile, [B, …].
+    """
+
+    def __init__(self, gate: ContentGate, marks: ChunkMarks) -> None:
+        self._gate, self._marks = gate, marks
+        self._chunks = marks.last.shape[-1]
+        self.turns = -(-self._chunks // gate.lag) - 1  # solves before the one that is right
+
+    def known(
+        self, handed: Float32[Array, "B N *lag V"], sums: Float32[Array, "B N chunks V"]
+    ) -> Float32[Array, "B N known V"]:
+        """Contents from what the tile before handed on and the sums over this one's chunks."""
+        lag, fresh = self._gate.lag, self._marks.fresh  # [B, chunks]
+        first = handed[..., None, :] if lag == 1 else handed
+        contents = jnp.concatenate([first, sums[..., :-1, :] / self._gate.chunk], axis=-2)
+        if lag == 2:  # a segment's second chunk has no content either
+            fresh = jnp.pad(fresh, ((0, 0), (0, 1))) | jnp.pad(fresh, ((0, 0), (1, 0)))
+        return jnp.where(fresh[:, None, :, None], 0.0, contents)
+
+    def of_chunks(self, known: Float32[Array, "B N known V"]) -> Float32[Array, "B N chunks V"]:
+        """Those of the tile's own chunks."""
+        return known[..., : self._chunks, :]
+
+    def handed_on(
+        self, known: Float32[Array, "B N known V"], sums: Float32[Array, "B N chunks V"]
+    ) -> tuple[Float32[Array, "B N *lag V"], Float32[Array, "B N V"]]:
+        """Content and partial sum that the next tile's first chunk goes on with."""
+        last, lag = self._marks.last, self._gate.lag
+        full = self._marks.full[:, None, None]
+        last_sum = matmul("...bj,...bnjv->...bnv", last, sums)
+        here = [
+            matmul("...bj,...bnjv->...bnv", last, known[..., i : i + self._chunks, :])
+            for i in range(lag)
+        ]
+        content = here[0] if lag == 1 else jnp.stack(here, axis=-2)
+        next_content = pushed(content, last_sum / self._gate.chunk)
+        return (
+            jnp.where(full if lag == 1 else full[..., None], next_content, content),
+            jnp.where(full, 0.0, last_sum),
+        )
 
 
 def forward_carve(
@@ -231,7 +271,7 @@ def forward_carve(
     """Scan CARVE.
 
     Args:
-      carry: state [B, N, K, V], content [B, N, V] and partial sum [B, N, V] before the first tile.
+      carry: state [B, N, K, V], content and partial sum as in `CarveState`, before the first tile.
       logits: of the erase gate, without content.
       s: what depends on neither.
       gate: the content gate.
@@ -246,13 +286,14 @@ def forward_carve(
     score_sums = matmul("...bcj,...bncs->...bnjs", marks.members, s.scores)
 
     def step(carry: tuple, tile: tuple) -> tuple:
-        memory, content, partial_sum = carry
+        memory, handed, partial_sum = carry
         logits, q_sums, score_sums, s, marks = tile
+        contents = Contents(gate, marks)
         partial_sum = jnp.where(marks.fresh[:, None, :1], 0.0, partial_sum)
         read = matmul("...jk,...kv->...jv", q_sums, memory)  # [B, N, chunks, V]
 
-        def residual_under(contents: Array) -> Array:
-            shift = shift_rows(contents, gate, marks)  # [B, N, C, K]
+        def residual_under(known: Array) -> Array:
+            shift = shift_rows(contents.of_chunks(known), gate, marks)  # [B, N, C, K]
             inverse, bk_decayed = open_system(erase_gate(logits, shift, gate), s)
             return residuals(inverse, bk_decayed, s.written, memory)  # [B, N, C, V]
 
@@ -260,23 +301,18 @@ def forward_carve(
             sums = read + matmul("...js,...sv->...jv", score_sums, residual)
             return sums.at[..., 0, :].add(partial_sum)  # [B, N, chunks, V]
 
-        def next_chunk(_: Array, contents: Array) -> Array:
-            return _following(sums_under(residual_under(contents)), content, marks, gate.chunk)
+        def next_chunks(_: Array, known: Array) -> Array:
+            return contents.known(handed, sums_under(residual_under(known)))
 
         # Solve j makes the content of chunk j + 1 right; the last solve is right for all rows.
-        contents = _following(jnp.zeros_like(read), content, marks, gate.chunk)
-        contents = jax.lax.fori_loop(0, read.shape[-2] - 1, next_chunk, contents)
-        residual = residual_under(contents)
-        # What the next tile's first chunk goes on with.
-        last_sum = matmul("...bj,...bnjv->...bnv", marks.last, sums_under(residual))
-        last_content = matmul("...bj,...bnjv->...bnv", marks.last, contents)
-        full = marks.full[:, None, None]
-        carry = (
-            _next_memory(memory, residual, s),
-            jnp.where(full, last_sum / gate.chunk, last_content),
-            jnp.where(full, 0.0, last_sum),
-        )
-        return carry, (memory, residual, contents)
+        known = contents.known(handed, jnp.zeros_like(read))
+        known = jax.lax.fori_loop(0, contents.turns, next_chunks, known)
+        residual = residual_under(known)
+        sums = sums_under(residual)
+        if gate.lag == 2:  # of the chunk behind the last, the content comes with the last solve
+            known = contents.known(handed, sums)
+        carry = (_next_memory(memory, residual, s), *contents.handed_on(known, sums))
+        return carry, (memory, residual, contents.of_chunks(known))
 
     return jax.lax.scan(step, carry, (logits, q_sums, score_sums, s, marks))
 
@@ -309,18 +345,21 @@ def backward_carve(
     score_sums = matmul("...bcj,...bncs->...bnjs", marks.members, s.scores)
 
     def step(d_carry: tuple, tile: tuple) -> tuple:
-        d_memory, d_content, d_partial = d_carry
+        d_memory, *d_handed_on = d_carry
         d_residual, d_start, q_sums, score_sums, recomputed, s, marks = tile
-        key, inverse, bk_decayed, residual, memory, contents, slope = recomputed
-        # What the next tile says of the chunk that this one ends in: of its sum, of its content.
-        full = marks.full[:, None, None]
-        d_last = jnp.where(full, d_content / gate.chunk, d_partial)
-        d_sums_end = matmul("...bj,...bnv->...bnjv", marks.last, d_last)
-        d_contents_end = matmul(
-            "...bj,...bnv->...bnjv", marks.last, jnp.where(full, 0.0, d_content)
+        key, inverse, bk_decayed, residual, memory, of_chunks, slope = recomputed
+        contents = Contents(gate, marks)
+        zeros = jnp.zeros_like(of_chunks)
+        handed = jnp.zeros_like(d_handed_on[0])
+        known_pull = jax.linear_transpose(contents.known, handed, zeros)
+        # What the next tile says of the contents known here, and of the sums.
+        known = jnp.zeros_like(contents.known(handed, zeros))
+        d_known_end, d_sums_end = jax.linear_transpose(contents.handed_on, known, zeros)(
+            tuple(d_handed_on)
         )
         d_residual = d_residual + matmul("...ck,...kv->...cv", s.k_to_end, d_memory)
-        _, content_pull = jax.vjp(lambda c: erase_shift(c, gate), contents)
+        shift_pull = jax.vjp(lambda c: erase_shift(c, gate), of_chunks)[1]
+        chunks_pull = jax.linear_transpose(contents.of_chunks, known)
 
         def gradients_under(d_sums: Array) -> tuple[Array, Array, Array]:
             right = d_residual + matmul("...js,...jv->...sv", score_sums, d_sums)
@@ -331,22 +370,24 @@ def backward_carve(
             d_shift = matmul("...bcj,...bnck->...bnjk", marks.members, d_logits)
             return d_written, d_rows, d_shift
 
-        def contents_under(d_shift: Array) -> Array:
-            d_contents = d_contents_end + content_pull(d_shift)[0]
-            return jnp.where(marks.fresh[:, None, :, None], 0.0, d_contents)
+        def through_contents(d_shift: Array) -> tuple[Array, Array]:
+            """Gradients of what was handed to this tile, and of the sums."""
+            d_of_chunks = chunks_pull(shift_pull(d_shift)[0])[0]
+            d_handed, d_sums = known_pull(d_known_end + d_of_chunks)
+            return d_handed, d_sums_end + d_sums
 
-        def previous_chunk(_: Array, d_sums: Array) -> Array:
-            d_contents = contents_under(gradients_under(d_sums)[2])
-            return d_sums_end.at[..., :-1, :].add(d_contents[..., 1:, :] / gate.chunk)
+        def previous_chunks(_: Array, d_sums: Array) -> Array:
+            return through_contents(gradients_under(d_sums)[2])[1]
 
-        # From the last chunk to the first: each turn makes the gradient of one more sum right.
-        d_sums = jax.lax.fori_loop(0, contents.shape[-2] - 1, previous_chunk, d_sums_end)
+        # From the last chunk to the first: each turn makes the gradients of `lag` more sums right.
+        d_sums = d_sums_end + known_pull(d_known_end)[1]
+        d_sums = jax.lax.fori_loop(0, contents.turns, previous_chunks, d_sums)
         d_written, d_rows, d_shift = gradients_under(d_sums)
         d_start = d_start + matmul("...jk,...jv->...kv", q_sums, d_sums)
         d_start = d_start + s.decay.total[..., None] * d_memory
         d_start = d_start - matmul("...ck,...cv->...kv", bk_decayed, d_written)
         d_partial = jnp.where(marks.fresh[:, None, :1], 0.0, d_sums[..., 0, :])
-        d_carry = (d_start, contents_under(d_shift)[..., 0, :], d_partial)
+        d_carry = (d_start, through_contents(d_shift)[0], d_partial)
         return d_carry, (d_memory, d_written, d_rows, d_sums, d_shift)
 
     xs = (d_residual, d_start, q_sums, score_sums, recomputed, s, marks)

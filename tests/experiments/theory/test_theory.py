@@ -16,6 +16,7 @@ from experiments.theory import (
     gradients,
     solve,
     stability,
+    sweeping,
     transitions,
 )
 from experiments.theory.finding import FAILS, HOLDS, LIMITED, Check, Finding
@@ -158,3 +159,12 @@ def test_the_content_gate_alone_can_make_a_state_grow_and_no_gate_cannot() -> No
     assert stability.closed_loop(4, 50.0)[-1] > 10
     assert stability.closed_loop(4, 0.0)[-1] < 0.1
     assert stability.closed_loop(4, 50.0, size=1e-3)[-1] < 1e-3
+
+
+def test_each_sweep_makes_one_more_gate_chunk_exact_and_no_fewer_do_the_worst_case() -> None:
+    found = sweeping.course(sweeping.relay(8), to_the_end=True)
+    assert found.prefix < 1e-6
+    assert found.errors[-1] < 1e-6
+    assert 4 <= found.needed <= found.chunks
+    # Anderson's mixing looks back on sweeps in which a chunk was wrong.
+    assert sweeping.course(sweeping.relay(8), mixed=True, to_the_end=True).prefix > 0.1
