@@ -13,6 +13,7 @@ from carve_jax.mixers import MIXERS
 from carve_jax.mixers.base import Cache, fan_in_uniform
 from carve_jax.shapes import Array, Float, Float32, Int32
 from carve_jax.sharding import constrain
+from pallas_kernels.call import KEPT
 
 __all__ = ["LMConfig", "LanguageModel", "count_parameters"]
 
@@ -25,9 +26,13 @@ PARTS = {
     "mlp_norm": "norm",
     "final_norm": "norm",
 }
+_KEEP_DOTS = jax.checkpoint_policies.dots_with_no_batch_dims_saveable
+_KEEP_RULE = jax.checkpoint_policies.save_only_these_names(KEPT)
 REMAT_POLICY = {
     "full": jax.checkpoint_policies.nothing_saveable,
-    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+    "dots": _KEEP_DOTS,
+    "rule": _KEEP_RULE,
+    "rule_and_dots": jax.checkpoint_policies.save_from_both_policies(_KEEP_DOTS, _KEEP_RULE),
 }
 
 
@@ -181,8 +186,9 @@ class LanguageModel(nn.Module):
         _check_tokens(tokens, segment_ids)
         # Tokens [B, T] to the residual stream [B, T, D]. Rows look tokens up in a table that each
         # device has gathered: of what could be sent, a table is the least.
-        table = constrain(self.embed.embedding.astype(self.config.compute_dtype), None, None)
-        x = constrain(jnp.take(table, tokens, axis=0), "batch", "length", None)
+        with jax.named_scope("embed"):
+            table = constrain(self.embed.embedding.astype(self.config.compute_dtype), None, None)
+            x = constrain(jnp.take(table, tokens, axis=0), "batch", "length", None)
         # The blocks, repeat by repeat, and the final norm [B, T, D].
         x, cache = self.blocks(x, cache, segment_ids)
         return self.final_norm(x), cache
