@@ -15,7 +15,6 @@ from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from experiments.planning.collectives import Collective
-from experiments.planning.hlo_text import array_bytes
 from experiments.planning.memory_traffic import Instruction, Kernel
 from experiments.planning.rates import Rates
 
@@ -28,6 +27,7 @@ PASSES = ("forward", "again", "backward", "update")
 LAUNCH = 1.5e-6
 """Seconds of the shortest kernels that were measured (a cast of a few numbers on an H100)."""
 
+AGAIN = "rematted_computation"
 _NAME = re.compile(r'op_name="([^"]*)"')
 _CONTRACTED = re.compile(r'lhs_contracting_dim(?:ension)?s"?[=:]\s*[{\[]([^}\]]*)[}\]]')
 _ARRAY = re.compile(r"\b([a-z]+\d+\w*)\[([\d,]*)\]")
@@ -87,15 +87,26 @@ def dissect(
       kernels: of the program.
       sent: its collectives.
       rates: of the device.
-      ours: seconds of a launch of our kernels, by mixer, "forward" or "backward", and name.
+      ours: seconds of our kernels in one pass through all layers, by mixer, "forward" or
+        "backward", and name; a pass's launches take equal shares.
 
     Raises:
       KeyError: a kernel of ours without a time.
     """
     found = [_sending(each, rates) for each in sent]
+    launches: Counter[tuple[str, str, str]] = Counter()
     for kernel in kernels:
-        if not _SENT.fullmatch(kernel.instruction.operation):
-            found.append(_piece(kernel, rates, ours))
+        if kernel.ours:
+            launches[_launched(kernel)] += kernel.turns
+    for kernel in kernels:
+        if kernel.ours:
+            mixer, pass_, name = key = _launched(kernel)
+            seconds = ours[mixer, "backward" if pass_ == "backward" else "forward", name]
+            share = seconds * kernel.turns / launches[key]
+            moved = kernel.turns * kernel.moved
+            found.append(Piece(f"rule {_rule(pass_)}", pass_, name, 0.0, moved, share, ours=True))
+        elif not _SENT.fullmatch(kernel.instruction.operation):
+            found.append(_piece(kernel, rates))
     return found
 
 
@@ -104,28 +115,25 @@ def _sending(each: Collective, rates: Rates) -> Piece:
     return Piece("collectives", pass_of(each.name), each.name, 0.0, 0.0, sent / rates.sending)
 
 
-def _piece(
-    kernel: Kernel, rates: Rates, ours: Mapping[tuple[str, str, str], float]
-) -> Piece:
+def _launched(kernel: Kernel) -> tuple[str, str, str]:
+    """The mixer, the pass and the name of a kernel of ours."""
+    name, own = name_of(kernel), _OUR_NAME.search(kernel.instruction.line)
+    mixer = _MIXER.search(name)
+    called = own[1] if own else kernel.instruction.name
+    return mixer[1] if mixer else "", pass_of(name), called
+
+
+def _piece(kernel: Kernel, rates: Rates) -> Piece:
     name, flops, at_half = name_of(kernel), 0.0, 0.0
     for inner in kernel.inside:
         count, dtype = product_flops(inner, kernel.shapes)
         flops += count
         at_half += count if dtype == "f32" else 0.0  # TF32 multiplies half as fast
-    pass_ = pass_of(name)
+    work = (flops + at_half) / rates.flops
+    seconds = kernel.turns * max(kernel.moved / rates.bandwidth, work, LAUNCH)
+    part = part_of(name, flops > 0, kernel.inside)
     moved = kernel.turns * kernel.moved
-    if kernel.ours:
-        own = our_name(kernel)
-        mixer = _MIXER.search(name)
-        when = "backward" if pass_ == "backward" else "forward"
-        seconds = ours[mixer[1] if mixer else "", when, own]
-        part, name = f"rule {_rule(pass_)}", own
-    else:
-        work = (flops + at_half) / rates.flops
-        seconds = max(kernel.moved / rates.bandwidth, work, LAUNCH)
-        part = part_of(name, flops > 0, kernel.inside)
-    total = kernel.turns * seconds
-    return Piece(part, pass_, name, kernel.turns * flops, moved, total, kernel.ours)
+    return Piece(part, pass_of(name), name, kernel.turns * flops, moved, seconds)
 
 
 def name_of(kernel: Kernel) -> str:
@@ -141,15 +149,9 @@ def name_of(kernel: Kernel) -> str:
     return common[0][0] if common else ""
 
 
-def our_name(kernel: Kernel) -> str:
-    """The name of a kernel of our own, as Pallas has it."""
-    match = _OUR_NAME.search(kernel.instruction.line)
-    return match[1] if match else kernel.instruction.name
-
-
 def pass_of(name: str) -> str:
     """Of `PASSES`, by what JAX writes into names."""
-    if "rematted_computation" in name:
+    if AGAIN in name:
         return "again"
     if "transpose(" in name:
         return "backward"
@@ -239,5 +241,14 @@ def longest(pieces: Sequence[Piece], most: int) -> list[dict[str, object]]:
 def _short(name: str) -> str:
     """A name without what is said of it elsewhere: differentiation, loops, rematerialisation."""
     parts = re.sub(r"\b(transpose|jvp|jit)\(|\)", "", name).split("/")
-    dull = {"", "train_step", "while", "body", "eval_jaxpr", "blocks", "checkpoint", "rematted_computation"}
+    dull = {
+        "",
+        "train_step",
+        "while",
+        "body",
+        "eval_jaxpr",
+        "blocks",
+        "checkpoint",
+        "rematted_computation",
+    }
     return "/".join(p for p in parts if p not in dull and not p.startswith("LanguageModel."))

@@ -65,7 +65,7 @@ def kernels(text: str) -> list[Kernel]:
         for name, lines in computations(text).items()
     }
     turns = turns_of(text, into_kernels=False)
-    found = []
+    launched = []
     for name, instructions in parsed.items():
         if not turns.get(name):
             continue
@@ -78,8 +78,8 @@ def kernels(text: str) -> list[Kernel]:
             body = _body(each, parsed)
             moved = _moved(each, sizes, parsed)
             known = {inner.name: inner.shape for inner in body} if body else shapes
-            found.append(Kernel(each, body or [each], known, turns[name], moved, ours))
-    return found
+            launched.append(Kernel(each, body or [each], known, turns[name], moved, ours))
+    return launched
 
 
 def _parse(line: str) -> Instruction | None:
