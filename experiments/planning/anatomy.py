@@ -217,24 +217,28 @@ def table_of_parts(pieces: Sequence[Piece]) -> dict[str, dict[str, float]]:
 def done_twice(pieces: Sequence[Piece]) -> dict[str, float]:
     """Seconds of what has been computed before: by rematerialisation, by part, and by the rule's
     backward pass, which finds scores and states again."""
-    twice: Counter[str] = Counter()
+    twice: dict[str, float] = {}
     forward = {piece.name for piece in pieces if piece.ours and piece.part == "rule forward"}
     for piece in pieces:
-        if piece.pass_ == "again":
-            twice[piece.part] += piece.seconds
-        elif piece.part == "rule backward" and piece.name in forward:
-            twice["inside rule backward: scores and states"] += piece.seconds
-    return dict(twice.most_common())
+        part = piece.part
+        if piece.ours and part == "rule backward" and piece.name in forward:
+            part = "inside rule backward: scores and states"
+        elif piece.pass_ != "again":
+            continue
+        twice[part] = twice.get(part, 0.0) + piece.seconds
+    return dict(sorted(twice.items(), key=lambda item: -item[1]))
 
 
 def longest(pieces: Sequence[Piece], most: int) -> list[dict[str, object]]:
     """The names that take longest, of each part and pass, with their seconds."""
-    seconds: Counter[tuple[str, str, str]] = Counter()
+    seconds: dict[tuple[str, str, str], float] = {}
     for piece in pieces:
-        seconds[piece.part, piece.pass_, _short(piece.name)] += piece.seconds
+        key = piece.part, piece.pass_, _short(piece.name)
+        seconds[key] = seconds.get(key, 0.0) + piece.seconds
+    ordered = sorted(seconds.items(), key=lambda item: -item[1])
     return [
         {"part": part, "pass": pass_, "name": name, "seconds": value}
-        for (part, pass_, name), value in seconds.most_common(most)
+        for (part, pass_, name), value in ordered[:most]
     ]
 
 

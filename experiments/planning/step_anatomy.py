@@ -1,5 +1,6 @@
 """A run's train step, taken apart: compiled for a GPU that need not be there, nothing runs."""
 
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -120,8 +121,11 @@ def _step(name: str, entry: dict[str, Any]) -> str:
     lines += [
         f"A step {entry['seconds'] / MS:.1f} ms, {entry['tokens_per_second']:,.0f} tokens/s, "
         f"{entry['peak_bytes'] / GB:.1f} GB of a device",
-        "Done twice, ms: "
-        + ", ".join(f"{part} {s / MS:.1f}" for part, s in entry["done_twice"].items()),
+        *textwrap.wrap(
+            "Done twice, ms: "
+            + "; ".join(f"{part} {s / MS:.1f}" for part, s in entry["done_twice"].items()),
+            100,
+        ),
     ]
     if held := entry["measured_step"]:
         measured = held["seconds"] / MS
@@ -130,7 +134,8 @@ def _step(name: str, entry: dict[str, Any]) -> str:
             for how, found in held["with the kernels of then"].items()
         )
         lines.append(f"Measured {measured:.0f} ms with the kernels of then: " + ", ".join(told))
-    return "\n".join([*lines, f"Rates: {entry['rates']['source']}. Kernels: {KERNELS}."])
+    notes = f"Rates: {entry['rates']['source']}. Kernels: {KERNELS}."
+    return "\n".join([*lines, *textwrap.wrap(notes, 100)])
 
 
 def _row(name: str, *cells: str) -> str:
