@@ -10,7 +10,7 @@ from carve_jax.mixers import MIXERS
 from carve_jax.mixers.changes import SECTIONS, Changes
 from carve_jax.ops.gated_delta import check_implementation_name
 
-REMAT = ("none", "full", "dots")
+REMAT = ("none", "full", "dots", "rule", "rule_and_dots")
 COMPUTE_DTYPES = ("float32", "bfloat16")
 OPTIONAL = ("num_key_heads", "attention_heads", "attention_kv_heads", "attention_head_dim")
 AS_PUBLISHED = {name: changes() for name, changes in SECTIONS.items()}
@@ -51,7 +51,7 @@ class LMConfig:
         norm_eps: of every RMSNorm.
         tie_embeddings: the output head is the embedding, transposed.
         remat: what backward computes again: "none", each block ("full"), or all of a block but
-            its matrix products ("dots").
+            its matrix products ("dots"), its gated delta rule ("rule") or both ("rule_and_dots").
         scan_layers: compile one repeat of the pattern and loop over it; False unrolls the loop.
             Function and parameters are the same.
         compute_dtype: "float32" or "bfloat16"; parameters and states are float32.

@@ -14,6 +14,7 @@ from carve_jax.mixers.base import Cache, fan_in_uniform
 from carve_jax.ops.layer_content import chunks_of
 from carve_jax.shapes import Array, Float, Float32, Int32
 from carve_jax.sharding import constrain
+from pallas_kernels.call import KEPT
 
 __all__ = ["LMConfig", "LanguageModel", "count_parameters"]
 
@@ -26,9 +27,13 @@ PARTS = {
     "mlp_norm": "norm",
     "final_norm": "norm",
 }
+_KEEP_DOTS = jax.checkpoint_policies.dots_with_no_batch_dims_saveable
+_KEEP_RULE = jax.checkpoint_policies.save_only_these_names(KEPT)
 REMAT_POLICY = {
     "full": jax.checkpoint_policies.nothing_saveable,
-    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+    "dots": _KEEP_DOTS,
+    "rule": _KEEP_RULE,
+    "rule_and_dots": jax.checkpoint_policies.save_from_both_policies(_KEEP_DOTS, _KEEP_RULE),
 }
 
 
@@ -206,8 +211,9 @@ class LanguageModel(nn.Module):
         _check_tokens(tokens, segment_ids)
         # Tokens [B, T] to the residual stream [B, T, D]. Rows look tokens up in a table that each
         # device has gathered: of what could be sent, a table is the least.
-        table = constrain(self.embed.embedding.astype(self.config.compute_dtype), None, None)
-        x = constrain(jnp.take(table, tokens, axis=0), "batch", "length", None)
+        with jax.named_scope("embed"):
+            table = constrain(self.embed.embedding.astype(self.config.compute_dtype), None, None)
+            x = constrain(jnp.take(table, tokens, axis=0), "batch", "length", None)
         # The blocks, repeat by repeat, and the final norm [B, T, D].
         stream = Stream(x, self._no_content(tokens, continued=cache is not None))
         stream, cache = self.blocks(stream, cache, segment_ids)

@@ -94,7 +94,7 @@ def get_model() -> ConfigDict:
             "rope_theta": 10000.0,
             "norm_eps": 1e-5,
             "tie_embeddings": False,
-            "remat": "none",  # none | full | dots
+            "remat": "none",  # none | full | dots | rule | rule_and_dots: see carve_jax/config.py
             "scan_layers": True,
             "compute_dtype": "bfloat16",  # float32 | bfloat16
             "implementation": placeholder(str),  # the best for the device

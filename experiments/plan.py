@@ -15,6 +15,17 @@ H100's program. --rates takes what `experiments.benchmark --suite=gpu` measured 
 datasheet. Without --mesh it is the config's, or fsdp over all chips. Overrides hold for both
 configs. --price is of one chip an hour, --utilisation the share of the chips' peak that the model's
 arithmetic is assumed to reach.
+
+--anatomy takes the compiled step apart instead: FLOPs, bytes and milliseconds of projections, MLP,
+attention, loss, convolutions, gates and norms, the rule forward, again and backward, optimizer,
+copies and collectives, and what is done twice. It predicts, on any machine, at the rates that a
+copy and a product were measured to reach (--rates takes others) and with the times that
+`pallas_kernels.compiling` predicts of the kernels; the profiler is `experiments.train
+--config.profile_steps`. --output keeps the entries of other configs that its file has, one for each
+config and `remat`:
+
+  python -m experiments.plan --anatomy --chips=1 --config=configs/gdn2_1b3.py
+      --config.batch_size=4 --config.model.remat=rule
 """
 
 import datetime
@@ -23,14 +34,17 @@ from pathlib import Path
 from typing import Any
 
 from absl import flags
+from ml_collections import ConfigDict
 
 from carve_jax.files import output_file, write_atomically
 from carve_jax.training.reports.provenance import describe_environment
 from experiments import cli
-from experiments.planning.rates import find_rates
+from experiments.planning import step_anatomy
+from experiments.planning.rates import find_rates, reached_rates
 from experiments.planning.run_plan import money, plan_run
+from experiments.planning.step_anatomy import anatomise
 from experiments.planning.table import table
-from experiments.planning.target import HOW, find_target, mesh_sizes
+from experiments.planning.target import HOW, Target, find_target, mesh_sizes
 
 
 def define_flags(values: flags.FlagValues) -> None:
@@ -41,11 +55,43 @@ def define_flags(values: flags.FlagValues) -> None:
     flags.DEFINE_integer("chips", 8, "How many.", flag_values=values)
     flags.DEFINE_string("mesh", None, "Sizes of its axes, as fsdp=4,tensor=2.", flag_values=values)
     flags.DEFINE_enum("compile", "gpu", HOW, "What for, if at all.", flag_values=values)
+    flags.DEFINE_boolean("anatomy", False, "Take the step apart instead.", flag_values=values)
     flags.DEFINE_string("rates", None, "A result of the gpu suite.", flag_values=values)
     flags.DEFINE_float("tokens", 100e9, "To train on.", 1.0, flag_values=values)
     flags.DEFINE_float("price", 2.5, "Of a chip an hour.", 0.0, flag_values=values)
     flags.DEFINE_float("utilisation", 0.4, "Of the peak.", 0.01, 1.0, flag_values=values)
     flags.DEFINE_string("output", None, "Where the JSON goes, if at all.", flag_values=values)
+
+
+def take_apart(
+    configs: list[tuple[str, ConfigDict]],
+    target: Target,
+    values: flags.FlagValues,
+    output: Path | None,
+    argv: list[str],
+) -> None:
+    """The anatomy of each config's step: printed, and added to the JSON."""
+    given = values.rates, target.chip, target.chips
+    rates = find_rates(*given) if values.rates else reached_rates(*given[1:])
+    found: dict[str, Any] = {}
+    for path, config in configs:
+        entry = anatomise(config, target, mesh_sizes(values.mesh, config, target.chips), rates)
+        found[f"{Path(path).stem}, remat={entry['remat']}"] = {
+            "date": datetime.date.today().isoformat(),
+            "chip": target.name,
+            "kind": target.chip.kind,
+            "chips": target.chips,
+            "compiled_for": target.compiled_for,
+            "rates": rates._asdict(),
+            **entry,
+            **describe_environment(),
+            "command": cli.command_line("plan", argv),
+        }
+    print(step_anatomy.table(found))
+    if output:
+        content = step_anatomy.add_entries(output, found)
+        write_atomically(output, json.dumps(content, indent=1, ensure_ascii=False) + "\n")
+        print(f"\nwritten to {output}")
 
 
 def main(argv: list[str]) -> None:
@@ -60,6 +106,9 @@ def main(argv: list[str]) -> None:
     ]
     target = find_target(values.chip, values.chips, values.compile)
     output = output_file(values.output) if values.output else None
+    if values.anatomy:
+        take_apart(configs, target, values, output, argv)
+        return
     rates = find_rates(values.rates, target.chip, target.chips)
     found: dict[str, Any] = {}
     for path, config in configs:

@@ -5,8 +5,18 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 
 from pallas_kernels.tiling import Tiles
+
+KEPT = "rule"
+"""The name, to `jax.checkpoint`'s policies, of a rule's outputs and of what its backward pass reads
+besides its inputs: a policy that saves it keeps the rule from being computed again."""
+
+
+def kept(tree: Any) -> Any:
+    """The same arrays under the name `KEPT`."""
+    return jax.tree.map(lambda x: checkpoint_name(x, KEPT), tree)
 
 
 class Request(NamedTuple):

@@ -79,6 +79,7 @@ def document_positions(
     return index - document_start + jnp.where(in_first, start[:, None], 0)
 
 
+@jax.named_scope("attention")
 def attention(
     query: Float[Array, "B T A E"],
     key: Float[Array, "B T G E"],

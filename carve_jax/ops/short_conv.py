@@ -1,10 +1,12 @@
 """Short depthwise causal convolution with a streaming cache."""
 
+import jax
 import jax.numpy as jnp
 
 from carve_jax.shapes import Array, Float, Int32
 
 
+@jax.named_scope("short_conv")
 def short_conv(
     x: Float[Array, "B T D"],
     kernel: Float[Array, "W D"],

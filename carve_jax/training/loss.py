@@ -23,6 +23,7 @@ class LossSums(NamedTuple):
     penalty: Float32[Array, ""]  # z_loss · log(Z)², in the objective but in no report
 
 
+@jax.named_scope("loss")
 def next_token_loss(
     head: Head,
     hidden: Float[Array, "B T D"],

@@ -17,6 +17,7 @@ from carve_jax.placement import state_specs
 from carve_jax.training.step import TrainState
 from experiments.planning.rates import Rates
 
+RECOMPUTED = ("full", "rule")  # of `remat`: backward multiplies by the layers' weights once more
 STEP = 256  # sequences are counted in multiples of this
 BATCH = {"tokens": 4, "targets": 4, "segment_ids": 4, "loss_mask": 4, "target_bytes": 4}
 """Bytes a token of each array of a batch."""
@@ -42,13 +43,17 @@ class Work(NamedTuple):
 
 
 def work(config: ConfigDict, model: LMConfig) -> Work:
-    """The work of a step: the loss computes its logits again, and remat="full" all layers."""
-    forward = sum(forward_flops(model, _context(config)).values())
-    again = forward if model.remat == "full" else 2.0 * model.vocab_size * model.d_model
+    """The work of a step: the loss computes its logits again, remat="full" all layers, and
+    remat="rule" all of them but their rules."""
+    parts = forward_flops(model, _context(config))
+    forward, recomputed = sum(parts.values()), model.remat in RECOMPUTED
+    again = forward if recomputed else 2.0 * model.vocab_size * model.d_model
+    if model.remat == "rule":
+        again -= parts["rule"]
     return Work(
         tokens=config.batch_size * config.sequence_length,
         turns=config.optimizer.accumulate_steps,
-        passes=3 if model.remat == "full" else 2,
+        passes=3 if recomputed else 2,
         model_flops=3 * forward,
         flops=3 * forward + again,
     )
@@ -86,7 +91,7 @@ def estimated_working_bytes(config: ConfigDict, model: LMConfig, sizes: Mapping[
     tokens /= config.optimizer.accumulate_steps
     logits = 2 * 4 * model.vocab_size * min(config.loss_chunk, tokens)  # and their gradient
     head = model.vocab_size * model.d_model * _itemsize(model)
-    if model.remat != "full":
+    if model.remat not in RECOMPUTED:
         return logits + head
     plain = dataclasses.replace(model, remat="none")
     layer = activation_bytes(plain, _context(config)) / model.repeats * tokens

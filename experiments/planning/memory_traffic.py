@@ -25,6 +25,7 @@ class Instruction(NamedTuple):
     """One line of a computation; sizes are bytes of the result."""
 
     name: str
+    shape: str
     size: float
     operation: str
     operands: list[str]
@@ -32,22 +33,53 @@ class Instruction(NamedTuple):
     line: str
 
 
+class Kernel(NamedTuple):
+    """One operation of the scheduled program: a kernel, a copy or a collective.
+
+    Attributes:
+      instruction: that starts it.
+      inside: what a fusion is made of, else the instruction alone.
+      shapes: of the arrays that `inside` names, as text.
+      turns: how often it happens when the program runs.
+      moved: bytes read and written each time.
+      ours: a kernel of our own, of whose arrays the text does not say what is used.
+    """
+
+    instruction: Instruction
+    inside: list[Instruction]
+    shapes: dict[str, str]
+    turns: int
+    moved: float
+    ours: bool
+
+
 def traffic(text: str) -> float:
     """Bytes that a device's kernels, but for our own, read and write when the program runs."""
+    return sum(each.turns * each.moved for each in kernels(text) if not each.ours)
+
+
+def kernels(text: str) -> list[Kernel]:
+    """All that a program (`Compiled.as_text()`) launches, in the order of its computations."""
     parsed = {
         name: [found for line in lines if (found := _parse(line))]
         for name, lines in computations(text).items()
     }
     turns = turns_of(text, into_kernels=False)
-    total = 0.0
+    launched = []
     for name, instructions in parsed.items():
+        if not turns.get(name):
+            continue
+        shapes = {each.name: each.shape for each in instructions}
         sizes = {each.name: each.size for each in instructions}
         for each in instructions:
-            free = each.operation in FREE or each.operation.endswith("-done")
+            if each.operation in FREE or each.operation.endswith("-done"):
+                continue
             ours = each.operation == "custom-call" and "pallas_call" in each.line
-            if not free and not ours:
-                total += turns.get(name, 0) * _moved(each, sizes, parsed)
-    return total
+            body = _body(each, parsed)
+            moved = _moved(each, sizes, parsed)
+            known = {inner.name: inner.shape for inner in body} if body else shapes
+            launched.append(Kernel(each, body or [each], known, turns[name], moved, ours))
+    return launched
 
 
 def _parse(line: str) -> Instruction | None:
@@ -56,16 +88,23 @@ def _parse(line: str) -> Instruction | None:
         return None
     root, name, shape, operation, operands = match.groups()
     names = re.findall(r"%([\w.-]+)", operands) or operands.split(", ")
-    return Instruction(name, array_bytes(shape), operation, names, bool(root), line)
+    return Instruction(name, shape, array_bytes(shape), operation, names, bool(root), line)
+
+
+def _body(each: Instruction, parsed: dict[str, list[Instruction]]) -> list[Instruction]:
+    """What a fusion, started or at once, is made of; [] for any other operation."""
+    if each.operation not in ("fusion", "fusion-start"):
+        return []
+    called = re.search(r"calls=%?([\w.-]+)", each.line)
+    return parsed.get(called[1], []) if called else []
 
 
 def _moved(
     each: Instruction, sizes: dict[str, float], parsed: dict[str, list[Instruction]]
 ) -> float:
     """Bytes that one operation reads and writes."""
-    called = re.search(r"calls=%?([\w.-]+)", each.line)
-    if each.operation == "fusion" and called and called[1] in parsed:
-        return _fused(parsed[called[1]])
+    if body := _body(each, parsed):
+        return _fused(body)
     operands = [sizes.get(name, 0.0) for name in each.operands]
     if each.operation in ("dynamic-slice", "slice", "gather"):
         return 2 * each.size

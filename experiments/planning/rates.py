@@ -1,12 +1,23 @@
 """What a device does in a second: by its datasheet, or as the benchmark measured it."""
 
 import math
+from pathlib import Path
 from typing import NamedTuple
 
 from carve_jax.errors import UserError
-from carve_jax.files import Maybe, check_shape, local_path, parse_json, read_text, reason_of
-from experiments.planning.chips import MACHINE, Chip
+from carve_jax.files import (
+    Maybe,
+    check_shape,
+    local_path,
+    parse_json,
+    read_json,
+    read_text,
+    reason_of,
+)
+from experiments.planning.chips import CHIPS, MACHINE, Chip
 
+FIGURES = Path(__file__).parents[1] / "results" / "2026-11-27_h100" / "figures.json"
+"""What was measured on one H100."""
 MEASURED = {
     "ceilings": {"flop_per_second": float, "bytes_per_second": float},
     "devices": Maybe([str]),
@@ -32,6 +43,20 @@ def datasheet_rates(chip: Chip, chips: int) -> Rates:
         chip.bandwidth,
         chip.nvlink if inside else chip.network,
         f"the datasheet's; devices send over {link}",
+    )
+
+
+def reached_rates(chip: Chip, chips: int) -> Rates:
+    """What a chip does if it reaches of its datasheet what one H100 was measured to reach."""
+    ceilings = read_json(FIGURES)["ceilings"]
+    h100, own = CHIPS["h100"], datasheet_rates(chip, chips)
+    return Rates(
+        ceilings["bfloat16_product_flop_per_second"] / h100.flops * own.flops,
+        ceilings["copy_bytes_per_second"] / h100.bandwidth * own.bandwidth,
+        own.sending,
+        "of a copy and of a bfloat16 product as one H100 was measured to reach them "
+        f"(experiments/results/{FIGURES.parent.name}), other chips in proportion to their "
+        f"datasheets; sending is {own.source}",
     )
 
 

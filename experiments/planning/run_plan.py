@@ -7,11 +7,11 @@ import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from carve_jax.errors import UserError
-from carve_jax.model import count_parameters
+from carve_jax.model import LanguageModel, count_parameters
 from carve_jax.placement import check_mesh
 from carve_jax.sharding import make_mesh
 from carve_jax.training.run import Steps, build_steps, implementation_of, make_model
-from carve_jax.training.settings import read_settings
+from carve_jax.training.settings import Settings, read_settings
 from experiments.measuring.timing import peak_bytes
 from experiments.planning import budget
 from experiments.planning.collectives import Collective, collectives
@@ -32,13 +32,7 @@ def plan_run(
     """
     settings = read_settings(config)
     with kernels_for(target):
-        model = make_model(config)
-        try:
-            check_mesh(model.config, sizes, settings.rows, settings.sequence_length)
-        except ValueError as error:
-            raise UserError(f"--mesh: {error}") from error
-        mesh = None if target.devices is None else make_mesh(sizes, target.devices)
-        steps = build_steps(settings.step_settings, mesh)
+        model, mesh, steps = make_steps(config, settings, target, sizes)
         with traced_for(target):
             memory = budget.shape_bytes(config, model.config, steps.state_shapes, sizes)
         implementation = implementation_of(
@@ -74,6 +68,23 @@ def plan_run(
             step, memory, sent, rates, weights=weights, devices=target.chips
         ),
     }
+
+
+def make_steps(
+    config: ConfigDict, settings: Settings, target: Target, sizes: dict[str, int]
+) -> tuple[LanguageModel, Any, Steps]:
+    """The model, the mesh of the target's devices (None where nothing compiles) and the steps.
+
+    Raises:
+      UserError: a mesh that the model or the batch does not fit.
+    """
+    model = make_model(config)
+    try:
+        check_mesh(model.config, sizes, settings.rows, settings.sequence_length)
+    except ValueError as error:
+        raise UserError(f"--mesh: {error}") from error
+    mesh = None if target.devices is None else make_mesh(sizes, target.devices)
+    return model, mesh, build_steps(settings.step_settings, mesh)
 
 
 def compile_step(config: ConfigDict, steps: Steps) -> jax.stages.Compiled:

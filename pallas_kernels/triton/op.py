@@ -20,6 +20,7 @@ import jax.numpy as jnp
 from pallas_kernels.blocks import content, decay
 from pallas_kernels.blocks.decay import SPAN
 from pallas_kernels.blocks.wy import Array
+from pallas_kernels.call import kept
 from pallas_kernels.tiling import Tiles, padded
 from pallas_kernels.triton.gradients import SpanGradients, SpanInputs, gradients
 from pallas_kernels.triton.pairs import PairInputs, Pairs, pairs
@@ -152,6 +153,8 @@ def _forward(plan: Plan, inputs: Inputs, memory: Array, gate: GateArrays | None)
             sums.append(found.sums + added)
             seen = _part(gate.mean, plan, part)[:, -1, None, None] * sums[-1][:, -1]
     all_sums = jnp.concatenate(sums, axis=1) if sums else None
+    # Named each by itself: one that is not read again is not kept.
+    output, memories, squares, all_sums = kept((output, memories, squares, all_sums))
     return (output, memory, all_sums), (inputs, gate, memories, squares, all_sums)
 
 

@@ -19,7 +19,7 @@ from configs import base
         ({"pattern": "carve"}, "is a string; give a tuple"),
         ({"pattern": ()}, "no multiple of the pattern's 0 mixers"),
         ({"pattern": ("carve", "carve", "swa")}, "layers=4 is no multiple of the pattern's 3"),
-        ({"remat": "some"}, "remat='some'; choose one of none, full, dots"),
+        ({"remat": "some"}, "remat='some'; choose one of none, full, dots, rule, rule_and_dots"),
         ({"compute_dtype": "float16"}, "compute_dtype='float16'; choose one of float32, bfloat16"),
         ({"num_key_heads": 3}, "num_key_heads=3 does not divide num_heads=4"),
         ({"pattern": ("swa",), "attention_kv_heads": 3}, "attention_kv_heads=3 does not divide"),

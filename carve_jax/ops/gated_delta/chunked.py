@@ -42,6 +42,7 @@ from carve_jax.ops.gated_delta.tiling import (
     uncut,
 )
 from carve_jax.shapes import Array, Bool, Float, Float32, Int
+from pallas_kernels.call import kept
 
 CARVE_TILE = 64
 
@@ -238,7 +239,7 @@ def _forward(
 
     indices = jnp.arange(-(-length // tokens))
     carry, (output, memories, contents) = jax.lax.scan(step, carry, indices)
-    output = from_groups(output, length)
+    output, memories, contents = kept((from_groups(output, length), memories, contents))
     return (output, carry), (inputs, projections, events, memories, contents)
 
 

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 
 from carve_jax.ops.gated_delta.reference import RuleInputs, segment_starts
 from carve_jax.shapes import Array, Bool, Float, Int
+from pallas_kernels.call import kept
 
 _State = TypeVar("_State")
 
@@ -53,13 +54,14 @@ def isolated(
     if logits:
         tests["erase"] = _is_number
     fine = {name: tests.get(name, jnp.isfinite) for name in RuleInputs._fields}
-    broken = _broken(inputs, state, segment_ids, fine)
-    whole = RuleInputs(*(_whole(fine[n], x) for n, x in inputs._asdict().items()))
-    output, after = run(
-        whole, jax.tree.map(partial(_of_floats, partial(_whole, jnp.isfinite)), state)
-    )
+    with jax.named_scope("isolated"):
+        broken = kept(_broken(inputs, state, segment_ids, fine))
+        whole = RuleInputs(*(_whole(fine[n], x) for n, x in inputs._asdict().items()))
+        state = jax.tree.map(partial(_of_floats, partial(_whole, jnp.isfinite)), state)
+    output, after = run(whole, state)
     spoil = partial(_of_floats, lambda leaf: _spoil(leaf, broken[:, -1]))
-    return _spoil(output, broken), jax.tree.map(spoil, after)
+    with jax.named_scope("isolated"):
+        return _spoil(output, broken), jax.tree.map(spoil, after)
 
 
 _Test = Callable[[Array], Array]
