@@ -11,6 +11,9 @@ The task is that of configs/content_erase.py in half as large batches: with 3 wr
 of 5 a blind gate may tell the sums apart, and with 1,000 steps CARVE's later seeds do not come to
 the end (2026-11-25: from step 225 to 825).
 
+Duration: 216 runs, 72 of them of tuning. A run of the load above took 93 s of one of two busy
+cores, start and compilation included (2026-11-28); all together should take some two hours of a
+quiet core's time and up to four of a busy one's (reckoned, not measured).
 Command: python -m experiments.sweep --config=configs/sweeps/content_erase.py --workdir=DIR --report
 """
 

@@ -1,5 +1,6 @@
 """The committed results that claims are judged by: the newest of each kind."""
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -34,10 +35,12 @@ class Records:
         Raises:
           UserError: it does not read, or is of another shape.
         """
-        paths = sorted(self._folder.glob(pattern), key=lambda path: str(path))
-        if not paths:
-            return None
-        return read_json(paths[-1], shape), str(paths[-1].relative_to(self._folder))
+        return next(self.every(pattern, shape), None)
+
+    def every(self, pattern: str, shape: Shape) -> Iterator[tuple[dict[str, Any], str]]:
+        """All JSON files of that pattern with their names, the newest first."""
+        for path in sorted(self._folder.glob(pattern), reverse=True):
+            yield read_json(path, shape), str(path.relative_to(self._folder))
 
     def sweep(self, *names: str, has: str = "") -> Found | None:
         """The newest results of a sweep of one of these names; None if there are none.

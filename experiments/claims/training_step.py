@@ -5,7 +5,13 @@ from typing import Any, NamedTuple
 from carve_jax.files import Maybe
 from experiments.claims.records import Records
 
-SHAPE = {"commit": Maybe(str), "train_step": Maybe(object), "summary": Maybe(object)}
+NAMES = ("carve", "gdn2")
+STEP = Maybe({})
+SHAPE = {
+    **dict.fromkeys(("commit", "code", "device", "card"), Maybe(str)),
+    "train_step": STEP,
+    "summary": STEP,
+}
 
 
 class Step(NamedTuple):
@@ -20,20 +26,17 @@ class Step(NamedTuple):
 
 def newest_step(records: Records) -> Step | None:
     """Of the newest record of an H100; None without a step of both mixers."""
-    found = records.newest("*_h100/figures.json", SHAPE)
-    if found is None:
-        return None
-    record, source = found
-    part: Any = record.get("train_step") or (record.get("summary") or {}).get("train_step") or {}
-    mixers = part.get("mixers", part)
-    if not all("tokens_per_second" in mixers.get(name, {}) for name in ("carve", "gdn2")):
-        return None
-    carve, gdn2 = (
-        (float(mixers[name]["tokens_per_second"]), _bytes(mixers[name]))
-        for name in ("carve", "gdn2")
-    )
-    device, commit = str(record.get("device") or "an H100"), str(record.get("commit") or "unknown")
-    return Step(carve, gdn2, device, commit[:7], source)
+    for record, source in records.every("*_h100*/*.json", SHAPE):
+        part: Any = record.get("train_step") or (record.get("summary") or {}).get("train_step")
+        mixers = (part or {}).get("mixers", part or {})
+        if all("tokens_per_second" in mixers.get(name, {}) for name in NAMES):
+            carve, gdn2 = (
+                (float(mixers[name]["tokens_per_second"]), _bytes(mixers[name])) for name in NAMES
+            )
+            device = record.get("device") or record.get("card") or "an H100"
+            commit = record.get("commit") or record.get("code") or "unknown"
+            return Step(carve, gdn2, device, commit[:7], source)
+    return None
 
 
 def _bytes(figures: dict[str, Any]) -> float:

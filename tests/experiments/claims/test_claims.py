@@ -5,7 +5,15 @@ import json
 import pytest
 
 from experiments import cli, report
-from experiments.claims import content_signal, key_axis, page, scalar_write, text_quality
+from experiments.claims import (
+    content_signal,
+    key_axis,
+    memory,
+    page,
+    scalar_write,
+    text_quality,
+    throughput,
+)
 from experiments.claims.claim import REGISTERED, Verdict
 from experiments.claims.records import Records
 from experiments.reporting import results
@@ -118,3 +126,27 @@ def test_the_newest_result_counts(tmp_path):
         )
     answer = key_axis.judge(Records(tmp_path))
     assert (answer.verdict, answer.source) == (Verdict.FAILS, "2026-11-29_theory/theory.json")
+
+
+def test_a_train_step_is_found_in_either_form_of_record(tmp_path):
+    def write(name, content):
+        path = tmp_path / name
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(json.dumps(content))
+
+    old = {name: {"tokens_per_second": 100, "gigabytes": 2.0} for name in ("carve", "gdn2")}
+    write("2026-11-27_h100/figures.json", {"commit": "a" * 40, "device": "H", "train_step": old})
+    assert throughput.judge(Records(tmp_path)).verdict is Verdict.HOLDS
+    new = {
+        "carve": {"tokens_per_second": 90, "peak_bytes": 17e8},
+        "gdn2": {"tokens_per_second": 100, "peak_bytes": 2e9},
+    }
+    write(
+        "2026-11-29_h100/run.json", {"code": "b" * 12, "summary": {"train_step": {"mixers": new}}}
+    )
+    write("2026-11-30_h100/part.json", {"summary": {"train_step": {"mixers": {}}}})
+    answer = throughput.judge(Records(tmp_path))
+    assert (answer.verdict, answer.source) == (Verdict.FAILS, "2026-11-29_h100/run.json")
+    assert answer.ours == "0.90 of GDN-2's tokens a second: 10% less"
+    assert "commit bbbbbbb: 90 and 100 tokens a second" in answer.how
+    assert memory.judge(Records(tmp_path)).told == "**holds**"
