@@ -2,7 +2,8 @@
 
 Outputs are small (unit keys, scale K^-½), P_up starts at zero and its gradient is a small part of
 the whole. `scale` multiplies P_down's initial values, `rate` P_up's learning rate, `bias` is where
-the erase gate starts (half open without one); L is 4 on `erase` and 64 on `text` as it stands.
+the erase gate starts (half open without one); L is 4 on `erase` and 64 on `text` as it stands, and
+divides the rows of both where it is changed.
 
 Command: python -m experiments.sweep --config=configs/sweeps/content_faint.py --workdir=DIR
 """
@@ -43,7 +44,7 @@ def get_config() -> ConfigDict:
                 changed("bias_shut", "erase from σ(−2)", erase_bias=-2.0),
                 changed("bias_open", "erase from σ(2)", erase_bias=2.0),
                 *(changed(f"rank{n}", f"rank {n}", content_rank=n) for n in (4, 64)),
-                *(changed(f"L{n}", f"L = {n}", gate_chunk=n) for n in (8, 16)),
+                *(changed(f"L{n}", f"L = {n}", gate_chunk=n) for n in (2, 8)),
                 changed("norm", "normalised", content_norm=True),
                 changed("norm_rate16", "normalised, rate × 16", 16.0, content_norm=True),
                 changed("scale64_rate16", "P_down × 64, rate × 16", 16.0, content_scale=64.0),
