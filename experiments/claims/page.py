@@ -70,6 +70,17 @@ def render(records: Records) -> str:
     return "\n\n".join(parts) + "\n"
 
 
+def summary(records: Records) -> str:
+    """The table of the README: claim, what we found, verdict."""
+    rows = []
+    for claim in CLAIMS:
+        answer = claim.judge(records)
+        link = f"experiments/claims/README.md#{_slug(claim.title)}"
+        ours = "–" if answer is None else words.escape(answer.ours)
+        rows.append([f"[{words.escape(claim.title)}]({link})", ours, _verdict(answer)])
+    return words.table(["claim of the paper", "ours", "verdict"], rows, left=3)
+
+
 def _verdict(answer: Answer | None) -> str:
     return f"**{Verdict.NOT_YET.value}**" if answer is None else answer.told
 

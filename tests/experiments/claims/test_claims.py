@@ -43,6 +43,12 @@ def test_the_page_is_made_of_the_committed_results(capsys):
     )
 
 
+def test_the_readme_has_their_table():
+    expected = page.summary(Records())
+    readme = (page.PAGE.parents[2] / "README.md").read_text("utf-8")
+    assert expected in readme, f"the README's table of claims is to be:\n{expected}"
+
+
 def test_every_claim_is_whole_and_every_verdict_in_the_table():
     text = page.render(Records())
     for claim in page.CLAIMS:
