@@ -56,7 +56,7 @@ def kernel_seconds(
 
 def _recorded(mixer: str, model: LMConfig) -> Iterator[tuple[str, str, Mapping[str, Any]]]:
     """Phase, name and record of the kernels of a mixer's rule."""
-    program = "carve" if MIXERS[mixer].has_content_gate(model) else "gdn2"
+    program = "carve" if MIXERS[mixer].content_lag(model) else "gdn2"
     tile = rf"{program}/{model.key_dim}x{model.value_dim}c\d+/{model.compute_dtype}"
     wanted = re.compile(rf"{tile}/(\w+)/(\w+)")
     kernels = json.loads(RECORD.read_text(encoding="utf-8"))["kernels"]
