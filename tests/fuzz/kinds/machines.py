@@ -9,6 +9,7 @@ from carve_jax.files import write_atomically
 from experiments.benchmarks.tile_table import read_rows, write_table
 from experiments.planning.chips import find_chip
 from experiments.planning.rates import find_rates
+from experiments.planning.step_anatomy import add_entries
 from experiments.rented_gpu.record import Record
 from pallas_kernels import tiling, verdicts
 from pallas_kernels.verdicts import Check, Verdict
@@ -77,6 +78,16 @@ def judge_rates(folder: Path, value: Any, healthy: Any, said: list[str]) -> str:
     return OTHER
 
 
+def make_anatomy(folder: Path, number: int) -> None:
+    entry = {"parts": {"MLP": {"seconds": 0.1 + number}}, "seconds": 0.4}
+    write_atomically(folder / "anatomy.json", json.dumps({"anatomy": {"gdn2_1b3": entry}}))
+
+
+def read_anatomy(folder: Path, say: Say) -> Any:
+    """As plan --anatomy --output does: what the file has stays, beside the new entry."""
+    return add_entries(folder / "anatomy.json", {"carve_1b3": {"parts": {}}})
+
+
 FACTS = {
     "commit": "abc",
     "uncommitted_changes": False,
@@ -139,6 +150,16 @@ KINDS = (
         judge_rates,
         json=True,
         examples=(*HANGS, kept("value", 2, "NaN"), kept("value", 3, "0")),
+    ),
+    Kind(
+        "anatomy of train steps",
+        make_anatomy,
+        ("anatomy.json",),
+        read_anatomy,
+        ("experiments.planning.step_anatomy:add_entries",),
+        any_value,
+        json=True,
+        examples=HANGS,
     ),
     Kind(
         "record of a rented GPU",
