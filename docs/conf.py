@@ -12,7 +12,13 @@ release = version = metadata.version("carve_jax")
 extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
 # The pages lead to files of the whole project, of which the Markdown is shown as pages too.
 root_doc = "docs/index"
-include_patterns = ["docs/*.md", "CONTRIBUTING.md", "CHANGELOG.md", "experiments/results/**.md"]
+include_patterns = [
+    "docs/*.md",
+    "CONTRIBUTING.md",
+    "CHANGELOG.md",
+    "experiments/results/**.md",
+    "experiments/claims/README.md",
+]
 exclude_patterns = [".*", "site", "runs", "build", "dist"]
 html_extra_path = ["redirect"]
 myst_heading_anchors = 3
@@ -24,3 +30,12 @@ autodoc_member_order = "bysource"
 napoleon_numpy_docstring = False
 html_theme = "furo"
 html_title = "carve_jax"
+
+
+def setup(app):
+    """Escapes the stars of jaxtyping's `*names`, which are no emphasis."""
+
+    def escape(app, what, name, obj, options, lines):
+        lines[:] = [x.replace("*", r"\*") if ":type:" in x else x for x in lines]
+
+    app.connect("autodoc-process-docstring", escape, priority=900)  # after napoleon

@@ -36,7 +36,7 @@ HEAD = f"""# The paper's claims, and what we found
 CARVE's paper is [arXiv 2606.27229](https://arxiv.org/abs/2606.27229). Below is each of its claims
 with a test at our scale and a criterion. The criteria were written on {REGISTERED}, before the runs
 that are to answer them; a result of an earlier day says so in its verdict. Verdicts are computed
-from the results in [experiments/results](../results), and this page is made by
+from the results in [experiments/results](../results/LOG.md), and this page is made by
 `python -m experiments.report --claims`: nobody edits it by hand, and a test compares the two.
 
 “Holds within limits” is said of a claim of which a part holds, or less than the paper says; “not
