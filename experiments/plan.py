@@ -40,7 +40,7 @@ from carve_jax.files import output_file, write_atomically
 from carve_jax.training.reports.provenance import describe_environment
 from experiments import cli
 from experiments.planning import step_anatomy
-from experiments.planning.rates import find_rates, reached_rates
+from experiments.planning.rates import Rates, find_rates, reached_rates
 from experiments.planning.run_plan import money, plan_run
 from experiments.planning.step_anatomy import anatomise
 from experiments.planning.table import table
@@ -77,12 +77,7 @@ def take_apart(
     for path, config in configs:
         entry = anatomise(config, target, mesh_sizes(values.mesh, config, target.chips), rates)
         found[f"{Path(path).stem}, remat={entry['remat']}"] = {
-            "date": datetime.date.today().isoformat(),
-            "chip": target.name,
-            "kind": target.chip.kind,
-            "chips": target.chips,
-            "compiled_for": target.compiled_for,
-            "rates": rates._asdict(),
+            **_conditions(target, rates),
             **entry,
             **describe_environment(),
             "command": cli.command_line("plan", argv),
@@ -124,12 +119,7 @@ def main(argv: list[str]) -> None:
         )
         found[name] = {"mesh": sizes, **figures, **cost}
     record = {
-        "date": datetime.date.today().isoformat(),
-        "chip": target.name,
-        "kind": target.chip.kind,
-        "chips": target.chips,
-        "compiled_for": target.compiled_for,
-        "rates": rates._asdict(),
+        **_conditions(target, rates),
         "total_tokens": values.tokens,
         "price": values.price,
         "utilisation": values.utilisation,
@@ -141,6 +131,18 @@ def main(argv: list[str]) -> None:
     if output:
         write_atomically(output, json.dumps(record, indent=2, ensure_ascii=False) + "\n")
         print(f"\nwritten to {output}")
+
+
+def _conditions(target: Target, rates: Rates) -> dict[str, Any]:
+    """Of a record: when, for what chips, and at which rates."""
+    return {
+        "date": datetime.date.today().isoformat(),
+        "chip": target.name,
+        "kind": target.chip.kind,
+        "chips": target.chips,
+        "compiled_for": target.compiled_for,
+        "rates": rates._asdict(),
+    }
 
 
 if __name__ == "__main__":
