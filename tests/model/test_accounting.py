@@ -29,8 +29,7 @@ def test_flops_are_xlas(pattern):
         jax.jit(lambda p, t: model.apply({"params": p}, t)[0]).lower(params, tokens).compile()
     )
     counted = sum(forward_flops(config, 256).values())
-    # XLA counts elementwise work as often as its fusions do it.
-    assert 0.9 < counted / compiled.cost_analysis()["flops"] < 1.06
+    assert 0.9 < counted / compiled.cost_analysis()["flops"] < 1.02
 
 
 def test_attention_sees_the_mean_over_a_causal_row():
@@ -60,8 +59,9 @@ def test_activations_are_the_residuals_of_the_blocks():
     assert found == pytest.approx((kept(256) - kept(1)) / 256, rel=0.02)
 
 
-def test_activations_are_linear_but_for_attention_and_shrink_with_rematerialisation():
-    recurrent = dataclasses.replace(CONFIG, pattern=("gla",))
+@pytest.mark.parametrize("mixer", ["gla", pytest.param("carve", marks=pytest.mark.slow)])
+def test_activations_are_linear_but_for_attention_and_shrink_with_rematerialisation(mixer):
+    recurrent = dataclasses.replace(CONFIG, pattern=(mixer,))
     plain = activation_bytes(recurrent, 1024)
     assert activation_bytes(recurrent, 256) == pytest.approx(plain, rel=0.01)
     full = dataclasses.replace(recurrent, remat="full")

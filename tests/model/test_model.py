@@ -153,8 +153,15 @@ def test_gradients_are_those_whatever_is_unrolled_or_computed_again(as_they_are,
     jax.tree.map(assert_close_in_scale, other_gradients, gradients)
 
 
-def test_program_does_not_grow_with_depth():
-    def size(**changes):
+PATTERNS = pytest.mark.parametrize(
+    "pattern", [("gdn2",), pytest.param(CONFIG.pattern, marks=pytest.mark.slow)], ids="-".join
+)
+
+
+@PATTERNS
+def test_program_does_not_grow_with_depth(pattern):
+    def size(repeats, **changes):
+        changes |= {"pattern": pattern, "layers": repeats * len(pattern)}
         model = LanguageModel(dataclasses.replace(CONFIG, **changes))
         shapes = jax.eval_shape(model.init, jax.random.key(0), tokens())["params"]
 
@@ -163,14 +170,13 @@ def test_program_does_not_grow_with_depth():
 
         return len(jax.jit(jax.grad(loss)).lower(shapes, tokens()).as_text().splitlines())
 
-    changes = {"pattern": ("gla",)}
-    assert size(**changes, layers=1) == size(**changes, layers=16)
-    assert size(**changes, layers=1) < size(**changes, layers=2, scan_layers=False)
+    assert size(1) == size(8) < size(2, scan_layers=False)
 
 
-def test_rematerialisation_stores_less():
+@PATTERNS
+def test_rematerialisation_stores_less(pattern):
     def stored(remat):
-        model = LanguageModel(dataclasses.replace(CONFIG, pattern=("gdn2",), remat=remat))
+        model = LanguageModel(dataclasses.replace(CONFIG, pattern=pattern, remat=remat))
         shapes = jax.eval_shape(model.init, jax.random.key(0), tokens())["params"]
 
         def residuals(params, tokens):

@@ -121,9 +121,7 @@ def test_a_mesh_of_two_trains_here(axis, implementation):
 @functools.cache
 def second_loss(implementation, axis=None):
     """Nats of the second step, on two devices along that axis, or on one."""
-    config = tiny_config(
-        model__vocab_size=64, model__pattern=("gdn2",), model__implementation=implementation
-    )
+    config = tiny_config(model__vocab_size=64, model__implementation=implementation)
     if axis is not None:
         config.mesh[axis] = -1
     run = build(config)

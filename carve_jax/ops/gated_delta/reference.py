@@ -96,7 +96,7 @@ def recurrent(
 
     def step(carry: CarveState, token: tuple) -> tuple[CarveState, Array]:
         (query, key, value, log_decay, erase, write), start, mask = token
-        carry = CarveState(*(jnp.where(by_row(start, x), 0, x) for x in carry))
+        carry = CarveState(*(jnp.where(by_row(~start, x), x, 0) for x in carry))
         query, key, log_decay, erase = map(to_value_heads, (query, key, log_decay, erase))
         if gate is not None:
             shift = erase_shift(present_content(carry)[:, :, None], gate)[:, :, 0]

@@ -22,17 +22,15 @@ from tests.training.helpers import tiny_config
 ROOT = Path(__file__).resolve().parents[3]
 CARVE = ROOT / "configs" / "carve_1b3.py"
 SIZES = dict.fromkeys(AXES, 1)
-SMALL = {
-    "model__pattern": ("gla",),  # of those in chunks it compiles fastest
-    "model__implementation": "chunked",
-    "model__remat": "full",
-}
+SMALL = {"model__implementation": "chunked", "model__remat": "full"}
 
 
-@pytest.fixture(scope="module")
-def two_devices():
+# Of the mixers in chunks, gla compiles fastest.
+@pytest.fixture(scope="module", params=["gla", pytest.param("carve", marks=pytest.mark.slow)])
+def two_devices(request):
     """A tiny step, compiled for two CPU devices that share the parameters: figures and memory."""
-    config = tiny_config(**SMALL, mesh__fsdp=2)
+    small = SMALL | {"model__pattern": (request.param,)}
+    config = tiny_config(**small, mesh__fsdp=2)
     target = find_target("h100", 2, "cpu")
     sizes = SIZES | {"fsdp": 2}
     rates = datasheet_rates(target.chip, 2)
@@ -46,11 +44,11 @@ def two_devices():
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(run_plan, "compile_step", kept)
         figures = run_plan.plan_run(config, target, sizes, rates)
-    return figures, compiled[0].memory_analysis()
+    return figures, compiled[0].memory_analysis(), small
 
 
 def test_what_a_device_keeps_is_what_the_program_takes(two_devices):
-    figures, memory = two_devices
+    figures, memory, _ = two_devices
     held = figures["bytes"]
     arguments = held["parameters"] + held["optimizer state"] + held["batch"]
     assert arguments == memory.argument_size_in_bytes
@@ -60,8 +58,8 @@ def test_what_a_device_keeps_is_what_the_program_takes(two_devices):
 
 
 def test_a_sharded_step_sends_its_weights_and_gradients(two_devices):
-    figures, _ = two_devices
-    config = tiny_config(**SMALL)
+    figures, _, small = two_devices
+    config = tiny_config(**small)
     model = make_model(config).config
     least = budget.estimated_sent_bytes(
         model, figures["parameters"], SIZES | {"fsdp": 2}, budget.work(config, model)
@@ -75,8 +73,8 @@ def test_a_sharded_step_sends_its_weights_and_gradients(two_devices):
 
 def test_the_estimate_of_working_memory_is_of_the_right_size(two_devices):
     """It knows no fusion, and not that CPU keeps gradients whole: a factor of three either way."""
-    figures, _ = two_devices
-    config = tiny_config(**SMALL)
+    figures, _, small = two_devices
+    config = tiny_config(**small)
     model = make_model(config).config
     working = budget.estimated_working_bytes(config, model, SIZES | {"fsdp": 2})
     assert 1 / 3 < working / figures["bytes"]["working memory"] < 3
