@@ -1,6 +1,7 @@
 """Compiles, checks, times, profiles and tunes the kernels on this GPU, within --minutes.
 
   python -m experiments.rented_gpu [--minutes=9] [--output=DIR] [--only=STAGE[,STAGE…]]
+      [--processes=N]
 
 Made for a card that is rented by the hour: everything that compiles goes first, side by side on all
 cores; then correctness, timings against the peers, train steps, time by kernel, and the tile
@@ -8,6 +9,9 @@ search (experiments/rented_gpu/stages.py is the list). Each result is saved as i
 in DIR for this commit and card; run again, the command goes on with what is missing. What does not
 fit into the minutes is listed with the reason. DIR (experiments/results/rented_gpu by default) also
 takes tiles.json, the table with the tiles found, and log.txt, what the processes printed.
+
+As many processes compile side by side as there are cores and as memory holds; --processes sets
+their number, for a virtual machine whose memory grows as it is used, say.
 
 Compiled programs go to $JAX_COMPILATION_CACHE_DIR (.jax_cache by default). Exits with 1 if the
 kernels compute wrong numbers here.
@@ -50,6 +54,9 @@ def define_flags(values: flags.FlagValues) -> None:
     """The command's flags."""
     flags.DEFINE_float("minutes", 9.0, "All it may take.", lower_bound=0.1, flag_values=values)
     flags.DEFINE_string("output", str(OUTPUT), "Where results go.", flag_values=values)
+    flags.DEFINE_integer(
+        "processes", None, "That compile side by side.", lower_bound=1, flag_values=values
+    )
     flags.DEFINE_list("only", [], "Stages to run; all if empty.", flag_values=values)
 
 
@@ -121,7 +128,9 @@ def main(argv: list[str]) -> None:
         facts["command"] = cli.command_line("rented_gpu", argv)
         record = Record(output, facts)
         record.use_cache(cache)
-        room = slots(cli.usable_cores(), host_bytes(), facts["device_bytes"])
+        room = values.processes or slots(
+            cli.usable_cores(), host_bytes(), facts["device_bytes"]
+        )
         stages = make_stages(Machine(record.card, room, output / "tiles.json"))
         print(f"{record.card}, {room} processes side by side; results go to {record.path}")
         with (output / "log.txt").open("a", buffering=1, encoding="utf-8") as log:
