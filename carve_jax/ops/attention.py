@@ -1,11 +1,15 @@
 """Causal softmax attention: full or sliding window, rotary positions, ring cache."""
 
-from typing import NamedTuple
+from typing import Literal, NamedTuple, get_args
 
 import jax
 import jax.numpy as jnp
 
 from carve_jax.shapes import Array, Bool, Float, Int32
+
+Implementation = Literal["xla", "cudnn"]
+HALF = (jnp.bfloat16, jnp.float16)
+LARGEST_FUSED_HEAD = 128  # channels that cuDNN takes on every card from capability 8.0 on
 
 
 class AttentionCache(NamedTuple):
@@ -89,6 +93,7 @@ def attention(
     rope_theta: float | None = None,
     cache: AttentionCache | None = None,
     segment_ids: Int32[Array, "B T"] | None = None,
+    implementation: str | None = None,
 ) -> tuple[Float[Array, "B T A E"], AttentionCache | None]:
     """Causal softmax attention over `jax.nn.dot_product_attention`; softmax in float32.
 
@@ -99,17 +104,22 @@ def attention(
       cache: what came before, of the row's first document. Any split of a sequence into calls
         gives what one call gives, to rounding.
       segment_ids: non-decreasing document numbers; a token sees its own document alone.
+      implementation: "xla", which writes the logits of all pairs of tokens out; "cudnn", cuDNN's
+        flash attention, which does not, and keeps to the window in time too; None for "cudnn"
+        where `fused_reason` has nothing against it and there is no cache, else "xla".
 
     Returns:
       The output, in query's dtype, and the cache for the next call (None if none was given).
 
     Raises:
-      ValueError: when a shape does not fit, or the tokens do not fit the cache. Inside `jit`
+      ValueError: when a shape does not fit, the implementation is not known or does not take these
+        inputs, or the tokens do not fit the cache. Inside `jit`
         the fill of the cache is unknown and only a call longer than the whole cache is seen;
         a full cache then forgets its oldest tokens.
       TypeError: when dtypes differ.
     """
     _check_arguments(query, key, value, window, cache, segment_ids)
+    implementation = _chosen(implementation, query, cache)
     batch, length = query.shape[:2]
     start = None if cache is None else cache.position
     positions = document_positions(batch, length, start=start, segment_ids=segment_ids)
@@ -122,7 +132,13 @@ def attention(
             mask = (segment_ids[:, :, None] == segment_ids[:, None, :])[:, None]
         local = None if window is None else (window - 1, 0)
         output = jax.nn.dot_product_attention(
-            query, key, value, mask=mask, is_causal=True, local_window_size=local
+            query,
+            key,
+            value,
+            mask=mask,
+            is_causal=True,
+            local_window_size=local,
+            implementation=implementation,
         )
         return output, None
 
@@ -135,6 +151,42 @@ def attention(
         key_positions = jnp.concatenate([_slot_positions(cache), positions], axis=1)
     visible = _visible(positions, key_positions, window, segment_ids)
     return jax.nn.dot_product_attention(query, keys, values, mask=visible[:, None]), updated
+
+
+def fused_reason(query: Float[Array, "B T A E"]) -> str | None:
+    """Why cuDNN's flash attention does not take such queries on this machine, or None."""
+    device = jax.devices()[0]
+    version = str(getattr(device, "compute_capability", ""))  # "9.0"; ROCm has "gfx90a"
+    if jax.default_backend() != "gpu" or not version.replace(".", "").isdigit():
+        return f"it needs an NVIDIA GPU, and JAX runs on {jax.default_backend()} here"
+    if float(version) < 8.0:
+        return f"it needs compute capability 8.0, and this {device.device_kind} has {version}"
+    if query.dtype not in HALF:
+        return f"it takes bfloat16 and float16, not {query.dtype}"
+    length, channels = query.shape[1], query.shape[3]
+    if channels > LARGEST_FUSED_HEAD or channels % 8:
+        return f"it takes heads of up to {LARGEST_FUSED_HEAD} channels, in eights, not {channels}"
+    if length % 2:
+        return f"it takes an even number of tokens, not {length}"
+    return None
+
+
+def _chosen(
+    implementation: str | None, query: Array, cache: AttentionCache | None
+) -> Implementation:
+    if implementation not in (None, *get_args(Implementation)):
+        allowed = ", ".join(get_args(Implementation))
+        raise ValueError(
+            f"attention: implementation={implementation!r}; choose from {allowed}, or None."
+        )
+    if implementation == "xla":
+        return "xla"
+    reason = "it takes no cache" if cache is not None else fused_reason(query)
+    if reason is None:
+        return "cudnn"
+    if implementation == "cudnn":
+        raise ValueError(f"attention: implementation='cudnn' cannot run: {reason}; choose 'xla'.")
+    return "xla"
 
 
 def _slot_positions(cache: AttentionCache) -> Int32[Array, "B S"]:

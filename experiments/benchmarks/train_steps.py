@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from carve_jax.training.step import Batch, TrainState
+from experiments.measuring.profiling import kernel_times
 from experiments.measuring.rule_calls import RULES
 from experiments.measuring.timing import (
     Carried,
@@ -100,8 +101,10 @@ def fitting_program(plan: TrainPlan, mixer: str) -> Training:
     raise LeftOut("; ".join(f"{rows}: {reason}" for rows, reason in left_out.items()))
 
 
-def measure_mixer(plan: TrainPlan, mixer: str, repeats: int) -> dict[str, Any]:
-    """Seconds and peak bytes of a whole train step with one mixer.
+def measure_mixer(
+    plan: TrainPlan, mixer: str, repeats: int, profile: bool = False
+) -> dict[str, Any]:
+    """Seconds and peak bytes of a whole train step with one mixer; by kernel too, if asked.
 
     Raises:
       LeftOut: not even the fewest rows fit on this device.
@@ -109,8 +112,14 @@ def measure_mixer(plan: TrainPlan, mixer: str, repeats: int) -> dict[str, Any]:
     program = fitting_program(plan, mixer)
     carried = Carried(program.step, program.init(), program.make_batch())
     peak = peak_bytes(program.step)
-    seconds = median_seconds({mixer: Contender(carried, (), peak)}, repeats)[mixer]
+    entry = Contender(carried, (), peak)
+    seconds = median_seconds({mixer: entry}, repeats)[mixer]
+    found: dict[str, Any] = {}
+    if profile:
+        kernels = attempt(functools.partial(kernel_times, entry))
+        found["kernels"] = {"left_out": kernels} if isinstance(kernels, str) else kernels
     return {
+        **found,
         "median_seconds": seconds,
         "tokens_per_second": program.rows * plan.length / seconds,
         "peak_bytes": peak,

@@ -128,9 +128,7 @@ def main(argv: list[str]) -> None:
         facts["command"] = cli.command_line("rented_gpu", argv)
         record = Record(output, facts)
         record.use_cache(cache)
-        room = values.processes or slots(
-            cli.usable_cores(), host_bytes(), facts["device_bytes"]
-        )
+        room = values.processes or slots(cli.usable_cores(), host_bytes(), facts["device_bytes"])
         stages = make_stages(Machine(record.card, room, output / "tiles.json"))
         print(f"{record.card}, {room} processes side by side; results go to {record.path}")
         with (output / "log.txt").open("a", buffering=1, encoding="utf-8") as log:

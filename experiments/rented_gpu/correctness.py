@@ -72,7 +72,10 @@ def kernel_tests(
     # A name that ends a parameter's bracket begins no other name, which --deselect would take too.
     passed = [n for n, seen in recorder.outcomes.items() if seen == "passed" and n.endswith("]")]
     recorder.outcomes = dict.fromkeys(passed, "passed")
-    options = ["-q", "--tb=short", "-m", "gpu", "-p", "no:cacheprovider"]
+    # What this process has imported already keeps its plain assertions, and is none of the tests.
+    # pytest-benchmark, where it is installed, warns of pytest-xdist, and warnings are errors.
+    options = ["-W", "ignore::pytest.PytestAssertRewriteWarning"]
+    options += ["-q", "--tb=short", "-m", "gpu", "-p", "no:cacheprovider", "-p", "no:benchmark"]
     options += ["-o", f"faulthandler_timeout={test_seconds}"]
     if importlib.util.find_spec("xdist") is not None:
         # One test at a time in the order of the files: the most used tiles first.

@@ -6,7 +6,7 @@
     train steps    of GDN-2 and of CARVE, one after the other
     kernel times   by the profiler
     tile search    for the official layer's kind of call
-    further        plain XLA, other shapes and tiles: what a second run finds to do
+    further        plain XLA, other steps, shapes and tiles: what a second run finds to do
 
 `most` of a stage is what it may cost, in seconds, so that those after it get their turn: nine
 minutes for all but the last two. `least` and `most` of a task are what it needs and may cost.
@@ -28,7 +28,9 @@ STAGES = (
 )  # fmt: skip
 TASKS = "experiments.rented_gpu.tasks"
 CORRECTNESS = "experiments.rented_gpu.correctness"
-GPU_TESTS = ("tests/kernels/test_gpu.py", "tests/kernels/test_step.py")
+GPU_TESTS = (
+    "tests/kernels/test_gpu.py", "tests/kernels/test_step.py", "tests/ops/test_attention.py"
+)  # fmt: skip
 KERNELS = tuple(name for name, mine in OURS.items() if mine.implementation == "pallas")
 PLAIN = tuple(name for name, mine in OURS.items() if mine.implementation == "chunked")
 PROFILED = ("gdn2 pallas", "carve pallas")
@@ -95,6 +97,8 @@ def _spare(machine: Machine) -> Iterator[Task]:
             arguments = {"part": part, "tiles": tiles}
             serves = f"tiles/{part.label}"
             yield _compile_for(serves, "compile_tiles", arguments, words, spare=True)
+    for name, arguments in _other_steps().items():
+        yield _compile_for(name, "compile_training", arguments, spare=True)
     for shape in SHAPES:
         for name in PLAIN if shape == LAYER else KERNELS:
             yield dataclasses.replace(_compile_rule(shape, name), spare=True)
@@ -169,6 +173,16 @@ def _train_steps() -> tuple[Task, ...]:
     )
 
 
+def _other_steps() -> dict[str, dict[str, Any]]:
+    """The step with more rows, and with more kept: arguments by name."""
+    plans = (("8 rows", {"rows": (8,)}), ("kept", {"remat": "rule_and_dots"}))
+    return {
+        f"train/{mixer}, {words}": {"mixer": mixer, "plan": plan}
+        for words, plan in plans
+        for mixer in RULES
+    }
+
+
 def _profile(what: str, names: tuple[str, ...]) -> Task:
     return _task(f"profile/{what}", "profile_ours", {"shape": LAYER, "names": names}, most=60)
 
@@ -180,6 +194,8 @@ def _search(part: tune.Part, machine: Machine) -> Task:
 
 def _further(machine: Machine) -> Iterator[Task]:
     yield _time_ours(LAYER, PLAIN, most=60)
+    for name, arguments in _other_steps().items():
+        yield _task(name, "train_step", arguments, least=20, most=150)
     yield _profile("others", tuple(name for name in KERNELS if name not in PROFILED))
     for shape in SHAPES[1:]:
         yield _time_ours(shape, KERNELS, most=75)

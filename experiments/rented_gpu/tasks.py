@@ -188,8 +188,8 @@ def time_fla(
 def train_step(
     progress: Progress, mixer: str, plan: Mapping[str, Any] | None = None, repeats: int = 5
 ) -> dict[str, Any]:
-    """A whole train step with one mixer."""
-    return measure_mixer(TrainPlan(**(plan or {})), mixer, repeats)
+    """A whole train step with one mixer, and its time by kernel."""
+    return measure_mixer(TrainPlan(**(plan or {})), mixer, repeats, profile=True)
 
 
 def profile_ours(

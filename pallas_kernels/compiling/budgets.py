@@ -45,8 +45,12 @@ BUDGETS = (
     Budget("gdn2", "backward", GRADIENTS, 55_000),
     Budget("carve", "backward", GRADIENTS, 55_000),
 )
-# Missed so far, as docs/results.md says; a test fails where one is met, or another is missed.
+# Missed so far, as docs/results.md says; a test fails where one is met, or another is missed. The
+# gradients' are missed by choice: blocks of 64 key channels take 50,000, and spill, and on an H200
+# 9% to 13% more time than blocks of 32.
 MISSED = (
+    "gdn2, backward, _pairs_kernel + _gradients_kernel",
+    "carve, backward, _pairs_kernel + _gradients_kernel",
     "carve/128x128c64/bfloat16/forward/_walk_kernel",
     "carve/128x128c64/bfloat16/backward/_walk_back_kernel",
 )

@@ -57,6 +57,7 @@ def test_every_cut_gives_the_same(rule: str, tiles: Tiles) -> None:
 @pytest.mark.parametrize("rule", ["gated_delta", pytest.param("carve", marks=SLOW)])
 def test_parts_one_after_another(rule: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(op, "PART_BYTES", 1)
+    monkeypatch.setattr(op, "SOLVED_PART_BYTES", 1)
     monkeypatch.setattr(op, "MOST_PARTS", 2)
     case = WIDE._replace(length=230, norm=True, offset=0 if rule == "gated_delta" else 5)
     check(rule, case)
@@ -92,18 +93,14 @@ def test_parts_are_as_many_as_they_must_be() -> None:
     shape = (8, 4096, 16, 128)
     of = jax.ShapeDtypeStruct(shape, jnp.bfloat16)
     inputs = op.Inputs(of, of, of, of, of, of)
-    for chunk in (
-        16,
-        32,
-        64,
-    ):  # 64 needs nine parts at least, and takes sixteen: 64 spans divide so
-        for solve in ("walk", "parallel"):
+    for chunk in (16, 32, 64):
+        for solve, most in (("walk", op.SOLVED_PART_BYTES), ("parallel", op.PART_BYTES)):
             tiles = Tiles(chunk=chunk, solve=solve)
             plan, length = op.make_plan(tiles, 1.0, inputs, None, None, interpret=True)
             assert length == shape[1]
             columns = 3 + (len(plan.levels) if solve == "walk" else 0)
             assert plan.parts > 1
-            assert 8 * 16 * columns * 128 * 2 * (length // plan.parts) <= op.PART_BYTES
+            assert 8 * 16 * columns * 128 * 2 * (length // plan.parts) <= most
     short = op.Inputs(*(jax.ShapeDtypeStruct((1, 70, 1, 16), jnp.float32) for _ in range(6)))
     assert op.make_plan(Tiles(), 1.0, short, None, None, interpret=True)[0].parts == 1
 

@@ -7,6 +7,7 @@ from carve_jax.ops.attention import (
     AttentionCache,
     attention,
     document_positions,
+    fused_reason,
     init_attention_cache,
     rope,
 )
@@ -61,6 +62,49 @@ def test_equals_softmax_written_out(window, kv_heads):
         by_loop(query, key, value, window, np.asarray(ids)),
         atol=1e-6,
     )
+
+
+def test_an_implementation_that_cannot_run_says_why():
+    query, key, value = inputs()
+    with pytest.raises(ValueError, match="implementation='flash'; choose from xla, cudnn, or None"):
+        attention(query, key, value, implementation="flash")
+    if jax.default_backend() != "gpu":
+        with pytest.raises(ValueError, match=r"needs an NVIDIA GPU.*choose 'xla'"):
+            attention(query, key, value, implementation="cudnn")
+        assert fused_reason(query) is not None
+    cache = init_attention_cache(BATCH, LENGTH, HEADS, CHANNELS)
+    with pytest.raises(ValueError, match="takes no cache"):
+        attention(query, key, value, cache=cache, implementation="cudnn")
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("window", [None, 40, 200])
+@pytest.mark.parametrize("kv_heads", [4, 2])
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_flash_attention_equals_float32_with_its_gradients(window, kv_heads, dtype):
+    keys = jax.random.split(jax.random.key(3), 4)
+    sizes = (4, kv_heads, kv_heads, 4)
+    drawn = (jax.random.normal(k, (2, 256, n, 64)) for k, n in zip(keys, sizes, strict=True))
+    arrays = [x.astype(dtype) for x in drawn]
+    ids = jnp.asarray(np.tile(np.repeat([0, 1, 2], [100, 1, 155]), (2, 1)), jnp.int32)
+
+    def run(implementation, segment_ids, *arrays):
+        def output(*inputs):
+            return attention(
+                *inputs, window=window, segment_ids=segment_ids, implementation=implementation
+            )[0]
+
+        found, pull = jax.vjp(output, *arrays[:3])
+        return found, *pull(arrays[3])
+
+    for segment_ids in (None, ids):
+        assert fused_reason(arrays[0]) is None
+        got = jax.jit(run, static_argnums=0)("cudnn", segment_ids, *arrays)
+        wide = [a.astype(jnp.float32) for a in arrays]
+        expected = jax.jit(run, static_argnums=0)("xla", segment_ids, *wide)
+        for one, other in zip(got, expected, strict=True):
+            error = jnp.linalg.norm(one.astype(jnp.float32) - other) / jnp.linalg.norm(other)
+            assert error < 1e-2
 
 
 def test_rope_turns_by_position_and_keeps_the_norm():

@@ -156,7 +156,7 @@ def write_tests(root: Path) -> None:
         "    assert n != 1\n"
         "def test_other(): raise SystemExit\n"
     )
-    (root / "pytest.ini").write_text("[pytest]\nmarkers = gpu: one\n")
+    (root / "pytest.ini").write_text("[pytest]\nmarkers = gpu: one\nfilterwarnings = error\n")
 
 
 RUN_TESTS = """
