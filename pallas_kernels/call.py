@@ -29,6 +29,7 @@ class Request(NamedTuple):
       tiles: as the caller wants them, or None.
       decay_floor: as in `Options`.
       content_lag: how many gate chunks back the outputs lie whose mean is read.
+      decay_per_head: the log-decay has one channel.
     """
 
     dtype: jnp.dtype | str
@@ -37,6 +38,7 @@ class Request(NamedTuple):
     tiles: Tiles | None = None
     decay_floor: float | None = None
     content_lag: int = 1
+    decay_per_head: bool = False
 
 
 class Options(NamedTuple):

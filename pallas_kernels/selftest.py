@@ -93,6 +93,8 @@ def make_arrays(check: Check) -> Arrays:
     log_decay[:, 71:72] = -1000.0
     if check.decay_floor is not None:
         log_decay = np.maximum(log_decay, check.decay_floor)
+    if check.decay_per_head:
+        log_decay = log_decay[..., :1]
     logits = rng.standard_normal(keys)
     state, rank = (BATCH, HEADS, check.value_channels), (HEADS, check.value_channels, RANK)
     made = Arrays(
@@ -216,7 +218,8 @@ def check_of(backend: str, request: Request) -> Check:
     channels = padded(request.sizes["K"]), padded(request.sizes["V"])
     tiles = BACKENDS[backend].choose_tiles(request)
     rule = "carve" if request.content else "gated_delta"
-    return Check(rule, backend, dtype, *channels, tiles, request.decay_floor)
+    head = request.decay_per_head
+    return Check(rule, backend, dtype, *channels, tiles, request.decay_floor, head)
 
 
 def shipped_checks(quick: bool = False) -> list[Check]:
@@ -247,6 +250,7 @@ def _checks_of(backend: str, dtype: str, width: int, quick: bool) -> Iterator[Ch
             yield check
             if not quick:
                 yield check._replace(decay_floor=LOWEST_ANCHORED)
+                yield check._replace(decay_per_head=True)
 
 
 HEADER = f"{'check':<58} {'worst':<26} {'error':>9} {'allowed':>8} {'seconds':>8}"

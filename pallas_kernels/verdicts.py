@@ -34,6 +34,7 @@ class Check(NamedTuple):
       key_channels, value_channels: K and V.
       tiles: of a sequence.
       decay_floor: the promise made to the kernels, kept by the inputs.
+      decay_per_head: the log-decay has one channel, for which kernels take a path of their own.
     """
 
     rule: str
@@ -43,6 +44,7 @@ class Check(NamedTuple):
     value_channels: int
     tiles: Tiles | None = None
     decay_floor: float | None = None
+    decay_per_head: bool = False
 
     @property
     def label(self) -> str:
@@ -53,6 +55,8 @@ class Check(NamedTuple):
             words += [] if self.rule == "carve" else [self.tiles.solve]
         if self.decay_floor is not None:
             words.append("bounded")
+        if self.decay_per_head:
+            words.append("per head")
         return " ".join(words)
 
 

@@ -100,9 +100,9 @@ def sequence_program(
 ) -> Program:
     """Forward and every gradient of one rule, K = channels, V = width.
 
-    `name` is "gdn2", "gdn2_walk" (the inverse found on the way, as CARVE must) or "carve"; the
-    ending "_bounded" promises g ≥ −10. The function is one part of the sequence, as a call of this
-    size runs it part after part; what joins the parts is left out.
+    `name` is "gdn2", "gdn" (all gates per head), "gdn2_walk" (the inverse found on the way, as
+    CARVE must) or "carve"; the ending "_bounded" promises g ≥ −10. The function is one part of the
+    sequence, as a call of this size runs it part after part; what joins the parts is left out.
     """
     gate = None
     if name.startswith("carve"):
@@ -115,7 +115,7 @@ def sequence_program(
     plan, length = make_plan(tiles, channels**-0.5, whole, gate, floor, interpret=False)
     part = size._replace(length=length // plan.parts)
     repeats, plan = plan.parts, plan._replace(parts=1)
-    inputs = _inputs(part, dtype, channels, width, gate is not None)
+    inputs = _inputs(part, dtype, channels, width, gate is not None, name == "gdn")
     memory = _of(size.batch, size.value_heads, width, channels)
     arrays = sums = None
     if gate is not None:
@@ -135,12 +135,14 @@ def _of(*sizes: int, dtype: Any = jnp.float32) -> jax.ShapeDtypeStruct:
     return jax.ShapeDtypeStruct(sizes, dtype)
 
 
-def _inputs(size: Size, dtype: str, channels: int, width: int, gated: bool) -> Inputs:
-    rows = (size.batch, size.length)
-    key = _of(*rows, size.heads, channels, dtype=dtype)
-    value = _of(*rows, size.value_heads, width, dtype=dtype)
-    write = _of(*rows, size.value_heads, 1, dtype=dtype) if gated else value
-    return Inputs(key, key, value, _of(*rows, size.heads, channels), key, write)
+def _inputs(
+    size: Size, dtype: str, channels: int, width: int, gated: bool, per_head: bool = False
+) -> Inputs:
+    keys, values = ((size.batch, size.length, h) for h in (size.heads, size.value_heads))
+    key, value = _of(*keys, channels, dtype=dtype), _of(*values, width, dtype=dtype)
+    erase = _of(*keys, 1, dtype=dtype) if per_head else key
+    write = _of(*values, 1, dtype=dtype) if gated or per_head else value
+    return Inputs(key, key, value, _of(*keys, 1 if per_head else channels), erase, write)
 
 
 def _gate_arrays(size: Size, channels: int, width: int) -> tuple[GateArrays, Any]:
@@ -200,7 +202,7 @@ def programs(device_kind: str, capability: float) -> list[Program | TritonProgra
 def counted(device_kind: str, capability: float) -> list[Program]:
     """The programs whose instructions are recorded: the official size, exact and bounded, and what
     departs from it in one thing: dtype, width, grouped values, few heads, gate chunk."""
-    listed = [(name, "bfloat16", 128, OFFICIAL) for name in RULES]
+    listed = [(name, "bfloat16", 128, OFFICIAL) for name in (*RULES, "gdn")]
     listed += [("gdn2", "float16", 128, OFFICIAL)]
     for name in PLAIN:
         listed += [(name, "bfloat16", 64, OFFICIAL)]
@@ -242,7 +244,7 @@ def _fitting(
 ) -> Program | None:
     """The program with the table's tiles, V halved where a state would be too large; None where
     even that one is."""
-    values, content = width, not name.startswith("gdn2") or name.startswith("gdn2_walk")
+    values, content = width, name.startswith(("carve", "gdn2_walk"))
     if name.startswith("carve") and not holds_state(dtype, width, values, capability):
         values //= 2
         if not holds_state(dtype, width, values, capability):

@@ -23,7 +23,7 @@ from jax.experimental import pallas as pl
 from pallas_kernels.blocks import decay
 from pallas_kernels.blocks.decay import SPAN
 from pallas_kernels.blocks.wy import Array
-from pallas_kernels.triton import ptx, ptx_gradients
+from pallas_kernels.triton import head_decay, ptx, ptx_gradients
 from pallas_kernels.triton.pairs import VALUE_BLOCK_BYTES
 from pallas_kernels.triton.plan import Operands, Plan
 from pallas_kernels.triton.span import (
@@ -83,7 +83,10 @@ def _gradients_kernel(m: Any, x: SpanInputs, *refs: Any, plan: Plan) -> None:
     gates = Operands(x.query, x.key, None, x.log_decay, x.erase, None)
     a = load_block(plan, gates, block)
     scores, system = _squares(plan, x)
-    sums = _level_products(plan, m, a, scores, system)
+    if head_decay.per_head(x.log_decay):
+        sums = _head_products(plan, a, scores, system)
+    else:
+        sums = _level_products(plan, m, a, scores, system)
     sums, d_log_decay = _state_products(plan, m, x, a, sums)
     d_query, d_bk, d_key = sums
 
@@ -182,6 +185,17 @@ def _over_states(plan: Plan, x: SpanInputs) -> Callable[[int], Array]:
     zeros = (jnp.zeros((SPAN, channels), jnp.float32),) * 4
     found = jax.lax.fori_loop(0, tiles * (width // count), step, zeros)
     return lambda which: found[which]
+
+
+def _head_products(plan: Plan, a: Any, scores: Array, system: Array) -> tuple:
+    """`_level_products` under one log-decay per head, whose factors are in dP and dT already."""
+    row = jax.lax.broadcasted_iota(jnp.int32, (SPAN, SPAN), 0)
+    column = jax.lax.broadcasted_iota(jnp.int32, (SPAN, SPAN), 1)
+    product, zero = plan.product, jnp.zeros((), plan.product.dtype)
+    earlier = [jnp.where(row > column, square, zero) for square in (scores, system)]
+    later = [jnp.where(row < column, square, zero) for square in (scores, system)]
+    d_key = product(later[0], a.query) + product(later[1], a.bk)
+    return product(earlier[0], a.key), product(earlier[1], a.key), d_key
 
 
 def _level_products(plan: Plan, m: Any, a: Any, scores: Array, system: Array) -> tuple:

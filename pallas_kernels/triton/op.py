@@ -26,6 +26,7 @@ from pallas_kernels.blocks.wy import Array
 from pallas_kernels.call import kept
 from pallas_kernels.tiling import Tiles, padded
 from pallas_kernels.triton.gradients import SpanGradients, SpanInputs, gradients
+from pallas_kernels.triton.head_decay import per_head
 from pallas_kernels.triton.pairs import PairInputs, Pairs, pairs
 from pallas_kernels.triton.plan import Content, Gate, Operands, Plan
 from pallas_kernels.triton.scan import ScanOperands, ScanOutputs, scan
@@ -344,7 +345,8 @@ def _gradients(
     found: Any,
 ) -> Found:
     """Gradients of a part's inputs, written into those of the parts after it (`found`, if any)."""
-    pair_inputs = PairInputs(x.value, x.write, d_output, again.residual, back.d_written)
+    decays = x.log_decay if per_head(x.log_decay) else None
+    pair_inputs = PairInputs(x.value, x.write, d_output, again.residual, back.d_written, decays)
     paired = pairs(plan, pair_inputs, part, None if found is None else found.pairs)
     spans = SpanInputs(
         query=x.query,

@@ -14,8 +14,9 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 
 from pallas_kernels.blocks.decay import SPAN
+from pallas_kernels.triton.head_decay import pair_factors
 from pallas_kernels.triton.plan import Plan
-from pallas_kernels.triton.span import gate_block, span_view
+from pallas_kernels.triton.span import gate_block, matrices, matrices_view, span_view
 
 VALUE_BLOCK_BYTES = 256  # of operands at once: more would not fit the cards of 99 KB
 
@@ -27,6 +28,7 @@ class PairInputs(NamedTuple):
       value, write: of the whole sequence [B, T, N, V], [B, T, N, V or 1].
       d_output: of the part or the whole [B, T, N, V]: gradient of the outputs, before the scale.
       residual, d_written: R and the gradient of W, of the part [B, T, N, V].
+      log_decay: g of the whole sequence [B, T, H, 1] where it is one per head, else None.
     """
 
     value: Any
@@ -34,6 +36,7 @@ class PairInputs(NamedTuple):
     d_output: Any
     residual: Any
     d_written: Any
+    log_decay: Any = None
 
 
 class Pairs(NamedTuple):
@@ -41,7 +44,8 @@ class Pairs(NamedTuple):
 
     Attributes:
       squares: [B, T, N, 2 · span] of the part in the products' dtype: scale · dP and dT, each
-        mirrored at its diagonal, zero on it and outside the tiles.
+        mirrored at its diagonal, zero on it and outside the tiles; times 2^D where the log-decay is
+        one per head.
       diagonal: of scale · dP [B, T, N, 1] float32, of the part.
       value, write: gradients [B, T, N, V] and [B, T, N, V or 1] of the whole sequence, the part's
         rows written.
@@ -53,7 +57,7 @@ class Pairs(NamedTuple):
     write: Any
 
 
-def _pairs_kernel(x: PairInputs, *refs: Any, plan: Plan) -> None:
+def _pairs_kernel(m: Any, x: PairInputs, *refs: Any, plan: Plan) -> None:
     out: Pairs
     *_continued, out = refs  # outputs of other parts, which this one continues, come first
     product, operand = plan.product, plan.product.operand
@@ -87,6 +91,10 @@ def _pairs_kernel(x: PairInputs, *refs: Any, plan: Plan) -> None:
     out.diagonal[...] = plan.scale * diagonal[:, None]
     scores = plan.scale * jnp.where(row > column, lower_scores, upper_scores)
     system = jnp.where(row > column, lower_system, upper_system)
+    if x.log_decay is not None:
+        earlier, later = (pair_factors(plan, m, x.log_decay, later) for later in (False, True))
+        factors = jnp.where(row > column, earlier, later)
+        scores, system = scores * factors, system * factors
     out.squares[:, :SPAN] = operand(jnp.where(inside, scores, 0.0))
     out.squares[:, SPAN:] = operand(jnp.where(inside, system, 0.0))
 
@@ -111,8 +119,9 @@ def pairs(plan: Plan, x: PairInputs, part: int, before: Pairs | None) -> Pairs:
     def see(a: Any) -> pl.BlockSpec:
         return span_view(a, heads, spans, part)
 
-    arguments: list = [x]
-    in_specs: list = [jax.tree.map(see, x)]
+    weighted = x.log_decay is not None
+    arguments: list = [matrices(plan) if weighted else None, x]
+    in_specs: list = [matrices_view() if weighted else None, jax.tree.map(see, x)]
     out_specs = jax.tree.map(see, made)
     options = plan.compile_options(plan.tiles.parallel_warps)
     if before is not None:

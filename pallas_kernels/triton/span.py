@@ -19,7 +19,7 @@ from jax.experimental.pallas import triton as plgpu
 from pallas_kernels.blocks import decay, wy
 from pallas_kernels.blocks.decay import SPAN
 from pallas_kernels.blocks.wy import Array
-from pallas_kernels.triton import ptx
+from pallas_kernels.triton import head_decay, ptx
 from pallas_kernels.triton.plan import Operands, Plan
 
 Q_DECAYED, BK_DECAYED, K_TO_END, K_LEVELS = range(4)  # places in `Scores.tiles`
@@ -222,6 +222,8 @@ def _squares(span: _Span, pairs: Any) -> tuple[Array, Array | None]:
     plan, ordered = span.plan, wy.order(SPAN)
     wanted = Wanted(pairs is None, span.x.erase is not None)
     zero = jnp.zeros((SPAN, SPAN), jnp.float32)
+    if head_decay.per_head(span.x.log_decay) and not span.with_keys:
+        return _squares_of_heads(span, pairs, wanted, ordered)
 
     def found_by(step: Any) -> Found:
         return wanted.named(span.for_blocks(step, (zero,) * sum(wanted)))
@@ -262,6 +264,30 @@ def _squares(span: _Span, pairs: Any) -> tuple[Array, Array | None]:
         kept = jnp.where(ordered == 0, 0.0, system)
         system = jnp.where(ordered == 1, found_on(0).system, kept)
     return (scores if wanted.scores else pairs[...]), (system if wanted.system else None)
+
+
+def _squares_of_heads(
+    span: _Span, pairs: Any, wanted: Wanted, ordered: Array
+) -> tuple[Array, Array | None]:
+    """The same under one log-decay per head."""
+    zero = jnp.zeros((SPAN, SPAN), jnp.float32)
+
+    def add(block: Any, found: tuple) -> tuple:
+        a = span.load(block)
+        q_rows, bk_rows = (a.query if wanted.scores else None), (a.bk if wanted.system else None)
+        return _add_products(span.plan, found, q_rows, bk_rows, a.key)
+
+    found = wanted.named(span.for_blocks(add, (zero,) * sum(wanted)))
+    factors = head_decay.pair_factors(span.plan, span.m, span.x.log_decay)
+    inside = ordered < span.plan.tiles.chunk
+
+    def weighted(square: Array, where: Array) -> Array:
+        return jnp.where(where, square * factors, 0.0)
+
+    system = weighted(found.system, inside & (ordered > 0)) if wanted.system else None
+    if not wanted.scores:
+        return pairs[...], system
+    return span.plan.product.operand(weighted(found.scores, inside)), system
 
 
 def _add_level(span: _Span, wanted: Wanted, level: Any, block: Any, found: tuple) -> tuple:

@@ -131,12 +131,16 @@ def test_infinities_are_wrong(stand: Any) -> None:
     assert "output is not finite" in verdict.sentence()
 
 
-@pytest.mark.parametrize("rule", ["gated_delta", "carve", "decode"])
-def test_the_kernels_pass_interpreted(rule: str) -> None:
+@pytest.mark.parametrize(
+    ("rule", "per_head"),
+    [("gated_delta", False), ("gated_delta", True), ("carve", False), ("decode", False)],
+)
+def test_the_kernels_pass_interpreted(rule: str, per_head: bool) -> None:
     backend = "pallas" if rule == "decode" else "triton"
     sizes = {"B": 1, "T": 1 if rule == "decode" else 64, "N": 1, "K": 16, "V": 9}
-    request = Request("float32", sizes, content=rule == "carve")
+    request = Request("float32", sizes, content=rule == "carve", decay_per_head=per_head)
     asked = selftest.check_of("triton", request)
+    assert asked.decay_per_head == per_head
     assert asked[:5] == (rule, backend, "float32", 16, 9 if rule == "decode" else 16)
     verdict = selftest.run_check(asked)
     assert verdict.passed, verdict.sentence()
@@ -174,6 +178,7 @@ def test_what_ships_is_checked_and_the_most_used_first() -> None:
     in_scan = [c for c in every if c.tiles is not None and c.tiles.solve == "walk"]
     assert any(c.rule == "gated_delta" for c in in_scan)
     assert any(c.decay_floor is not None for c in every)
+    assert any(c.decay_per_head for c in every)
 
 
 def table(monkeypatch: pytest.MonkeyPatch, *checks: Check) -> None:

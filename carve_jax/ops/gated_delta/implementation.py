@@ -51,6 +51,7 @@ class Call(NamedTuple):
             self.tiles,
             self.decay_floor,
             1 if self.gate is None else self.gate.lag,
+            self.inputs.log_decay.shape[3] == 1,
         )
 
     @property
