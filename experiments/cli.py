@@ -12,7 +12,7 @@ import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import jax
 from absl import flags, logging
@@ -25,8 +25,10 @@ from carve_jax.training.processes.distributed import PeerLost
 from carve_jax.training.processes.stopping import Interrupted, TrainingDiverged
 from carve_jax.training.settings import OPTIONAL, from_json, nearest
 from carve_jax.versions import warn_of_untested
+from experiments.help_pages.page import render
 
 USER_ERROR = UserError.exit_code
+HELP = frozenset({"--help", "-h"})
 MENDS = {
     errno.EDQUOT: "free some and run the same command again",
     errno.EMFILE: "allow more open files (ulimit -n), and run the same command again",
@@ -36,6 +38,18 @@ MENDS = {
     errno.EFBIG: "allow larger files (ulimit -f), or give another path",
     errno.ENAMETOOLONG: "give a shorter path",
 }
+
+
+class HelpAsked(Exception):
+    """`--help` stands among a command's arguments.
+
+    Args:
+      page: makes the page of the docstring of the command's module.
+    """
+
+    def __init__(self, page: Callable[[str], str]) -> None:
+        super().__init__()
+        self.page = page
 
 
 def run(main: Callable[[list[str]], None]) -> None:
@@ -54,14 +68,14 @@ def call(main: Callable[[list[str]], None], argv: list[str]) -> int:
     """Runs a command; a user's mistake becomes `error: …` on stderr, and no traceback.
 
     Flags on `absl.flags.FLAGS` are parsed here; a command may keep its own instead. `--help` prints
-    the docstring of the command's module.
+    the docstring of the command's module, with the flags that `parse_flags` was given.
 
     Returns:
       0; 2 for a mistake, a full disk, or what else the system refuses of a file; 3 when training
       diverged; 75 when another process of the run is gone; 128 + the signal when stopped.
     """
-    if {"--help", "-h"} & set(argv):
-        argv, main = argv[:1], functools.partial(_print_help, inspect.getmodule(main))
+    if HELP & set(argv):
+        argv, main = argv[:1], functools.partial(_print_help, main)
     logging.set_verbosity(logging.FATAL)  # libraries log, with tracebacks, what they also raise
     try:
         main([argv[0], *flags.FLAGS(argv, known_only=True)[1:]])
@@ -90,9 +104,11 @@ def call(main: Callable[[list[str]], None], argv: list[str]) -> int:
     return 0
 
 
-def _print_help(module: Any, argv: list[str]) -> None:
-    del argv
-    print(module.__doc__)
+def _print_help(main: Callable[[list[str]], None], argv: list[str]) -> None:
+    try:
+        main([*argv, "--help"])
+    except HelpAsked as asked:
+        print(asked.page(inspect.getmodule(main).__doc__ or ""))
 
 
 def _missing_platform() -> str | None:
@@ -131,31 +147,37 @@ def _fail(message: str, code: int) -> int:
 
 
 def parse_flags(
-    definitions: flags.FlagValues, argv: list[str], sections: tuple[str, ...] = ("config",)
+    definitions: flags.FlagValues,
+    argv: list[str],
+    sections: tuple[str, ...] = (),
+    fields: tuple[str, ...] = ("",),
 ) -> list[str]:
     """Parses a command's flags in place and returns the others, which are fields of these sections.
+
+    Args:
+      definitions: the flags.
+      argv: the process's arguments.
+      sections: that overrides may name, as `--section.KEY=VALUE`; the last is a training config's.
+      fields: what the names of the fields that may be given begin with; of `--help` alone.
 
     Raises:
       UserError: an argument that is neither.
       flags.Error: a value that does not fit.
+      HelpAsked: `--help` was given.
     """
+    if HELP & set(argv):
+        section = sections[-1] if sections else None
+        raise HelpAsked(lambda docstring: render(docstring, definitions, section, fields))
     rest = definitions(argv, known_only=True)[1:]
     for before, argument in itertools.pairwise(["", *rest]):
         if not argument.startswith("-"):
             meant = f"{before}={argument}" if before.startswith("--") else "--name=value"
             raise UserError(f"unexpected argument {argument!r}: flags look like {meant}")
-        if not re.match(rf"--?(?:no)?(?:{'|'.join(sections)})\.", argument):
+        if not sections or not re.match(rf"--?(?:no)?(?:{'|'.join(sections)})\.", argument):
             name = argument.lstrip("-").split("=")[0]
             hint = "; a config's fields are --config.NAME=VALUE" if "config" in definitions else ""
             raise UserError(f"unknown flag --{name}; {nearest(name, list(definitions))}{hint}")
     return rest
-
-
-def refuse_overrides(rest: list[str], definitions: flags.FlagValues) -> None:
-    """Raises UserError for an override where there is no config, with the nearest flag."""
-    for argument in rest:
-        name = argument.lstrip("-").split("=")[0]
-        raise UserError(f"unknown flag --{name}; {nearest(name, list(definitions))}")
 
 
 def require(value: str | None, flag: str, what: str) -> str:

@@ -1,12 +1,15 @@
 """Device memory of GDN-2 and CARVE, compiled for an H100 that need not be there.
 
-  python -m experiments.memory [--implementations=pallas,chunked] [--programs=rule,layer]
-                               [--output=FILE.json]
+  python -m experiments.memory [flags]
 
 Nothing runs: XLA compiles forward and backward of the rule, of its layer, and whole train steps of
 two layers, all at the official layer's sizes, and says what the programs hold. It needs JAX's GPU
 plugin (pip install -e '.[aot]') and no GPU; without one, JAX_PLATFORMS=cpu keeps JAX from looking
 for it.
+
+Examples:
+  python -m experiments.memory
+  python -m experiments.memory --implementations=pallas --programs=rule,layer --output=memory.json
 """
 
 import datetime
@@ -32,10 +35,17 @@ def main(argv: list[str]) -> None:
     """Parses the flags, compiles, prints a table and writes the JSON."""
     values = flags.FlagValues()
     implementations = ["pallas", "chunked"]
-    flags.DEFINE_list("implementations", implementations, "Of the rule.", flag_values=values)
-    flags.DEFINE_list("programs", list(PROGRAMS), "What is compiled.", flag_values=values)
-    flags.DEFINE_string("output", None, "Where the JSON goes.", flag_values=values)
-    cli.refuse_overrides(cli.parse_flags(values, argv), values)
+    flags.DEFINE_list(
+        "implementations", implementations, "Implementations of the rule.", flag_values=values
+    )
+    flags.DEFINE_list("programs", list(PROGRAMS), "Programs that are compiled.", flag_values=values)
+    flags.DEFINE_string(
+        "output",
+        None,
+        "File for the JSON; dated, in experiments/results, by default.",
+        flag_values=values,
+    )
+    cli.parse_flags(values, argv)
     programs = cli.known_names("programs", values.programs, tuple(PROGRAMS))
     chosen = cli.known_names("implementations", values.implementations, IMPLEMENTATIONS)
     today = datetime.date.today().isoformat()
