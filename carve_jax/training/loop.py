@@ -201,6 +201,7 @@ class Loop:
         if held_out is not None:
             meta["eval_loss"] = held_out["eval_loss"]
         self._checkpoints.save(self._step, self._state, self._batches, meta)
+        self._recorder.restart_mean()
         self._rewinds = 0
 
     def _rewind(self, spike: SpikeFound) -> None:
