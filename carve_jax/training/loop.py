@@ -114,6 +114,8 @@ def take_steps(
             last_good=checkpoints.settled,
             say=speak,
         )
+        if start.step < settings.steps:
+            bar.set_postfix_str("compiling the first step")
         loop = Loop(run, checkpoints, batches, start, recorder, stop, watchdog, profile, speak)
         return loop.run_all()
 
