@@ -32,7 +32,6 @@ Examples:
 import datetime
 import json
 import os
-from pathlib import Path
 from typing import Any
 
 from absl import flags
@@ -44,8 +43,6 @@ from carve_jax.training.settings import nearest
 from experiments import cli
 from experiments.benchmarks.suites import SUITES, Options
 from pallas_kernels.tiling import TABLE
-
-RESULTS = Path(__file__).parent / "results"
 
 
 def define_flags(values: flags.FlagValues) -> None:
@@ -78,7 +75,7 @@ def main(argv: list[str]) -> None:
     if values.suite not in SUITES:
         raise UserError(f"--suite: unknown suite {values.suite!r}; {nearest(values.suite, SUITES)}")
     today = datetime.date.today().isoformat()
-    path = output_file(values.output or RESULTS / f"{today}_{values.suite}.json")
+    path = output_file(values.output or cli.results_folder() / f"{today}_{values.suite}.json")
     # PyTorch's peers need room beside JAX; read when JAX first touches a device, which is below.
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
     environment = describe_environment()

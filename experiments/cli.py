@@ -18,6 +18,7 @@ import jax
 from absl import flags, logging
 from ml_collections import ConfigDict, config_flags
 
+import configs
 from carve_jax.config import FORMER
 from carve_jax.errors import UserError
 from carve_jax.files import local_path, read_json, reason_of, shown
@@ -28,6 +29,7 @@ from carve_jax.versions import warn_of_untested
 from experiments.help_pages.page import render
 
 USER_ERROR = UserError.exit_code
+CONFIGS = Path(configs.__file__).parent
 HELP = frozenset({"--help", "-h"})
 MENDS = {
     errno.EDQUOT: "free some and run the same command again",
@@ -279,9 +281,9 @@ def _as_now(override: str) -> str:
 
 
 def _run_config(path: str, flag: str) -> ConfigDict:
-    path = str(local_path(path, flag))
+    path = str(_installed(local_path(path, flag)))
     if not os.path.isfile(path):
-        available = sorted(str(p) for p in Path("configs").glob("*.py") if p.stem[0] != "_")
+        available = sorted(f"configs/{p.name}" for p in CONFIGS.glob("*.py") if p.stem[0] != "_")
         hint = f"; there are {', '.join(available)}" if available else ""
         raise UserError(f"{flag}={path}: no such file{hint}")
     try:
@@ -300,6 +302,13 @@ def _run_config(path: str, flag: str) -> ConfigDict:
     return config
 
 
+def _installed(path: Path) -> Path:
+    """The path, or where it is not there and names one of the project's own configs, that one's."""
+    own = CONFIGS.parent / path
+    named = path.parts[:1] == (CONFIGS.name,) and not path.exists()
+    return own if named and own.is_file() else path
+
+
 def check_field(config: ConfigDict, dotted: str) -> None:
     """Raises UserError unless the config has the field of that dotted name."""
     section, known = config, "config"
@@ -315,6 +324,12 @@ def command_line(name: str, argv: list[str]) -> str:
     """The command that makes a record again, but for where the record goes."""
     kept = [argument for argument in argv[1:] if not argument.startswith("--output")]
     return " ".join([f"python -m experiments.{name}", *kept])
+
+
+def results_folder() -> Path:
+    """Where measurements go unless told: in a clone, beside those that are committed."""
+    in_a_clone = (CONFIGS.parent / "pyproject.toml").exists()
+    return Path(__file__).parent / "results" if in_a_clone else Path("results")
 
 
 def usable_cores() -> int:

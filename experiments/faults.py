@@ -1,4 +1,4 @@
-"""Kills a training run at random moments and holds its end against that of one left alone.
+"""Kills a training run at random and compares its end with that of one left alone.
 
   python -m experiments.faults [flags] [--config.KEY=VALUE …]
 

@@ -15,7 +15,6 @@ Examples:
 import datetime
 import json
 import os
-from pathlib import Path
 
 from absl import flags
 
@@ -27,8 +26,6 @@ from experiments.measuring.rule_calls import LAYER
 from experiments.planning.ahead_of_time import KIND, absent_h100, traced_for_gpu
 from experiments.planning.device_memory import MODEL, PROGRAMS, measure
 from pallas_kernels import device
-
-RESULTS = Path(__file__).parent / "results"
 
 
 def main(argv: list[str]) -> None:
@@ -49,7 +46,7 @@ def main(argv: list[str]) -> None:
     programs = cli.known_names("programs", values.programs, tuple(PROGRAMS))
     chosen = cli.known_names("implementations", values.implementations, IMPLEMENTATIONS)
     today = datetime.date.today().isoformat()
-    path = output_file(values.output or RESULTS / f"{today}_memory.json")
+    path = output_file(values.output or cli.results_folder() / f"{today}_memory.json")
     place = absent_h100()
     os.environ[device.SWITCH] = "compile"  # kernels are traced for a GPU that need not be there
     with traced_for_gpu():

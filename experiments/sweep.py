@@ -1,4 +1,4 @@
-"""Trains every run of a sweep: tasks, variants and seeds, as many at once as the devices allow.
+"""Trains every run of a sweep (tasks, variants and seeds), as many at once as fit.
 
   python -m experiments.sweep --config=configs/sweeps/NAME.py --workdir=DIR [flags]
       [--set.KEY=VALUE …] [--config.KEY=VALUE …]

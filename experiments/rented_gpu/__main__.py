@@ -1,4 +1,4 @@
-"""Compiles, checks, times, profiles and tunes the kernels on this GPU, within --minutes.
+"""Compiles, checks, times, profiles and tunes the kernels on this GPU in --minutes.
 
   python -m experiments.rented_gpu [flags]
 
@@ -40,7 +40,7 @@ from experiments.rented_gpu.schedule import Running, Schedule, Stage, Task, need
 from experiments.rented_gpu.stages import STAGES, TASKS, Machine, make_stages
 from experiments.rented_gpu.worker import LEFT_OUT
 
-OUTPUT = Path(__file__).resolve().parents[1] / "results" / "rented_gpu"
+OUTPUT = cli.results_folder() / "rented_gpu"
 RESERVE = 5.0  # seconds for the summary
 PROBE_SECONDS = 90.0
 # Largest of one process while it compiles: of the machine's memory, and of the card's.

@@ -46,7 +46,6 @@ from experiments.theory import (
 )
 from experiments.theory.finding import Experiment
 
-RESULTS = Path(__file__).parents[1] / "results"
 FILE_NAME = "theory.json"
 
 EXPERIMENTS: dict[str, Experiment] = {
@@ -93,7 +92,9 @@ def main(argv: list[str]) -> None:
     cli.parse_flags(values, argv)
     names = cli.known_names("only", values.only, tuple(EXPERIMENTS))
     today = datetime.date.today().isoformat()
-    directory = made_directory(values.output or RESULTS / f"{today}_theory", "--output")
+    directory = made_directory(
+        values.output or cli.results_folder() / f"{today}_theory", "--output"
+    )
     record: dict[str, Any] = {
         "date": today,
         **describe_environment(),

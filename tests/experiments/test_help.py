@@ -11,6 +11,7 @@ from ml_collections import ConfigDict
 from carve_jax.training.settings import flatten
 from configs import base
 from experiments import cli, evaluate, train
+from experiments.__main__ import NO_COMMANDS
 from experiments.help_pages.config_fields import Comments, fields_of
 from experiments.help_pages.page import EXAMPLES, render
 from tests.test_docs import check_flag, flags_of
@@ -18,7 +19,7 @@ from tests.test_docs import check_flag, flags_of
 ROOT = Path(__file__).parents[2]
 FOLDER = ROOT / "experiments"
 PACKAGES = sorted(path.parent.name for path in FOLDER.glob("*/__main__.py"))
-COMMANDS = sorted(p.stem for p in FOLDER.glob("*.py") if p.stem not in ("__init__", "cli"))
+COMMANDS = sorted(p.stem for p in FOLDER.glob("*.py") if p.stem not in NO_COMMANDS)
 SOURCE = '''
 def get_config():
     config = ConfigDict()
