@@ -85,7 +85,7 @@ def environment(cache: Path) -> dict[str, str]:
 
 
 def slots(cores: int, host_bytes: float, card_bytes: float | None) -> int:
-    """Processes that compile side by side: one a core, as far as memory goes."""
+    """Processes that compile side by side: one per core, as far as memory goes."""
     fit = [host_bytes // HOST_BYTES, *([card_bytes // CARD_BYTES] if card_bytes else [])]
     return max(1, min(cores, *map(int, fit)))
 

@@ -1,4 +1,4 @@
-"""Figures of a run: `metrics.jsonl` and TensorBoard, one line a step, and their order on resume."""
+"""Figures of a run: `metrics.jsonl` and TensorBoard, one line per step, in order on resume too."""
 
 import json
 import math
