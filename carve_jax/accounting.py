@@ -38,7 +38,7 @@ class Costs(NamedTuple):
 
     @property
     def train_flops(self) -> float:
-        """Floating-point operations a token of training: backward is twice forward.
+        """Floating-point operations per token of training: backward is twice forward.
 
         What rematerialisation computes again is not counted.
         """
@@ -95,7 +95,7 @@ def cache_bytes(config: LMConfig, length: int) -> int:
 
 
 def forward_flops(config: LMConfig, context: int) -> dict[str, float]:
-    """Floating-point operations a token of one forward pass, by part.
+    """Floating-point operations per token of one forward pass, by part.
 
     "projections" are two a parameter of every matrix (embedding apart), "rule" what the recurrence
     itself needs (an implementation may do more), "attention" what softmax attention does; each

@@ -41,7 +41,7 @@ def prefill(
     decoding: Decoding | None = None,
     pad_to: int = 1,
 ) -> Decoding:
-    """Read a prompt a row, in calls of ``chunk`` tokens, so that memory does not grow with T.
+    """Read one prompt per row, in calls of ``chunk`` tokens, so that memory does not grow with T.
 
     Prompts of one length are read as they are. Others are padded on the left to one length, and
     the padding is a document of its own, which no mixer lets the prompt see. With a content gate
@@ -89,7 +89,7 @@ def prefill(
         if len(rows) != len(decoding.position):
             raise ValueError(
                 f"{len(rows)} prompts for the {len(decoding.position)} rows of the decoding: "
-                "give one a row."
+                "give one per row."
             )
         if max_length is not None:
             decoding = extend(model, decoding, max_length)
@@ -184,7 +184,7 @@ def where_rows(rows: Bool[Array, " B"], chosen: Tree, other: Tree) -> Tree:
 def read_token(
     model: LanguageModel, params: Any, tokens: Int32[Array, " B"], cache: Cache
 ) -> tuple[Cache, Float32[Array, "B vocab"]]:
-    """One token a row: the cache after it and the logits of the next."""
+    """One token per row: the cache after it and the logits of the next."""
     return _read(model, params, tokens[:, None], cache)
 
 

@@ -1,4 +1,4 @@
-"""Text generation: prompts are read in chunks, then one token a step, in constant memory."""
+"""Text generation: prompts are read in chunks, then one token per step, in constant memory."""
 
 import functools
 from collections.abc import Callable, Sequence
@@ -148,7 +148,7 @@ def sample(
     top_k: int | None = None,
     top_p: float | None = None,
 ) -> Int32[Array, " B"]:
-    """One token a row: the likeliest at temperature 0, else drawn from what top_k and top_p keep.
+    """One token per row: the likeliest at temperature 0, else drawn from what top_k and top_p keep.
 
     ``top_p`` counts the probabilities that are left after temperature and ``top_k``.
     """

@@ -26,13 +26,13 @@ def get_config() -> ConfigDict:
     )
     config.optimizer = ConfigDict(
         {
-            "peak_learning_rate": 4e-4,
+            "peak_learning_rate": 4e-4,  # of AdamW, after the warm-up
             "warmup_fraction": 0.01,  # of the steps, linear
             "final_fraction": 0.1,  # of the peak, where the cosine ends
             "weight_decay": 0.1,  # not on A_log, dt_bias, biases and norm scales
-            "beta1": 0.9,
-            "beta2": 0.95,
-            "clip_norm": 1.0,
+            "beta1": 0.9,  # decay of the mean of the gradients
+            "beta2": 0.95,  # decay of the mean of their squares
+            "clip_norm": 1.0,  # largest norm of all gradients together
             "accumulate_steps": 1,  # parts a batch is taken in, to save memory
             "content_up_lr_factor": 1.0,  # of the learning rate, for CARVE's P_up alone
         }
@@ -41,14 +41,14 @@ def get_config() -> ConfigDict:
     # -1: all the devices that are left.
     config.mesh = ConfigDict({"data": 1, "fsdp": 1, "tensor": 1, "sequence": 1})
     config.batch_size = 128  # rows; the official recipe has 0.5M tokens a batch
-    config.sequence_length = 4096
-    config.steps = 10_000
-    config.seed = 0
+    config.sequence_length = 4096  # tokens of a row
+    config.steps = 10_000  # in all, those of earlier processes included
+    config.seed = 0  # of the initial parameters and the order of the data
     config.z_loss = 0.0  # weight of log(Z)²; PaLM takes 1e-4
     config.loss_chunk = 8192  # tokens whose float32 logits exist at once on a device
-    config.eval_every = 500
-    config.log_every = 10
-    config.checkpoint_every = 500
+    config.eval_every = 500  # steps from one measurement of held-out data to the next
+    config.log_every = 10  # steps from line to line of metrics.jsonl
+    config.checkpoint_every = 500  # steps from one checkpoint to the next
     config.keep_checkpoints = 2  # the newest
     config.keep_every = 0  # also those whose step is a multiple of it; 0: none
     config.keep_best = 0  # also so many of lowest eval_loss
@@ -65,8 +65,8 @@ def get_config() -> ConfigDict:
             "limit": 10,  # spikes in a row, or rewinds to one checkpoint, that stop the run
         }
     )
-    config.sample_prompt = "The "
-    config.sample_tokens = 256  # 0: no sample
+    config.sample_prompt = "The "  # of the text that is written at the end
+    config.sample_tokens = 256  # of that text; 0: none
     return config
 
 
@@ -75,30 +75,30 @@ def get_model() -> ConfigDict:
     return ConfigDict(
         {
             "vocab_size": 257,  # 256 bytes and the separator between documents
-            "d_model": 768,
-            "layers": 12,
+            "d_model": 768,  # width of the model
+            "layers": 12,  # each of a mixer and an MLP
             "pattern": ("carve",),  # mixers, repeated over the layers
-            "mlp_dim": 2048,
-            "num_heads": 12,
-            "num_key_heads": placeholder(int),  # fewer: grouped values
-            "key_dim": 64,
-            "value_dim": 64,
-            "conv_width": 4,
+            "mlp_dim": 2048,  # width inside an MLP
+            "num_heads": 12,  # of values, in the gated delta mixers
+            "num_key_heads": placeholder(int),  # of queries and keys; unset: num_heads
+            "key_dim": 64,  # per head
+            "value_dim": 64,  # per head
+            "conv_width": 4,  # taps of the short convolutions
             "gates": get_gates(),
             "layer": get_layer(),
             "mimo_rank": 4,  # of mamba3_mimo
-            "attention_heads": placeholder(int),  # num_heads
-            "attention_kv_heads": placeholder(int),  # attention_heads
-            "attention_head_dim": placeholder(int),  # d_model / attention_heads
-            "window": 2048,
-            "rope_theta": 10000.0,
-            "norm_eps": 1e-5,
-            "tie_embeddings": False,
+            "attention_heads": placeholder(int),  # of queries; unset: num_heads
+            "attention_kv_heads": placeholder(int),  # unset: attention_heads
+            "attention_head_dim": placeholder(int),  # unset: d_model / attention_heads
+            "window": 2048,  # tokens that swa sees, the token itself included
+            "rope_theta": 10000.0,  # base of the rotary embedding
+            "norm_eps": 1e-5,  # of every RMSNorm
+            "tie_embeddings": False,  # the output head is the embedding, transposed
             "remat": "none",  # none | full | dots | rule | rule_and_dots: see carve_jax/config.py
-            "scan_layers": True,
+            "scan_layers": True,  # compile one repeat of the pattern and loop over it
             "compute_dtype": "bfloat16",  # float32 | bfloat16
-            "implementation": placeholder(str),  # the best for the device
-            "chunk_size": 64,
+            "implementation": placeholder(str),  # of the rule; unset: the best for the device
+            "chunk_size": 64,  # tokens in a tile of the rule
         }
     )
 
@@ -109,18 +109,18 @@ def get_gates() -> ConfigDict:
         {
             "decay": placeholder(str),  # none | constant | scalar | channel
             "decay_form": placeholder(str),  # softplus | logsigmoid | bounded
-            "decay_rank": placeholder(int),
+            "decay_rank": placeholder(int),  # of the projection to a channel decay
             "erase": placeholder(str),  # none | scalar | channel
             "erase_bias": placeholder(float),  # initial value of a learned one
             "write": placeholder(str),  # one | tied | timestep | scalar | channel
-            "content": placeholder(bool),  # CARVE's
+            "content": placeholder(bool),  # CARVE's content gate
             "content_source": placeholder(str),  # previous_chunk | two_chunks_back | previous_layer
-            "gate_chunk": placeholder(int),
-            "content_rank": placeholder(int),
+            "gate_chunk": placeholder(int),  # tokens in a gate chunk of the content gate
+            "content_rank": placeholder(int),  # of P_down and P_up
             "content_scale": placeholder(float),  # of P_down's initial values
-            "content_norm": placeholder(bool),
-            "stop_gradient_content": placeholder(bool),
-            "negative_eigenvalues": placeholder(bool),
+            "content_norm": placeholder(bool),  # divide the content by its root mean square
+            "stop_gradient_content": placeholder(bool),  # no gradient through the content
+            "negative_eigenvalues": placeholder(bool),  # the erase gate ranges over [0, 2]
             "closed_loop": placeholder(bool),  # Comba's
         }
     )
@@ -130,20 +130,20 @@ def get_layer() -> ConfigDict:
     """What all mixers have otherwise than their published layer: `carve_jax.LayerSpec`'s fields."""
     return ConfigDict(
         {
-            "short_conv": placeholder(bool),
-            "conv_bias": placeholder(bool),
+            "short_conv": placeholder(bool),  # on queries, keys and values
+            "conv_bias": placeholder(bool),  # of those convolutions
             "activation": placeholder(str),  # silu | none | elu_plus_one
             "value_activation": placeholder(str),  # silu | none
             "qk_norm": placeholder(str),  # l2 | none
-            "rope": placeholder(bool),
-            "query_correction": placeholder(bool),
-            "scale": placeholder(float),
+            "rope": placeholder(bool),  # rotary positions on queries and keys
+            "query_correction": placeholder(bool),  # Comba's
+            "scale": placeholder(float),  # of queries in the rule
             "gates_per": placeholder(str),  # key | value
             "output_norm": placeholder(str),  # head | layer
             "output_gate": placeholder(str),  # none | full | low_rank
             "gate_activation": placeholder(str),  # silu | sigmoid
-            "skip": placeholder(bool),
+            "skip": placeholder(bool),  # add D ⊙ value to the output of the rule
             "init": placeholder(str),  # xavier | fan_in
-            "least_rate": placeholder(float),
+            "least_rate": placeholder(float),  # the initial exp(A_log) is uniform from here to 16
         }
     )

@@ -1,6 +1,6 @@
 """CARVE and sliding-window attention one to one (GAGA: gated, attention, gated, …).
 
-Parameters: 1,446,040,080; the official hybrid has 1,447,772,688. State: 262,144 floats a layer.
+Parameters: 1,446,040,080; the official hybrid has 1,447,772,688. State: 262,144 floats per layer.
 Command:
   python -m experiments.train --config=configs/carve_gaga_1b3.py --workdir=DIR …
 Not trained yet: no number is expected.

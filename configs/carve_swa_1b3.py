@@ -1,6 +1,6 @@
 """CARVE and sliding-window attention, three to one, at the official hybrid's parameters.
 
-Parameters: 1,449,097,584; the official hybrid has 1,447,772,688. State: 262,144 floats a layer.
+Parameters: 1,449,097,584; the official hybrid has 1,447,772,688. State: 262,144 floats per layer.
 20 layers, since 18 are no multiple of four.
 Command:
   python -m experiments.train --config=configs/carve_swa_1b3.py --workdir=DIR …

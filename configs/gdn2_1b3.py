@@ -1,7 +1,7 @@
 """Gated DeltaNet-2 at 1.3B, to the letter of the official `gdn2_1.3B`.
 
 Source: arXiv 2605.22791 and its code, which counts 1,302,638,112 parameters without embedding, head
-and last norm; 1,450,096,416 with them. State: 262,144 floats a layer.
+and last norm; 1,450,096,416 with them. State: 262,144 floats per layer.
 Command:
   python -m experiments.train --config=configs/gdn2_1b3.py --workdir=DIR …
 Not trained yet: no number is expected.

@@ -1,6 +1,6 @@
 """Gated DeltaNet (arXiv 2412.06464) at the official GDN-2's parameters and state.
 
-Parameters: 1,449,875,520; GDN-2 of this size has 1,450,096,416. State: 262,144 floats a layer.
+Parameters: 1,449,875,520; GDN-2 of this size has 1,450,096,416. State: 262,144 floats per layer.
 Command:
   python -m experiments.train --config=configs/gdn_1b3.py --workdir=DIR …
 Not trained yet: no number is expected.

@@ -1,6 +1,6 @@
 """Kimi Delta Attention (arXiv 2510.26692) at the official GDN-2's parameters and state.
 
-Parameters: 1,448,105,760; GDN-2 of this size has 1,450,096,416. State: 262,144 floats a layer.
+Parameters: 1,448,105,760; GDN-2 of this size has 1,450,096,416. State: 262,144 floats per layer.
 Command:
   python -m experiments.train --config=configs/kda_1b3.py --workdir=DIR …
 Not trained yet: no number is expected.

@@ -1,6 +1,6 @@
 """Kimi Delta Attention (arXiv 2510.26692) and sliding-window attention by turns.
 
-Parameters: 1,450,758,672; the official hybrid has 1,447,772,688. State: 262,144 floats a layer.
+Parameters: 1,450,758,672; the official hybrid has 1,447,772,688. State: 262,144 floats per layer.
 Command:
   python -m experiments.train --config=configs/kda_swa_1b3.py --workdir=DIR …
 Not trained yet: no number is expected.

@@ -1,6 +1,6 @@
 """Mamba-2 (arXiv 2405.21060) and sliding-window attention by turns.
 
-Parameters: 1,449,658,944; the official hybrid has 1,447,772,688. State: 262,144 floats a layer.
+Parameters: 1,449,658,944; the official hybrid has 1,447,772,688. State: 262,144 floats per layer.
 64 heads of 64 values (expansion 1.78) on 64 state channels, which all heads share.
 Command:
   python -m experiments.train --config=configs/mamba2_swa_1b3.py --workdir=DIR …

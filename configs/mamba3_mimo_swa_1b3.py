@@ -1,6 +1,6 @@
 """Mamba-3 MIMO of rank 4 (arXiv 2603.15569) and sliding-window attention by turns.
 
-Parameters: 1,445,193,216; the official hybrid has 1,447,772,688. State: 262,144 floats a layer.
+Parameters: 1,445,193,216; the official hybrid has 1,447,772,688. State: 262,144 floats per layer.
 64 heads of 64 values (expansion 1.78) on 64 state channels, which all heads share.
 Command:
   python -m experiments.train --config=configs/mamba3_mimo_swa_1b3.py --workdir=DIR …

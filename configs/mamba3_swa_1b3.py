@@ -1,6 +1,6 @@
 """Mamba-3 SISO (arXiv 2603.15569) and sliding-window attention by turns.
 
-Parameters: 1,444,529,664; the official hybrid has 1,447,772,688. State: 262,144 floats a layer.
+Parameters: 1,444,529,664; the official hybrid has 1,447,772,688. State: 262,144 floats per layer.
 64 heads of 64 values (expansion 1.78) on 64 state channels, which all heads share.
 Command:
   python -m experiments.train --config=configs/mamba3_swa_1b3.py --workdir=DIR …

@@ -1,8 +1,10 @@
-"""Commands (`python -m experiments.NAME --help`, from the root), and the wings that they import.
+"""Commands, `carve-jax NAME` or from the root `python -m experiments.NAME`, and their wings.
 
 No command imports another.
 
+    __main__.py      the command `carve-jax`, which runs the others from any folder
     cli.py           what all commands share: flags, configs, errors in one sentence
+    help_pages/      what `--help` prints: flags, a config's fields, examples
     measuring/       fair timing, calls of the rule, its floors, memory, time by kernel
     benchmarks/      the suites of `benchmark`, the tile search included
     peers/           other projects' kernels as contenders

@@ -1,7 +1,6 @@
 """Times the rule against its peers, and sets the figures beside the machine's floors.
 
-  python -m experiments.benchmark [--suite=cpu|gpu|tune|decode|data|ruler|evaluate]
-                                  [--repeats=15] [--output=FILE.json]
+  python -m experiments.benchmark [--suite=cpu|gpu|tune|decode|data|ruler|evaluate] [flags]
 
 Contenders take turns within one run, after a warm-up; medians are reported, the ratio first. The
 JSON goes to experiments/results/ unless --output says where. Suites:
@@ -12,7 +11,7 @@ JSON goes to experiments/results/ unless --output says where. Suites:
         leaves it out); for a rented card, see `python -m experiments.rented_gpu`.
   tune  searches the kernels' tiles and writes the best for this device to --table.
   decode  whole models writing 100,000 tokens: bytes of caches, arrays and process, and milliseconds
-        a token, at the lengths of --tokens.
+        per token, at the lengths of --tokens.
   ruler  whole models asked one of RULER's probes, at the lengths of --tokens: seconds, and bytes of
         caches and process.
   evaluate  scores and continuations as experiments.evaluate makes them: tokens a second as a share
@@ -23,12 +22,16 @@ JSON goes to experiments/results/ unless --output says where. Suites:
 --only=PART[,PART…] keeps the parts of gpu (such as 8x4096x16x128, decode, train_step), of tune
 (bfloat16/128/carve), of decode, ruler and evaluate (carve) or of data (read, prepare) whose
 names hold one of these texts.
+
+Examples:
+  python -m experiments.benchmark --suite=cpu
+  python -m experiments.benchmark --suite=decode --only=carve --tokens=1024,4096
+  python -m experiments.benchmark --suite=gpu --train_step=false --output=gpu.json
 """
 
 import datetime
 import json
 import os
-from pathlib import Path
 from typing import Any
 
 from absl import flags
@@ -41,29 +44,38 @@ from experiments import cli
 from experiments.benchmarks.suites import SUITES, Options
 from pallas_kernels.tiling import TABLE
 
-RESULTS = Path(__file__).parent / "results"
-
 
 def define_flags(values: flags.FlagValues) -> None:
     """The command's flags."""
-    flags.DEFINE_string("suite", "cpu", f"One of {', '.join(SUITES)}.", flag_values=values)
-    flags.DEFINE_integer("repeats", 15, "Timed rounds.", lower_bound=1, flag_values=values)
-    flags.DEFINE_string("output", None, "Where the JSON goes.", flag_values=values)
-    flags.DEFINE_list("only", [], "Parts of a suite to keep.", flag_values=values)
-    flags.DEFINE_bool("train_step", True, "gpu: time a whole train step.", flag_values=values)
-    flags.DEFINE_list("tokens", [], "decode, ruler, evaluate: lengths.", flag_values=values)
-    flags.DEFINE_string("table", str(TABLE), "tune: the table of tiles.", flag_values=values)
+    flags.DEFINE_string("suite", "cpu", f"What to time: {', '.join(SUITES)}.", flag_values=values)
+    flags.DEFINE_integer("repeats", 15, "Rounds that are timed.", lower_bound=1, flag_values=values)
+    flags.DEFINE_string(
+        "output",
+        None,
+        "File for the JSON; dated, in experiments/results, by default.",
+        flag_values=values,
+    )
+    flags.DEFINE_list(
+        "only", [], "Texts that the names of the parts to keep hold.", flag_values=values
+    )
+    flags.DEFINE_bool("train_step", True, "gpu: time whole train steps too.", flag_values=values)
+    flags.DEFINE_list(
+        "tokens", [], "decode, ruler, evaluate: lengths in tokens.", flag_values=values
+    )
+    flags.DEFINE_string(
+        "table", str(TABLE), "tune: the file of the table of tiles.", flag_values=values
+    )
 
 
 def main(argv: list[str]) -> None:
     """Parses the flags, measures, prints a table and writes the JSON."""
     values = flags.FlagValues()
     define_flags(values)
-    cli.refuse_overrides(cli.parse_flags(values, argv), values)
+    cli.parse_flags(values, argv)
     if values.suite not in SUITES:
         raise UserError(f"--suite: unknown suite {values.suite!r}; {nearest(values.suite, SUITES)}")
     today = datetime.date.today().isoformat()
-    path = output_file(values.output or RESULTS / f"{today}_{values.suite}.json")
+    path = output_file(values.output or cli.results_folder() / f"{today}_{values.suite}.json")
     # PyTorch's peers need room beside JAX; read when JAX first touches a device, which is below.
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
     environment = describe_environment()

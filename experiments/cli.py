@@ -12,12 +12,13 @@ import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import jax
 from absl import flags, logging
 from ml_collections import ConfigDict, config_flags
 
+import configs
 from carve_jax.config import FORMER
 from carve_jax.errors import UserError
 from carve_jax.files import local_path, read_json, reason_of, shown
@@ -25,8 +26,11 @@ from carve_jax.training.processes.distributed import PeerLost
 from carve_jax.training.processes.stopping import Interrupted, TrainingDiverged
 from carve_jax.training.settings import OPTIONAL, from_json, nearest
 from carve_jax.versions import warn_of_untested
+from experiments.help_pages.page import render
 
 USER_ERROR = UserError.exit_code
+CONFIGS = Path(configs.__file__).parent
+HELP = frozenset({"--help", "-h"})
 MENDS = {
     errno.EDQUOT: "free some and run the same command again",
     errno.EMFILE: "allow more open files (ulimit -n), and run the same command again",
@@ -36,6 +40,18 @@ MENDS = {
     errno.EFBIG: "allow larger files (ulimit -f), or give another path",
     errno.ENAMETOOLONG: "give a shorter path",
 }
+
+
+class HelpAsked(Exception):
+    """`--help` stands among a command's arguments.
+
+    Args:
+      page: makes the page of the docstring of the command's module.
+    """
+
+    def __init__(self, page: Callable[[str], str]) -> None:
+        super().__init__()
+        self.page = page
 
 
 def run(main: Callable[[list[str]], None]) -> None:
@@ -54,14 +70,14 @@ def call(main: Callable[[list[str]], None], argv: list[str]) -> int:
     """Runs a command; a user's mistake becomes `error: …` on stderr, and no traceback.
 
     Flags on `absl.flags.FLAGS` are parsed here; a command may keep its own instead. `--help` prints
-    the docstring of the command's module.
+    the docstring of the command's module, with the flags that `parse_flags` was given.
 
     Returns:
       0; 2 for a mistake, a full disk, or what else the system refuses of a file; 3 when training
       diverged; 75 when another process of the run is gone; 128 + the signal when stopped.
     """
-    if {"--help", "-h"} & set(argv):
-        argv, main = argv[:1], functools.partial(_print_help, inspect.getmodule(main))
+    if HELP & set(argv):
+        argv, main = argv[:1], functools.partial(_print_help, main)
     logging.set_verbosity(logging.FATAL)  # libraries log, with tracebacks, what they also raise
     try:
         main([argv[0], *flags.FLAGS(argv, known_only=True)[1:]])
@@ -90,9 +106,11 @@ def call(main: Callable[[list[str]], None], argv: list[str]) -> int:
     return 0
 
 
-def _print_help(module: Any, argv: list[str]) -> None:
-    del argv
-    print(module.__doc__)
+def _print_help(main: Callable[[list[str]], None], argv: list[str]) -> None:
+    try:
+        main([*argv, "--help"])
+    except HelpAsked as asked:
+        print(asked.page(inspect.getmodule(main).__doc__ or ""))
 
 
 def _missing_platform() -> str | None:
@@ -131,31 +149,37 @@ def _fail(message: str, code: int) -> int:
 
 
 def parse_flags(
-    definitions: flags.FlagValues, argv: list[str], sections: tuple[str, ...] = ("config",)
+    definitions: flags.FlagValues,
+    argv: list[str],
+    sections: tuple[str, ...] = (),
+    fields: tuple[str, ...] = ("",),
 ) -> list[str]:
     """Parses a command's flags in place and returns the others, which are fields of these sections.
+
+    Args:
+      definitions: the flags.
+      argv: the process's arguments.
+      sections: that overrides may name, as `--section.KEY=VALUE`; the last is a training config's.
+      fields: what the names of the fields that may be given begin with; of `--help` alone.
 
     Raises:
       UserError: an argument that is neither.
       flags.Error: a value that does not fit.
+      HelpAsked: `--help` was given.
     """
+    if HELP & set(argv):
+        section = sections[-1] if sections else None
+        raise HelpAsked(lambda docstring: render(docstring, definitions, section, fields))
     rest = definitions(argv, known_only=True)[1:]
     for before, argument in itertools.pairwise(["", *rest]):
         if not argument.startswith("-"):
             meant = f"{before}={argument}" if before.startswith("--") else "--name=value"
             raise UserError(f"unexpected argument {argument!r}: flags look like {meant}")
-        if not re.match(rf"--?(?:no)?(?:{'|'.join(sections)})\.", argument):
+        if not sections or not re.match(rf"--?(?:no)?(?:{'|'.join(sections)})\.", argument):
             name = argument.lstrip("-").split("=")[0]
             hint = "; a config's fields are --config.NAME=VALUE" if "config" in definitions else ""
             raise UserError(f"unknown flag --{name}; {nearest(name, list(definitions))}{hint}")
     return rest
-
-
-def refuse_overrides(rest: list[str], definitions: flags.FlagValues) -> None:
-    """Raises UserError for an override where there is no config, with the nearest flag."""
-    for argument in rest:
-        name = argument.lstrip("-").split("=")[0]
-        raise UserError(f"unknown flag --{name}; {nearest(name, list(definitions))}")
 
 
 def require(value: str | None, flag: str, what: str) -> str:
@@ -257,9 +281,9 @@ def _as_now(override: str) -> str:
 
 
 def _run_config(path: str, flag: str) -> ConfigDict:
-    path = str(local_path(path, flag))
+    path = str(_installed(local_path(path, flag)))
     if not os.path.isfile(path):
-        available = sorted(str(p) for p in Path("configs").glob("*.py") if p.stem[0] != "_")
+        available = sorted(f"configs/{p.name}" for p in CONFIGS.glob("*.py") if p.stem[0] != "_")
         hint = f"; there are {', '.join(available)}" if available else ""
         raise UserError(f"{flag}={path}: no such file{hint}")
     try:
@@ -278,6 +302,13 @@ def _run_config(path: str, flag: str) -> ConfigDict:
     return config
 
 
+def _installed(path: Path) -> Path:
+    """The path, or where it is not there and names one of the project's own configs, that one's."""
+    own = CONFIGS.parent / path
+    named = path.parts[:1] == (CONFIGS.name,) and not path.exists()
+    return own if named and own.is_file() else path
+
+
 def check_field(config: ConfigDict, dotted: str) -> None:
     """Raises UserError unless the config has the field of that dotted name."""
     section, known = config, "config"
@@ -293,6 +324,12 @@ def command_line(name: str, argv: list[str]) -> str:
     """The command that makes a record again, but for where the record goes."""
     kept = [argument for argument in argv[1:] if not argument.startswith("--output")]
     return " ".join([f"python -m experiments.{name}", *kept])
+
+
+def results_folder() -> Path:
+    """Where measurements go unless told: in a clone, beside those that are committed."""
+    in_a_clone = (CONFIGS.parent / "pyproject.toml").exists()
+    return Path(__file__).parent / "results" if in_a_clone else Path("results")
 
 
 def usable_cores() -> int:

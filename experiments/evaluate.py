@@ -1,29 +1,32 @@
 """Measures a trained model: held-out text, and the tasks of lm-evaluation-harness.
 
-  python -m experiments.evaluate --workdir=DIR [--tasks=NAME,…] [--step=N|best|average]
-      [--average=5] [--dtype=float32|bfloat16] [--limit=N] [--num_fewshot=N] [--batch_size=32]
-      [--call_tokens=16384] [--max_length=N] [--input_tokens=N] [--tokenizer=FILE|hf:NAME]
-      [--include_path=DIR …] [--seed=0] [--fresh] [--config.data.KEY=VALUE …]
-      [--config.sequence_length=N] [--haystack=noise|repeat:SENTENCE|FILE] [--reply_tokens=N]
+  python -m experiments.evaluate --workdir=DIR [--tasks=NAME,…] [--step=N|best|average] [flags]
+      [--config.data.KEY=VALUE …]
   python -m experiments.evaluate --fetch --tasks=NAME,…
 
 Tasks: perplexity (held-out text of the run's data; the default), ruler/PROBE/LENGTH and
 ruler/LENGTH (made here), the groups common_sense and recall, wikitext, and whatever else the
 harness and the YAML files of --include_path define: such files may run Python code that they name,
-so give only directories that you trust. The filler of RULER's probes is --haystack; by
-default noise and, for those that hide in a text, Python's language reference. --reply_tokens is the
-room for a reply, if not RULER's.
+so give only directories that you trust. The filler of RULER's probes is noise by default and, for
+those that hide in a text, Python's language reference.
 
-Every number comes with its standard error. Where a tokenizer is lossy, the harness's figures a byte
-or a word are marked (and named in the facts, as lossy_metrics); ours are left out. Results go to
+Every number comes with its standard error. Where a tokenizer is lossy, the harness's figures per
+byte or word are marked (and named in the facts, as lossy_metrics); ours are left out. Results go to
 DIR/evaluation_STEP.json after every task; run again, the command goes on from there, and what was
 measured with the same settings (parameters, options, and what the files that they name hold) is not
 measured again; --fresh does it.
+
 --step=average takes the mean of the parameters of the newest checkpoints. --config.data… measures
 on other data than the run was trained on, as longer sequences.
 
 The harness downloads its data. For a machine without a network, run --fetch on one that has it with
 HF_HOME=DIR, bring DIR, and set HF_HOME=DIR and HF_DATASETS_OFFLINE=1.
+
+Examples:
+  python -m experiments.evaluate --workdir=runs/quickstart
+  python -m experiments.evaluate --workdir=runs/quickstart --limit=20
+      --tasks=ruler/niah_single_1/1024
+  python -m experiments.evaluate --workdir=DIR --tasks=common_sense,wikitext --step=average
 """
 
 from collections.abc import Sequence
@@ -62,22 +65,36 @@ def define_flags() -> flags.FlagValues:
     text("step", None, "Checkpoint: a step, best or average; newest by default.")
     text("dtype", None, "float32 or bfloat16; that of the run by default.")
     text("tokenizer", None, "bytes, a file, or hf:NAME; that of the run by default.")
-    flags.DEFINE_list("tasks", ["perplexity"], "Tasks and groups.", flag_values=values)
-    flags.DEFINE_multi_string("include_path", [], "YAML tasks.", flag_values=values)
-    whole("average", 5, "Checkpoints of --step=average.")
-    whole("limit", None, "Most examples of a task.")
-    whole("num_fewshot", None, "Examples in a prompt.", least=0)
-    whole("batch_size", 32, "Most rows of a call.")
-    whole("call_tokens", 16384, "Most tokens of a call.")
-    whole("max_length", None, "Most tokens of a row.")
+    flags.DEFINE_list(
+        "tasks", ["perplexity"], "Names of tasks and groups of tasks.", flag_values=values
+    )
+    flags.DEFINE_multi_string(
+        "include_path", [], "Directory of YAML files that define tasks.", flag_values=values
+    )
+    whole("average", 5, "Newest checkpoints that --step=average takes the mean of.")
+    whole("limit", None, "Most examples of a task; all by default.")
+    whole("num_fewshot", None, "Solved examples in a prompt; as the task says by default.", least=0)
+    whole("batch_size", 32, "Most rows of one call of the model.")
+    whole("call_tokens", 16384, "Most tokens of one call of the model.")
+    whole("max_length", None, "Most tokens of a row; no limit by default.")
     whole("input_tokens", None, "Most tokens of a prompt that is continued.")
-    whole("seed", 0, "Of what is drawn.", least=0, most=SEED)
+    whole("seed", 0, "Seed of what is drawn.", least=0, most=SEED)
     text("haystack", None, "Filler of RULER's probes: noise, repeat:SENTENCE or a text file.")
-    whole("reply_tokens", None, "Room for a reply to RULER's probes.", least=0)
-    flags.DEFINE_bool("fresh", False, "Measure again.", flag_values=values)
-    flags.DEFINE_bool("fetch", False, "Only download the data.", flag_values=values)
-    flags.DEFINE_bool("progress", True, "Show bars.", flag_values=values)
-    flags.DEFINE_bool("share_contexts", True, "Read shared contexts once.", flag_values=values)
+    whole(
+        "reply_tokens",
+        None,
+        "Tokens of a reply to RULER's probes; RULER's own number by default.",
+        least=0,
+    )
+    flags.DEFINE_bool("fresh", False, "Measure again what has been measured.", flag_values=values)
+    flags.DEFINE_bool("fetch", False, "Only download the data of the tasks.", flag_values=values)
+    flags.DEFINE_bool("progress", True, "Show progress bars.", flag_values=values)
+    flags.DEFINE_bool(
+        "share_contexts",
+        True,
+        "Read a context that several requests share once.",
+        flag_values=values,
+    )
     return values
 
 
@@ -95,7 +112,7 @@ def require_of_data(changes: Sequence[str]) -> None:
 def main(argv: list[str]) -> None:
     """Parses the flags, measures, prints and writes."""
     values = define_flags()
-    changes = cli.parse_flags(values, argv)
+    changes = cli.parse_flags(values, argv, ("config",), CHANGEABLE)
     require_of_data(changes)
     if not any(values.tasks):
         raise UserError("--tasks is empty: give names, such as --tasks=perplexity,wikitext")

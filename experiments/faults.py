@@ -1,7 +1,6 @@
-"""Kills a training run at random moments and holds its end against that of one left alone.
+"""Kills a training run at random and compares its end with that of one left alone.
 
-  python -m experiments.faults [--kills=30] [--workdir=DIR] [--seed=0] [--output=FILE]
-      [--config=FILE] [--config.KEY=VALUE …]
+  python -m experiments.faults [flags] [--config.KEY=VALUE …]
 
 A run is trained to its end, twice. Then it is trained again, in processes that die by SIGKILL:
 anywhere from their first import on, while training, or when a checkpoint is being written. Each is
@@ -10,6 +9,10 @@ reaches its end between two kills makes room for another. At its end each must h
 arrays, the data position and the figures of the run that was left alone. Without --config it is a
 tiny associative recall with a checkpoint every other step and the guard on; thirty kills take about
 ten minutes on two cores. Exits with 1 if anything differs.
+
+Examples:
+  python -m experiments.faults --kills=30
+  python -m experiments.faults --config=configs/mqar.py --config.steps=200 --output=faults.json
 """
 
 import json
@@ -38,11 +41,15 @@ def main(argv: list[str]) -> None:
     """Parses the flags, kills and compares."""
     values = flags.FlagValues()
     flags.DEFINE_integer("kills", 30, "Processes to kill.", 1, flag_values=values)
-    flags.DEFINE_integer("seed", 0, "Of the moments.", flag_values=values)
-    flags.DEFINE_string("workdir", None, "For the runs; a temporary one.", flag_values=values)
-    flags.DEFINE_string("output", None, "JSON file for the record.", flag_values=values)
+    flags.DEFINE_integer("seed", 0, "Seed of the moments of the kills.", flag_values=values)
+    flags.DEFINE_string(
+        "workdir", None, "Directory for the runs; a temporary one by default.", flag_values=values
+    )
+    flags.DEFINE_string(
+        "output", None, "JSON file for the record, if it is wanted.", flag_values=values
+    )
     flags.DEFINE_string("config", None, "Python file with get_config().", flag_values=values)
-    overrides = cli.parse_flags(values, argv)
+    overrides = cli.parse_flags(values, argv, ("config",))
     if values.config is None:
         overrides = [*(f"--config.{name}={value}" for name, value in TINY.items()), *overrides]
     path = values.config or CONFIG

@@ -1,14 +1,18 @@
 """Continues prompts with a trained model, token by token, in constant memory.
 
-python -m experiments.generate --workdir=DIR --prompt=TEXT [--prompt=TEXT …] [--max_new_tokens=N]
-    [--temperature=X] [--top_k=N] [--top_p=X] [--seed=N] [--step=N|best] [--stop=TEXT …]
-    [--prefill_chunk=N] [--save_state=FILE] [--load_state=FILE]
+  python -m experiments.generate --workdir=DIR --prompt=TEXT [--prompt=TEXT …] [flags]
 
 One prompt streams to the terminal. Several are continued together, and each is printed when all are
 done. A continuation ends at the end of its document, at a --stop (each one token of the run's
 tokenizer; it is not printed), or after --max_new_tokens. --save_state keeps what the model has read
 by then, in a file as large as its caches; --load_state goes on from such a file, with one more
---prompt a row, or with none.
+--prompt per row, or with none.
+
+Examples:
+  python -m experiments.generate --workdir=runs/quickstart --prompt='The '
+  python -m experiments.generate --workdir=runs/quickstart --prompt='The ' --prompt='A '
+      --temperature=0 --max_new_tokens=64
+  python -m experiments.generate --workdir=runs/quickstart --prompt='The ' --save_state=state.npz
 """
 
 import math
@@ -37,10 +41,24 @@ def define_flags() -> flags.FlagValues:
         "prompt", [], "Text to continue; may be empty, may be repeated.", flag_values=values
     )
     flags.DEFINE_integer("max_new_tokens", 256, "Most tokens to add.", 1, INT32, flag_values=values)
-    flags.DEFINE_float("temperature", 0.8, "0 takes the likeliest.", 0.0, 1e9, flag_values=values)
-    flags.DEFINE_integer("top_k", None, "Only the k likeliest.", 1, INT32, flag_values=values)
     flags.DEFINE_float(
-        "top_p", None, "Only the likeliest that make up this share.", 0.0, 1.0, flag_values=values
+        "temperature",
+        0.8,
+        "Of the draws; 0 takes the likeliest token.",
+        0.0,
+        1e9,
+        flag_values=values,
+    )
+    flags.DEFINE_integer(
+        "top_k", None, "Draw from the k likeliest tokens only.", 1, INT32, flag_values=values
+    )
+    flags.DEFINE_float(
+        "top_p",
+        None,
+        "Draw from the likeliest tokens that make up this share only.",
+        0.0,
+        1.0,
+        flag_values=values,
     )
     flags.DEFINE_integer("seed", 0, "Seed of the draws.", 0, SEED, flag_values=values)
     flags.DEFINE_string(
@@ -50,8 +68,12 @@ def define_flags() -> flags.FlagValues:
     flags.DEFINE_integer(
         "prefill_chunk", 2048, "Most tokens of a prompt read at once.", 1, INT32, flag_values=values
     )
-    flags.DEFINE_string("save_state", None, "File to write at the end.", flag_values=values)
-    flags.DEFINE_string("load_state", None, "File to go on from.", flag_values=values)
+    flags.DEFINE_string(
+        "save_state", None, "File to write what the model has read to.", flag_values=values
+    )
+    flags.DEFINE_string(
+        "load_state", None, "File of --save_state to go on from.", flag_values=values
+    )
     return values
 
 
@@ -72,7 +94,7 @@ def check_flags(options: flags.FlagValues) -> None:
 def main(argv: list[str]) -> None:
     """Parses the flags and prints the continuations to stdout."""
     options = define_flags()
-    cli.refuse_overrides(cli.parse_flags(options, argv), options)
+    cli.parse_flags(options, argv)
     workdir = cli.directory_of(options.workdir, "workdir", "the directory of a run")
     check_flags(options)
     trained = load_trained(workdir, step=cli.checkpoint_step(options.step))

@@ -1,8 +1,7 @@
 """What a run needs and costs, before anybody pays for the machine.
 
-  python -m experiments.plan --config=configs/carve_1b3.py --chip=h100 --chips=8
-      [--compare=configs/gdn2_1b3.py] [--mesh=fsdp=8] [--compile=gpu|cpu|no] [--rates=FILE.json]
-      [--tokens=100e9] [--price=2.5] [--utilisation=0.4] [--config.KEY=VALUE …] [--output=FILE.json]
+  python -m experiments.plan --config=CONFIG [--compare=CONFIG] [--chip=h100] [--chips=8] [flags]
+      [--config.KEY=VALUE …]
 
 Compiles the whole sharded train step for GPUs that need not be there (JAX's GPU plugin:
 pip install -e '.[aot]'; JAX_PLATFORMS=cpu where there is none) and says what it holds of each
@@ -22,8 +21,11 @@ copies and collectives, and what is done twice. It predicts, on any machine, at 
 copy and a product were measured to reach (--rates takes others) and with the times that
 `pallas_kernels.compiling` predicts of the kernels; the profiler is `experiments.train
 --config.profile_steps`. --output keeps the entries of other configs that its file has, one for each
-config and `remat`:
+config and `remat`.
 
+Examples:
+  python -m experiments.plan --config=configs/carve_1b3.py --compare=configs/gdn2_1b3.py
+  python -m experiments.plan --config=configs/carve_1b3.py --chips=16 --mesh=fsdp=16 --price=3
   python -m experiments.plan --anatomy --chips=1 --config=configs/gdn2_1b3.py
       --config.batch_size=4 --config.model.remat=rule
 """
@@ -50,17 +52,30 @@ from experiments.planning.target import HOW, Target, find_target, mesh_sizes
 def define_flags(values: flags.FlagValues) -> None:
     """The flags of the command."""
     flags.DEFINE_string("config", None, "Python file with get_config().", flag_values=values)
-    flags.DEFINE_string("compare", None, "Another, to set beside it.", flag_values=values)
-    flags.DEFINE_string("chip", "h100", "Which GPU.", flag_values=values)
-    flags.DEFINE_integer("chips", 8, "How many.", flag_values=values)
-    flags.DEFINE_string("mesh", None, "Sizes of its axes, as fsdp=4,tensor=2.", flag_values=values)
-    flags.DEFINE_enum("compile", "gpu", HOW, "What for, if at all.", flag_values=values)
-    flags.DEFINE_boolean("anatomy", False, "Take the step apart instead.", flag_values=values)
-    flags.DEFINE_string("rates", None, "A result of the gpu suite.", flag_values=values)
-    flags.DEFINE_float("tokens", 100e9, "To train on.", 1.0, flag_values=values)
-    flags.DEFINE_float("price", 2.5, "Of a chip an hour.", 0.0, flag_values=values)
-    flags.DEFINE_float("utilisation", 0.4, "Of the peak.", 0.01, 1.0, flag_values=values)
-    flags.DEFINE_string("output", None, "Where the JSON goes, if at all.", flag_values=values)
+    flags.DEFINE_string("compare", None, "Another config, to set beside it.", flag_values=values)
+    flags.DEFINE_string(
+        "chip", "h100", "Kind of GPU: h100, h200, a100-80 or b200.", flag_values=values
+    )
+    flags.DEFINE_integer("chips", 8, "Number of GPUs.", flag_values=values)
+    flags.DEFINE_string(
+        "mesh", None, "Sizes of the mesh's axes, as fsdp=4,tensor=2.", flag_values=values
+    )
+    flags.DEFINE_enum("compile", "gpu", HOW, "What to compile for, if at all.", flag_values=values)
+    flags.DEFINE_boolean(
+        "anatomy", False, "Take the compiled step apart instead.", flag_values=values
+    )
+    flags.DEFINE_string(
+        "rates",
+        None,
+        "JSON of experiments.benchmark --suite=gpu, in place of the datasheet.",
+        flag_values=values,
+    )
+    flags.DEFINE_float("tokens", 100e9, "Tokens to train on.", 1.0, flag_values=values)
+    flags.DEFINE_float("price", 2.5, "Price of a GPU per hour.", 0.0, flag_values=values)
+    flags.DEFINE_float(
+        "utilisation", 0.4, "Share of the peak that is reached.", 0.01, 1.0, flag_values=values
+    )
+    flags.DEFINE_string("output", None, "File for the JSON, if it is wanted.", flag_values=values)
 
 
 def take_apart(
@@ -93,7 +108,7 @@ def main(argv: list[str]) -> None:
     """Parses the flags, plans one run or two, prints the table and writes the JSON."""
     values = flags.FlagValues()
     define_flags(values)
-    overrides = cli.parse_flags(values, argv)
+    overrides = cli.parse_flags(values, argv, ("config",))
     first = cli.require(values.config, "config", "a file such as configs/carve_1b3.py")
     paths = {"config": first, "compare": values.compare}
     configs = [

@@ -1,10 +1,8 @@
 """Turns text into token files for `data.source = "token_files"` or "mixture".
 
-    python -m experiments.prepare_data --input=FILE_OR_DIRECTORY,… --output=DIRECTORY \
-        --tokenizer=bytes|bpe|tokenizer.json [--vocab_size=8192] [--eval_fraction=0.01] \
-        [--workers=N] [--shard_tokens=134217728] [--text_column=text] [--id_column=] \
-        [--largest_document=67108864]
-    python -m experiments.prepare_data --output=DIRECTORY --verify
+  python -m experiments.prepare_data --input=FILE_OR_DIRECTORY,… --output=DIRECTORY
+      --tokenizer=bytes|bpe|tokenizer.json [flags]
+  python -m experiments.prepare_data --output=DIRECTORY --verify
 
 A text file is a document; so is each line of JSON (`{"text": …}`; .jsonl, .ndjson and .json files)
 and each row of a .parquet file (FineWeb-Edu's layout; needs the extra `parquet`). A directory
@@ -18,6 +16,12 @@ its name is that of its file with the number of its line or row, or what --id_co
 
 --workers processes tokenise (all cores); the files do not depend on how many. A run that was killed
 goes on where whole shards ended: run it again. --verify reads everything back against its digests.
+
+Examples:
+  python -m experiments.prepare_data --input=stdlib --output=data/stdlib --tokenizer=bpe
+  python -m experiments.prepare_data --input=text/ --output=data/text --vocab_size=32768
+      --tokenizer=bpe
+  python -m experiments.prepare_data --output=data/text --verify
 """
 
 from absl import flags
@@ -35,7 +39,7 @@ def define_flags() -> flags.FlagValues:
     flags.DEFINE_list("input", [], "Files and directories of text, or stdlib.", flag_values=values)
     flags.DEFINE_string("output", None, "Directory to write.", flag_values=values)
     flags.DEFINE_string(
-        "tokenizer", "bytes", "bytes, bpe, or a tokenizer.json's path.", flag_values=values
+        "tokenizer", "bytes", "bytes, bpe, or the path of a tokenizer.json.", flag_values=values
     )
     flags.DEFINE_integer(
         "vocab_size", 8192, "Ids of a bpe, separator included.", flag_values=values
@@ -43,25 +47,35 @@ def define_flags() -> flags.FlagValues:
     flags.DEFINE_float(
         "eval_fraction", 0.01, "Expected share of documents held out.", flag_values=values
     )
-    flags.DEFINE_integer("workers", cli.usable_cores(), "Processes.", flag_values=values)
+    flags.DEFINE_integer(
+        "workers", cli.usable_cores(), "Processes that tokenise.", flag_values=values
+    )
     flags.DEFINE_integer(
         "shard_tokens", SHARD_TOKENS, "Training tokens of a shard.", flag_values=values
     )
     flags.DEFINE_integer(
-        "largest_document", LARGEST_DOCUMENT, "Bytes; a larger is refused.", flag_values=values
+        "largest_document",
+        LARGEST_DOCUMENT,
+        "Bytes of a document; a larger one is refused.",
+        flag_values=values,
     )
     flags.DEFINE_string("text_column", "text", "Field or column of the text.", flag_values=values)
     flags.DEFINE_string(
-        "id_column", "", "Field or column of a document's name.", flag_values=values
+        "id_column",
+        "",
+        "Field or column of a document's name; unset: its file and line.",
+        flag_values=values,
     )
-    flags.DEFINE_bool("verify", False, "Read token files back instead.", flag_values=values)
+    flags.DEFINE_bool(
+        "verify", False, "Read token files back instead of writing them.", flag_values=values
+    )
     return values
 
 
 def main(argv: list[str]) -> None:
     """Parses the flags, writes or verifies the token files and says what they hold."""
     options = define_flags()
-    cli.refuse_overrides(cli.parse_flags(options, argv), options)
+    cli.parse_flags(options, argv)
     if options.verify:
         files = TokenFiles(cli.require(options.output, "output", "the directory to verify"))
         print(f"{files.verify()} shards are what was written")

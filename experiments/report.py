@@ -1,7 +1,6 @@
 """Says what a sweep shows: Markdown with pictures, and the same as one HTML page.
 
-  python -m experiments.report --workdir=DIR [--output=DIR/report] [--alpha=0.05]
-      [--min_difference=eval_bits_per_byte=0.01,…] [--theory=DIR/theory] [--allow_other_commit]
+  python -m experiments.report --workdir=DIR [flags]
   python -m experiments.report --claims
 
 DIR is a directory of experiments.sweep, finished or not; runs that failed, diverged or have not
@@ -17,6 +16,11 @@ unless --allow_other_commit is given, and then said in the report.
 
 --claims prints the paper's claims with what the results in experiments/results say of each, as
 experiments/claims/README.md has it.
+
+Examples:
+  python -m experiments.report --workdir=sweeps/tiny
+  python -m experiments.report --workdir=sweeps/pair --min_difference=eval_bits_per_byte=0.01
+  python -m experiments.report --claims
 """
 
 import sys
@@ -33,19 +37,32 @@ from experiments.reporting.report import ALPHA, write_report
 def define_flags(values: flags.FlagValues) -> None:
     """The flags of the command."""
     flags.DEFINE_string("workdir", None, "Directory of a sweep.", flag_values=values)
-    flags.DEFINE_string("output", None, "Where the report goes.", flag_values=values)
-    flags.DEFINE_float("alpha", ALPHA, "Of verdicts and intervals.", flag_values=values)
-    flags.DEFINE_list("min_difference", [], "METRIC=VALUE, …", flag_values=values)
-    flags.DEFINE_string("theory", None, "Directory of theory.json.", flag_values=values)
-    flags.DEFINE_bool("allow_other_commit", False, "Runs of other code.", flag_values=values)
-    flags.DEFINE_bool("claims", False, "Print the paper's claims.", flag_values=values)
+    flags.DEFINE_string(
+        "output", None, "Directory of the report; DIR/report by default.", flag_values=values
+    )
+    flags.DEFINE_float(
+        "alpha", ALPHA, "Level of significance of verdicts and intervals.", flag_values=values
+    )
+    flags.DEFINE_list(
+        "min_difference",
+        [],
+        "Smallest differences of interest, as METRIC=VALUE.",
+        flag_values=values,
+    )
+    flags.DEFINE_string(
+        "theory", None, "Directory of theory.json; DIR/theory by default.", flag_values=values
+    )
+    flags.DEFINE_bool(
+        "allow_other_commit", False, "Take runs of more than one commit.", flag_values=values
+    )
+    flags.DEFINE_bool("claims", False, "Print the paper's claims instead.", flag_values=values)
 
 
 def main(argv: list[str]) -> None:
     """Parses the flags and writes the report."""
     values = flags.FlagValues()
     define_flags(values)
-    cli.refuse_overrides(cli.parse_flags(values, argv), values)
+    cli.parse_flags(values, argv)
     if values.claims:
         sys.stdout.write(render(Records()))
         return

@@ -1,8 +1,6 @@
-"""Trains every run of a sweep: tasks, variants and seeds, as many at once as the devices allow.
+"""Trains every run of a sweep (tasks, variants and seeds), as many at once as fit.
 
-  python -m experiments.sweep --config=configs/sweeps/NAME.py --workdir=DIR [--dry_run]
-      [--jobs=N] [--only=GLOB] [--index=I | --count] [--base=CONFIG] [--report]
-      [--allow_other_commit]
+  python -m experiments.sweep --config=configs/sweeps/NAME.py --workdir=DIR [flags]
       [--set.KEY=VALUE …] [--config.KEY=VALUE …]
 
 The same command again goes on after any kill: what is done stays, what was cut off resumes from its
@@ -24,6 +22,12 @@ JAX_COMPILATION_CACHE_DIR if that is set, so that a later sitting finds it again
 --dry_run lists the runs with parameters, tokens and estimated time. --count prints how many there
 are, and --index=I takes the I-th of them alone, counted from 0: for array jobs, all in one DIR.
 --report ends with what experiments.report says of DIR.
+
+Examples:
+  python -m experiments.sweep --config=configs/sweeps/tiny.py --workdir=sweeps/tiny --dry_run
+  python -m experiments.sweep --config=configs/sweeps/tiny.py --workdir=sweeps/tiny --report
+  python -m experiments.sweep --config=configs/sweeps/gdn2_vs_carve.py --workdir=sweeps/pair
+      --set.steps=20 --config.seeds=0,1 --jobs=2
 """
 
 import sys
@@ -48,11 +52,17 @@ def define_flags() -> flags.FlagValues:
     flags.DEFINE_string("config", None, "Python file of the sweep.", flag_values=values)
     flags.DEFINE_string("workdir", None, "Directory of the sweep.", flag_values=values)
     flags.DEFINE_bool("dry_run", False, "List the runs; start none.", flag_values=values)
-    flags.DEFINE_integer("jobs", None, "Runs at once; as many as fit.", 1, flag_values=values)
-    flags.DEFINE_string("only", "*", "Runs whose id matches.", flag_values=values)
-    flags.DEFINE_integer("index", None, "The run to take alone, from 0.", 0, flag_values=values)
+    flags.DEFINE_integer(
+        "jobs", None, "Runs at once; as many as fit by default.", 1, flag_values=values
+    )
+    flags.DEFINE_string("only", "*", "Pattern of the ids of the runs to take.", flag_values=values)
+    flags.DEFINE_integer(
+        "index", None, "Number of the run to take alone, from 0.", 0, flag_values=values
+    )
     flags.DEFINE_bool("count", False, "Print the number of runs.", flag_values=values)
-    flags.DEFINE_string("base", None, "Config in place of the tasks'.", flag_values=values)
+    flags.DEFINE_string(
+        "base", None, "Config to train in place of the tasks' own.", flag_values=values
+    )
     flags.DEFINE_bool(
         "allow_other_commit", False, "Go on with runs of other code.", flag_values=values
     )

@@ -1,18 +1,25 @@
 """Trains a language model: the main job.
 
-  python -m experiments.train --config=configs/quickstart.py --workdir=DIR [--config.KEY=VALUE …]
-
-  python -m experiments.train --config=configs/carve_1b3.py --describe [--compare=CONFIG]
+  python -m experiments.train --config=CONFIG --workdir=DIR [--config.KEY=VALUE …]
+  python -m experiments.train --config=CONFIG --describe [--compare=CONFIG]
 
 The same command again goes on from the newest checkpoint. A config may also be the config.json of
-another run. DIR holds the resolved config,
-metrics.jsonl, TensorBoard events, checkpoints, provenance.json and the loss curve.
+another run. DIR holds the resolved config, metrics.jsonl, TensorBoard events, checkpoints,
+provenance.json and the loss curve.
+
 On several machines, or in several processes of one, the same command runs in each, with
 --config.mesh and --distributed (SLURM's srun, Open MPI, TPU), or with --coordinator=HOST:PORT of
 the first, --processes=N and --process=0 to N-1 (in a Kubernetes indexed Job that is known); see
-experiments/launch/. --peer_timeout is how many seconds they wait for each other at the start.
+experiments/launch/.
+
 With --describe nothing is trained: it prints parameters, state, FLOPs and activation bytes, beside
 those of another config; CARVE's stand beside GDN-2's unless --compare says otherwise.
+
+Examples:
+  python -m experiments.train --config=configs/quickstart.py --workdir=runs/quickstart
+  python -m experiments.train --config=configs/quickstart.py --workdir=runs/longer
+      --config.steps=2000 --config.optimizer.peak_learning_rate=1e-3
+  python -m experiments.train --config=configs/carve_1b3.py --describe
 """
 
 from collections.abc import Callable
@@ -45,11 +52,11 @@ def main(argv: list[str]) -> None:
     compare = flags.DEFINE_string(
         "compare",
         None,
-        "With --describe: a config to set beside.",
+        "With --describe: the config to set beside it; by default CARVE's stand beside GDN-2's.",
         flag_values=definitions,
     )
     peers = define_peers(definitions)
-    overrides = cli.parse_flags(definitions, argv)
+    overrides = cli.parse_flags(definitions, argv, ("config",))
     if compare.value and not only_describe.value:
         raise UserError("--compare is for --describe: give both, or neither")
     with distributed.joined(None if only_describe.value else peers()):
@@ -70,15 +77,28 @@ def main(argv: list[str]) -> None:
 def define_peers(definitions: flags.FlagValues) -> Callable[[], distributed.Peers | None]:
     """Defines the flags that tell of other processes; call the result once they are parsed."""
     coordinator = flags.DEFINE_string(
-        "coordinator", None, "HOST:PORT of the first process.", flag_values=definitions
+        "coordinator",
+        None,
+        "HOST:PORT of the first process, where there are several.",
+        flag_values=definitions,
     )
-    processes = flags.DEFINE_integer("processes", None, "How many.", flag_values=definitions)
-    process = flags.DEFINE_integer("process", None, "Which this is.", flag_values=definitions)
+    processes = flags.DEFINE_integer(
+        "processes", None, "Number of processes.", flag_values=definitions
+    )
+    process = flags.DEFINE_integer(
+        "process", None, "Number of this process, from 0.", flag_values=definitions
+    )
     detect = flags.DEFINE_bool(
-        "distributed", False, "Let the cluster tell these three.", flag_values=definitions
+        "distributed",
+        False,
+        "Let the cluster say the coordinator, the processes and which this is.",
+        flag_values=definitions,
     )
     timeout = flags.DEFINE_integer(
-        "peer_timeout", 300, "Seconds that all have to come.", flag_values=definitions
+        "peer_timeout",
+        300,
+        "Seconds that the processes wait for each other at the start.",
+        flag_values=definitions,
     )
     return lambda: distributed.peers_of(
         coordinator.value, processes.value, process.value, detect.value, timeout.value

@@ -2,6 +2,7 @@
 
 import ast
 import graphlib
+import subprocess
 import sys
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -155,6 +156,7 @@ def test_examples_import_public_names_alone() -> None:
 
 # What a wing of experiments may import of the others; all may import `cli`, and commands any wing.
 WINGS: dict[str, set[str]] = {
+    "help_pages": set(),
     "measuring": set(),
     "preparation": set(),
     "sweeps": set(),
@@ -208,6 +210,19 @@ def test_the_arrows_between_wings_are_those_that_are_drawn() -> None:
 def test_there_are_no_circles_in_experiments() -> None:
     graphlib.TopologicalSorter(experiments()).prepare()
     graphlib.TopologicalSorter(WINGS).prepare()
+
+
+def test_the_library_takes_no_trainer_along() -> None:
+    unwanted = {"carve_jax.training", "carve_jax.data", "carve_jax.evaluation", "experiments"}
+    unwanted |= {"grain", "orbax", "matplotlib", "optax", "tensorboardX", "tokenizers", "tqdm"}
+    code = (
+        "import sys, carve_jax, carve_jax.ops, carve_jax.model\n"
+        f"print(*sorted({unwanted!r} & set(sys.modules)))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, encoding="utf-8", check=True
+    )
+    assert done.stdout.split() == []
 
 
 def test_the_checker_sees_a_wrong_arrow() -> None:

@@ -20,7 +20,7 @@ from carve_jax.training.settings import read_batches
 
 
 def held_out_perplexity(evaluated: EvaluatedModel, options: Options) -> Result:
-    """Loss, accuracy and bits a byte over the held-out documents, or so many of them.
+    """Loss, accuracy and bits per byte over the held-out documents, or so many of them.
 
     Standard errors take the pieces into which a row is divided as independent: documents, but for
     those longer than a row, which are several.

@@ -33,11 +33,11 @@ class _Panel(NamedTuple):
 
 
 def plot_gates(read: Trace, labels: Sequence[str], *, layer: int = 0, head: int = 0) -> Figure:
-    """All gates of one head above one another: a column a token, a row a channel.
+    """All gates of one head above one another: one column per token, one row per channel.
 
     Args:
         read: the trace.
-        labels: a word a token.
+        labels: one word per token.
         layer: index into ``read.layers``.
         head: a value head.
 
@@ -86,12 +86,12 @@ def plot_by_head(
     top: float | None = None,
     title: str = "",
 ) -> Figure:
-    """One quantity in small multiples: a row of pictures a layer, a column a head.
+    """One quantity in small multiples: one row of pictures per layer, one column per head.
 
     Args:
         values: a field of a trace, such as ``read.erase``, or what is made of one: a difference of
             two, or ``singular_values(read)``. All pictures share one scale.
-        labels: a word a token.
+        labels: one word per token.
         layers: a name a layer: ``read.layers``.
         top: end of the scale, such as 1 for gates; the largest value if left out.
         title: over all.
@@ -128,7 +128,7 @@ def plot_states(
 
     Args:
         states: of one head: ``read.state[layer, :, head]``, or what a rule returned.
-        labels: a word a token.
+        labels: one word per token.
         at: after which tokens to show it; by default eight, evenly spread.
         title: over all.
 
@@ -174,7 +174,7 @@ def _width(tokens: int) -> float:
 
 
 def _without_repeats(values: np.ndarray) -> np.ndarray:
-    """A gate that is one a head needs one row."""
+    """A gate with one value per head needs one row."""
     return values[:, :1] if (values == values[:, :1]).all() else values
 
 
@@ -194,7 +194,7 @@ def _heat_map(
 
 def _check_labels(labels: Sequence[str], tokens: int) -> None:
     if len(labels) != tokens:
-        raise UserError(f"{len(labels)} labels for {tokens} tokens: give one a token")
+        raise UserError(f"{len(labels)} labels for {tokens} tokens: give one per token")
 
 
 def _label_tokens(axes: Axes, labels: Sequence[str], tokens: int) -> None:

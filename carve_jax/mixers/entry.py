@@ -41,7 +41,7 @@ class Entry(abc.ABC):
 
     @abc.abstractmethod
     def forward_flops(self, config: Config, context: int) -> dict[str, float]:
-        """Floating-point operations a token of one layer, projections apart, by part.
+        """Floating-point operations per token of one layer, projections apart, by part.
 
         Args:
             config: of the model.

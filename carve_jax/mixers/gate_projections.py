@@ -119,7 +119,7 @@ class GateProjections(nn.Module):
         return gate(self._erase_logits(x), self.gates.erase_scale)
 
     def _write(self, x: Array, erase: Array | None, step: Array | None) -> Array:
-        """The write gate, one a value head or one a value channel."""
+        """The write gate, one per value head or one per value channel."""
         kind = self.gates.write
         if kind in ("tied", "timestep"):
             shared = erase if kind == "tied" else step

@@ -25,18 +25,18 @@ class GateSpec:
     """Which gates a mixer of the family has; every ablation is a value. Invalid ones: ValueError.
 
     Attributes:
-        decay: log-decay g of the state, one a head ("scalar") or one a key channel ("channel");
+        decay: log-decay g of the state, one per head ("scalar") or one per key channel ("channel");
             "none" is 0, "constant" RetNet's log(1 − 2^(−5−h)) of head h.
         decay_form: what a scalar or channel decay is made of: "softplus", −exp(A_log)·Δ with
             Δ = softplus(projection + dt_bias); "logsigmoid", log σ(projection + bias) / 16 (GLA);
             "bounded", −5·σ(exp(A_log)·(projection + dt_bias)), which never falls below −5 and so
             admits the kernels' cheaper path.
         decay_rank: width of a channel decay's low-rank projection; None for the value channels.
-        erase: the erase gate σ(projection), one a head or one a key channel; "none" is 0.
+        erase: the erase gate σ(projection), one per head or one per key channel; "none" is 0.
         erase_bias: initial value of a learned bias of its projection, the same for all; None for a
             projection without one, as published.
         write: "one" is 1; "tied" is the erase gate itself; "timestep" is the decay's Δ;
-            "scalar" and "channel" are σ(projection), one a value head or one a value channel.
+            "scalar" and "channel" are σ(projection), one per value head or one per value channel.
         content: the erase gate also sees what the rule has read so far (CARVE).
         content_source: whose outputs' mean that is. "previous_chunk", those of this layer's gate
             chunk before (CARVE as published): each gate chunk waits for the one before it, in every
@@ -54,8 +54,8 @@ class GateSpec:
         stop_gradient_content: no gradient through the content.
         negative_eigenvalues: the erase gate ranges over [0, 2] instead of [0, 1], so that an
             edit may flip the sign of what it finds (arXiv 2411.12537).
-        closed_loop: the edit takes away a learned share, one a head, of what it finds in the state
-            as it was before its decay (Comba).
+        closed_loop: the edit takes away a learned share, one per head, of what it finds in the
+            state as it was before its decay (Comba).
     """
 
     decay: str = "channel"

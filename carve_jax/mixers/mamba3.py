@@ -44,7 +44,7 @@ class Mamba3Mixer(nn.Module):
         y = concatenate heads of o
         return y W_o
 
-    With ``mimo_rank`` M > 1 (MIMO) a head writes M key-value pairs a token into one state and
+    With ``mimo_rank`` M > 1 (MIMO) a head writes M key-value pairs per token into one state and
     reads it M times: v_r = x ⊙ mimo_x[r], z_r = z ⊙ mimo_z[r], y = Σ_r mimo_o[r] ⊙ y_r. Rank 1
     (SISO) has no ``mimo_*``. Rotated pairs are channels (2i, 2i+1) for any rank; the official
     MIMO kernel pairs i with i + K/2, which is a permutation of the channels of B and C.
@@ -211,7 +211,7 @@ class Mamba3Mixer(nn.Module):
         return timestep, -timestep * jnp.maximum(rate, A_FLOOR), trapezoid
 
     def _keys(self, name: str, x: Array) -> Float32[Array, "B T M N K"]:
-        """B or C: RMSNorm over K, repeated to the value heads, and a bias a head."""
+        """B or C: RMSNorm over K, repeated to the value heads, and one bias per head."""
         rank, heads, channels = self.mimo_rank, self.key_heads, self.key_dim
         keys = self._float32(f"{name}_proj", rank * heads * channels, x)
         keys = keys.reshape(*x.shape[:2], rank, heads, channels)

@@ -57,7 +57,7 @@ KDA = GatedDelta(
     gates=GateSpec(erase="scalar", write="tied"),
     layer=LayerSpec(gates_per="value", gate_activation="sigmoid"),
 )
-"""Kimi Delta Attention: erase and write are one number a head, and the output gate is σ::
+"""Kimi Delta Attention: erase and write are one number per head, and the output gate is σ::
 
     b = w = σ(x W_b)                                # [1]
     y = concatenate heads of rms(o) ⊙ o_norm ⊙ σ(x G_down G_up + bias)
@@ -68,7 +68,7 @@ GDN = GatedDelta(
     gates=GateSpec(decay="scalar", erase="scalar", write="tied"),
     layer=LayerSpec(gates_per="value", output_gate="full", least_rate=0.0),
 )
-"""Gated DeltaNet: KDA's gates with one decay a head, and an output gate of full rank::
+"""Gated DeltaNet: KDA's gates with one decay per head, and an output gate of full rank::
 
     g = -exp(A_log) · softplus(x W_a + dt_bias)     # [1]
     b = w = σ(x W_b)                                # [1]
@@ -88,11 +88,11 @@ COMBA = GatedDelta(
 )
 """Comba: Gated DeltaNet whose edit sees the state before its decay, and whose query is corrected::
 
-    q = l2(silu(conv(x W_q))) − d · k               # [K]; d one number a head, from 1
+    q = l2(silu(conv(x W_q))) − d · k               # [K]; d one number per head, from 1
     g = -exp(A_log) · softplus(x W_a + dt_bias)     # [1]
     β = σ(x W_b)                                    # [1], write
     for every token:
-        S = exp(g) S + kᵀ (β · v − σ(s) · β · k S)  # k S of the S before; s one a head, from 1
+        S = exp(g) S + kᵀ (β · v − σ(s) · β · k S)  # k S of the S before; s one per head, from 1
         o = K^-½ · q S
     y = concatenate heads of rms(o) ⊙ o_norm ⊙ σ(x W_g)
 

@@ -216,7 +216,7 @@ class RWKV7Mixer(nn.Module):
         return self._keys(self._linear(f"{name}_up", width, bias=init)(hidden)).astype(jnp.float32)
 
     def _vector(self, name: str, init: Any) -> Float32[Array, "1 1 H K"]:
-        """A number a key channel."""
+        """One number per key channel."""
         shape = (self.key_heads * self.key_dim,)
         vector = self.param(name, init, shape, jnp.float32)
         return vector.reshape(1, 1, self.key_heads, self.key_dim)

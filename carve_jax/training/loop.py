@@ -114,6 +114,8 @@ def take_steps(
             last_good=checkpoints.settled,
             say=speak,
         )
+        if start.step < settings.steps:
+            bar.set_postfix_str("compiling the first step")
         loop = Loop(run, checkpoints, batches, start, recorder, stop, watchdog, profile, speak)
         return loop.run_all()
 
@@ -201,6 +203,7 @@ class Loop:
         if held_out is not None:
             meta["eval_loss"] = held_out["eval_loss"]
         self._checkpoints.save(self._step, self._state, self._batches, meta)
+        self._recorder.restart_mean()
         self._rewinds = 0
 
     def _rewind(self, spike: SpikeFound) -> None:

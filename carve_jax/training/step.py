@@ -94,7 +94,7 @@ def make_loss(model: LanguageModel, *, loss_chunk: int, z_loss: float = 0.0) -> 
 def gradient(
     loss: LossFn, params: Any, batch: Batch, accumulate_steps: int
 ) -> tuple[Any, LossSums]:
-    """The gradient of the mean loss a token, and the batch's sums.
+    """The gradient of the mean loss per token, and the batch's sums.
 
     With `accumulate_steps` > 1 the rows are taken in that many turns. Gradients of sums are added
     and divided by all the tokens once, so the result is that of the whole batch (to rounding)

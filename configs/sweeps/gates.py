@@ -1,7 +1,7 @@
 """Which gate does what: each of CARVE's changes to GDN-2 alone and together, and coarser gates.
 
 CARVE changes three things in GDN-2: the erase gate sees content (`content`), the write gate is one
-number a head (`write_scalar`), and both erase on the key axis alone, as GDN-2 does already; a
+number per head (`write_scalar`), and both erase on the key axis alone, as GDN-2 does already; a
 value-axis erase is an op of the theory and no mixer's option, so it has no variant. The
 others make a gate of GDN-2 scalar, as in table 5 of arXiv 2605.22791: erase, erase and write, both
 as one (KDA's gates in GDN-2's layer), or decay.

@@ -1,7 +1,7 @@
 """The data suite: token files read into batches, against what training would eat; and their making.
 
 What is eaten follows from shapes and a datasheet: tokens a second of 8 H100s = 8 × utilisation ×
-989 TFLOP/s (dense bfloat16, NVIDIA H100 SXM datasheet) / operations a token of training. What is
+989 TFLOP/s (dense bfloat16, NVIDIA H100 SXM datasheet) / operations per token of training. What is
 read is measured here, on documents of log-normal length with a mean near 1,000 tokens, as that of
 web text is (FineWeb-Edu, arXiv 2406.17557: 1.3T tokens).
 """
@@ -108,7 +108,7 @@ def demand() -> dict[str, Any]:
 
 
 def write_documents(directory: Path, plan: Plan) -> None:
-    """Token files of random bytes, two bytes a token as with a vocabulary of 32,000."""
+    """Token files of random bytes, two bytes per token as with a vocabulary of 32,000."""
     tokenizer = ByteTokenizer()
     rng = np.random.default_rng(0)
     directory.mkdir()

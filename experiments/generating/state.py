@@ -42,7 +42,7 @@ def start(
         if texts and len(texts) != rows:
             raise UserError(
                 f"{len(texts)} times --prompt, and {load_state} holds {rows} rows: give "
-                "one a row, or none"
+                "one per row, or none"
             )
         if any(len(prompt) == 0 for prompt in prompts):
             raise UserError("--prompt is empty: to add nothing to --load_state, leave it out")

@@ -31,7 +31,7 @@ class Work(NamedTuple):
       turns: parts that the batch is taken in.
       passes: how often the weights are read in a turn: forward, backward, and once more where
         layers are computed again.
-      model_flops: floating-point operations a token, forward and backward.
+      model_flops: floating-point operations per token, forward and backward.
       flops: the same with what is computed again.
     """
 
@@ -107,7 +107,7 @@ def estimated_sent_bytes(
 
     Weights are gathered for each pass (the table of embeddings for one) and gradients scattered in
     the model's dtype, gradients are summed over "data" in float32, and two sums of the residual
-    stream a layer and pass are taken over "tensor".
+    stream per layer and pass are taken over "tensor".
 
     Args:
       parameters: of the model, in numbers.

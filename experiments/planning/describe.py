@@ -90,13 +90,13 @@ def rows(found: list[Costs], context: int) -> list[tuple[Any, ...]]:
         c.parameters["total"] - c.parameters["embedding"] - c.parameters["head"] for c in found
     ]
     add("parameters but embedding and head", list(outside))
-    add("recurrent state, floats a layer", [max(c.state.values(), default=0) for c in found])
+    add("recurrent state, floats per layer", [max(c.state.values(), default=0) for c in found])
     for length in (context, LONG):
         add(f"cache of {length} tokens, bytes", [cost.cache_bytes[length] for cost in found])
     for part in found[0].forward_flops:
-        add(f"forward FLOPs a token, {part}", [cost.forward_flops[part] for cost in found])
-    add("training FLOPs a token", [cost.train_flops for cost in found])
-    add("activation bytes a token", [cost.activation_bytes for cost in found])
+        add(f"forward FLOPs per token, {part}", [cost.forward_flops[part] for cost in found])
+    add("training FLOPs per token", [cost.train_flops for cost in found])
+    add("activation bytes per token", [cost.activation_bytes for cost in found])
     return table
 
 

@@ -5,7 +5,7 @@ from the instructions that XLA's code for it executes, at the official size of a
 scaled to the rows, tokens and heads of a device: what is parallel over the sequence by all of them;
 what scans it (`_walk…`) in its bytes by all, and in its code by the tokens and by the waves that
 its programs take. A scan of few heads is cut into narrower blocks than the record's, which is left
-out, and gates of one number a head count as gates of channels.
+out, and gates of one number per head count as gates of channels.
 """
 
 import json

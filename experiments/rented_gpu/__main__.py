@@ -1,7 +1,6 @@
-"""Compiles, checks, times, profiles and tunes the kernels on this GPU, within --minutes.
+"""Compiles, checks, times, profiles and tunes the kernels on this GPU in --minutes.
 
-  python -m experiments.rented_gpu [--minutes=9] [--output=DIR] [--only=STAGE[,STAGE…]]
-      [--processes=N]
+  python -m experiments.rented_gpu [flags]
 
 Made for a card that is rented by the hour: everything that compiles goes first, side by side on all
 cores; then correctness, timings against the peers, train steps, time by kernel, and the tile
@@ -15,6 +14,10 @@ their number, for a virtual machine whose memory grows as it is used, say.
 
 Compiled programs go to $JAX_COMPILATION_CACHE_DIR (.jax_cache by default). Exits with 1 if the
 kernels compute wrong numbers here.
+
+Examples:
+  python -m experiments.rented_gpu --minutes=9
+  python -m experiments.rented_gpu --minutes=4 --only=correctness --output=rented
 """
 
 import os
@@ -37,7 +40,7 @@ from experiments.rented_gpu.schedule import Running, Schedule, Stage, Task, need
 from experiments.rented_gpu.stages import STAGES, TASKS, Machine, make_stages
 from experiments.rented_gpu.worker import LEFT_OUT
 
-OUTPUT = Path(__file__).resolve().parents[1] / "results" / "rented_gpu"
+OUTPUT = cli.results_folder() / "rented_gpu"
 RESERVE = 5.0  # seconds for the summary
 PROBE_SECONDS = 90.0
 # Largest of one process while it compiles: of the machine's memory, and of the card's.
@@ -52,12 +55,20 @@ class WrongNumbers(UserError):
 
 def define_flags(values: flags.FlagValues) -> None:
     """The command's flags."""
-    flags.DEFINE_float("minutes", 9.0, "All it may take.", lower_bound=0.1, flag_values=values)
-    flags.DEFINE_string("output", str(OUTPUT), "Where results go.", flag_values=values)
-    flags.DEFINE_integer(
-        "processes", None, "That compile side by side.", lower_bound=1, flag_values=values
+    flags.DEFINE_float(
+        "minutes", 9.0, "Minutes that all of it may take.", lower_bound=0.1, flag_values=values
     )
-    flags.DEFINE_list("only", [], "Stages to run; all if empty.", flag_values=values)
+    flags.DEFINE_string("output", str(OUTPUT), "Directory for the results.", flag_values=values)
+    flags.DEFINE_integer(
+        "processes",
+        None,
+        "Processes that compile side by side; by cores and memory by default.",
+        lower_bound=1,
+        flag_values=values,
+    )
+    flags.DEFINE_list(
+        "only", [], f"Stages to run, of {', '.join(STAGES)}; all by default.", flag_values=values
+    )
 
 
 def environment(cache: Path) -> dict[str, str]:
@@ -74,7 +85,7 @@ def environment(cache: Path) -> dict[str, str]:
 
 
 def slots(cores: int, host_bytes: float, card_bytes: float | None) -> int:
-    """Processes that compile side by side: one a core, as far as memory goes."""
+    """Processes that compile side by side: one per core, as far as memory goes."""
     fit = [host_bytes // HOST_BYTES, *([card_bytes // CARD_BYTES] if card_bytes else [])]
     return max(1, min(cores, *map(int, fit)))
 
@@ -117,7 +128,7 @@ def main(argv: list[str]) -> None:
     started = time.monotonic()
     values = flags.FlagValues()
     define_flags(values)
-    cli.refuse_overrides(cli.parse_flags(values, argv), values)
+    cli.parse_flags(values, argv)
     check_stages(values.only)
     deadline = started + 60 * values.minutes - RESERVE
     cache = Path(os.environ.get("JAX_COMPILATION_CACHE_DIR", ".jax_cache")).absolute()

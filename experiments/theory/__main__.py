@@ -1,6 +1,6 @@
 """Tests the theory of CARVE: for each claim a measurement, a verdict and a figure.
 
-  python -m experiments.theory [--only=NAME,…] [--output=DIR] [--quick]
+  python -m experiments.theory [flags]
 
   solve             one triangular solve a tile: key-axis erase against value-axis erase.
   capacity          how many pairs each mixer holds.
@@ -15,6 +15,10 @@ The verdict is computed from the measured numbers: "holds", "fails", or "holds w
 the place where it fails. DIR (by default a dated folder of experiments/results) gets theory.json
 and a PNG for each. All take some four minutes on two idle cores; --quick takes tiny sizes, which
 can refute no claim: one that is missed there is undecided, and verdicts and figures say "quick".
+
+Examples:
+  python -m experiments.theory --only=solve,stability --quick --output=theory
+  python -m experiments.theory
 """
 
 import datetime
@@ -42,7 +46,6 @@ from experiments.theory import (
 )
 from experiments.theory.finding import Experiment
 
-RESULTS = Path(__file__).parents[1] / "results"
 FILE_NAME = "theory.json"
 
 EXPERIMENTS: dict[str, Experiment] = {
@@ -78,13 +81,20 @@ def run(name: str, quick: bool, directory: Path) -> dict[str, Any]:
 def main(argv: list[str]) -> None:
     """Parses the flags, runs the experiments, writes the JSON and the figures."""
     values = flags.FlagValues()
-    flags.DEFINE_list("only", list(EXPERIMENTS), "Experiments.", flag_values=values)
-    flags.DEFINE_string("output", None, "Where the results go.", flag_values=values)
-    flags.DEFINE_bool("quick", False, "Tiny sizes.", flag_values=values)
-    cli.refuse_overrides(cli.parse_flags(values, argv), values)
+    flags.DEFINE_list("only", list(EXPERIMENTS), "Names of the experiments.", flag_values=values)
+    flags.DEFINE_string(
+        "output",
+        None,
+        "Directory for the results; dated, in experiments/results, by default.",
+        flag_values=values,
+    )
+    flags.DEFINE_bool("quick", False, "Take tiny sizes.", flag_values=values)
+    cli.parse_flags(values, argv)
     names = cli.known_names("only", values.only, tuple(EXPERIMENTS))
     today = datetime.date.today().isoformat()
-    directory = made_directory(values.output or RESULTS / f"{today}_theory", "--output")
+    directory = made_directory(
+        values.output or cli.results_folder() / f"{today}_theory", "--output"
+    )
     record: dict[str, Any] = {
         "date": today,
         **describe_environment(),

@@ -136,7 +136,10 @@ def saved_state(workdir):
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["--prompt=a", "--prompt=b"], "2 times --prompt, and STATE holds 1 rows: give one a row"),
+        (
+            ["--prompt=a", "--prompt=b"],
+            "2 times --prompt, and STATE holds 1 rows: give one per row",
+        ),
         (["--prompt="], "--prompt is empty: to add nothing to --load_state, leave it out"),
         (["--step=1"], "--load_state: STATE was saved with other parameters of this model"),
     ],

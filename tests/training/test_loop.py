@@ -127,6 +127,44 @@ def test_metrics_of_a_run(golden):
     assert list((golden[0] / "tensorboard").glob("events.*"))
 
 
+def test_a_line_has_the_mean_loss_of_the_steps_since_the_last_line(golden, tmp_path, monkeypatch):
+    def kill(batch):
+        raise KeyError
+
+    config = tiny_config(log_every=2, eval_every=100, checkpoint_every=5)
+    train(config, tmp_path / "whole")
+    steps = [line["loss"] for line in read_metrics(golden[0])]
+    losses = {line["step"]: line["loss"] for line in read_metrics(tmp_path / "whole")}
+    # The last mean begins anew after the checkpoint of step 5, as it does for who goes on there.
+    expected = {2: np.mean(steps[:2]), 4: np.mean(steps[2:4]), 6: steps[5]}
+    assert losses == pytest.approx(expected, rel=1e-5)
+    with monkeypatch.context() as patch:
+        before_step(patch, 6, kill)
+        with pytest.raises(KeyError):
+            train(config, tmp_path / "cut")
+    train(config, tmp_path / "cut")
+    assert figures(tmp_path / "cut") == figures(tmp_path / "whole")
+
+
+def test_the_first_line_says_what_is_trained_on_what(golden):
+    workdir, state, lines = golden
+    total = sum(leaf.size for leaf in jax.tree.leaves(state.params))
+    assert lines[0] == (
+        f"training from step 0 to 6: {total:,} parameters on 1 × cpu, the rule's implementation "
+        f"is recurrent; results go to {workdir}"
+    )
+    assert not any("experiments.generate" in line for line in lines)  # there is no text
+
+
+def test_the_bar_says_that_the_first_step_compiles(tmp_path, monkeypatch):
+    said = []
+    monkeypatch.setattr(loop.tqdm, "set_postfix_str", lambda bar, text: said.append(text))
+    train(tiny_config(), tmp_path)
+    assert said == ["compiling the first step"]
+    train(tiny_config(), tmp_path)  # it is finished
+    assert len(said) == 1
+
+
 def test_provenance_of_a_run(golden, tmp_path):
     facts = json.loads((golden[0] / "provenance.json").read_text())
     assert facts["implementation"] in ("recurrent", "chunked")
@@ -213,7 +251,13 @@ def test_text_gives_bits_a_picture_and_a_sample(text_run):
     assert last["bits_per_byte"] == pytest.approx(last["loss"] / np.log(2), rel=0.1)
     assert last["eval_bits_per_byte"] > 0
     assert (workdir / "loss_curve.png").read_bytes().startswith(b"\x89PNG")
-    assert lines[-1].startswith("sample:\nthe rule")
+    assert lines[-2].startswith("sample:\nthe rule")
+    assert lines[-1].splitlines() == [
+        "next:",
+        f"  python -m experiments.generate --workdir={workdir} --prompt='the rule'",
+        f"  python -m experiments.evaluate --workdir={workdir}",
+        f"  tensorboard --logdir={workdir}/tensorboard",
+    ]
     trained = load_trained(workdir, say=pytest.fail)
     jax.tree.map(np.testing.assert_array_equal, trained.params, state.params)
     tokenizer = load_tokenizer(workdir)

@@ -120,7 +120,9 @@ def test_sigterm_to_one_of_four_stops_and_saves_all(runs):
     assert codes == [143] * 4, errors
     for error in errors:
         assert error.splitlines()[-1].startswith("interrupted: the last good checkpoint is step ")
-    assert lines[0][0] == f"training from step 0 to {STEPS}; results go to {directory / 'many'}"
+    assert lines[0][0].startswith(f"training from step 0 to {STEPS}: ")
+    assert "4 × cpu" in lines[0][0]
+    assert lines[0][0].endswith(f"; results go to {directory / 'many'}")
     assert lines[1:] == [[], [], []]
 
 

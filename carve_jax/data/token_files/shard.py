@@ -52,9 +52,9 @@ class FileShard(Shard):
     Args:
       path: of the tokens.
       dtype: of a token.
-      offsets: see `Shard`; they are held in memory, 8 bytes a document.
+      offsets: see `Shard`; they are held in memory, 8 bytes per document.
       checksums: of each `BLOCK` tokens as `block_checksums` gives them; None: nothing is checked.
-        Held in memory, 4 bytes a block.
+        Held in memory, 4 bytes per block.
     """
 
     def __init__(

@@ -1,8 +1,8 @@
 """Tokenizers: bytes, a byte-level BPE trained here, or any of the `tokenizers` library.
 
 Where a tokenizer is lossless, `token_bytes` counts exactly the bytes each id stands for, so a loss
-in nats a token converts exactly to bits a byte. Others change text on its way through: their
-`token_bytes` are 0, and what is measured with them has no bits a byte.
+in nats per token converts exactly to bits per byte. Others change text on its way through: their
+`token_bytes` are 0, and what is measured with them has no bits per byte.
 """
 
 import contextlib

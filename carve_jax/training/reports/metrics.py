@@ -1,4 +1,4 @@
-"""Figures of a run: `metrics.jsonl` and TensorBoard, one line a step, and their order on resume."""
+"""Figures of a run: `metrics.jsonl` and TensorBoard, one line per step, in order on resume too."""
 
 import json
 import math
@@ -17,6 +17,7 @@ from carve_jax.files import Damaged, read_json_lines, write_atomically
 __all__ = ["FILE_NAME", "MetricsLog", "Throughput", "read_metrics", "write_atomically"]
 
 FILE_NAME = "metrics.jsonl"
+TENSORBOARD = "tensorboard"  # the folder
 DAMAGED = "metrics_damaged.jsonl"
 CLOCK = frozenset({"tokens_per_second", "step_seconds", "data_wait_seconds", "mfu"})
 """The figures that two runs of the same config do not share."""
@@ -97,7 +98,7 @@ class MetricsLog:
         if self._open is None:
             path = self._workdir / FILE_NAME
             self._drop_lines(path)
-            board = str(self._workdir / "tensorboard")
+            board = str(self._workdir / TENSORBOARD)
             self._open = (
                 path.open("a", buffering=1, encoding="utf-8"),
                 SummaryWriter(board, purge_step=self._resume_step + 1),

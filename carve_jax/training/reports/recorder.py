@@ -9,16 +9,22 @@ import numpy as np
 from tqdm import tqdm
 
 from carve_jax.training.guard import Guard
-from carve_jax.training.loss import report
+from carve_jax.training.loss import LossSums, report
 from carve_jax.training.norms import flat_norms
 from carve_jax.training.processes.messages import Say
 from carve_jax.training.processes.stopping import SpikeFound, TrainingDiverged
 from carve_jax.training.reports.metrics import MetricsLog, Throughput
 from carve_jax.training.step import StepMetrics
 
+NO_SUMS = LossSums(*np.zeros(len(LossSums._fields)))
+
 
 class Recorder:
     """Turns device metrics into lines, a progress bar, and `TrainingDiverged`.
+
+    The training loss of a line is the mean over the counted tokens of the steps since the line
+    before, or since a checkpoint after that: a run that goes on from there has the same mean. The
+    other figures are the step's own.
 
     The metrics of a step are fetched when the next one has been dispatched, so the device never
     waits for the host. That is late enough to be free and early enough to be safe: a bad update is
@@ -58,6 +64,7 @@ class Recorder:
         self._say = say
         self._note: dict[str, Any] = {}
         self._pending: tuple[int, StepMetrics] | None = None
+        self._sums = NO_SUMS  # since the last line or checkpoint
 
     def add(self, step: int, metrics: StepMetrics, waited: float = 0.0) -> None:
         """Takes the metrics of a step that may still be running; settles the step before it.
@@ -100,6 +107,7 @@ class Recorder:
         tokens = int(np.nan_to_num(host.sums.tokens, posinf=0))
         self.tokens += tokens
         self._throughput.add(tokens)
+        self._sums = LossSums(*(a + float(b) for a, b in zip(self._sums, host.sums, strict=True)))
         self._show(host)
         held_out = None
         if evaluate is not None or with_norms or note or step % self._log_every == 0:
@@ -107,7 +115,12 @@ class Recorder:
             held_out = None if evaluate is None else evaluate()
             self._log.write(step, line | note | (held_out or {}))
             self._throughput.restart()
+            self.restart_mean()
         return held_out
+
+    def restart_mean(self) -> None:
+        """Takes the mean of the loss anew from here on, as a run that goes on from here does."""
+        self._sums = NO_SUMS
 
     def rewind(self, step: int, tokens: int, note: dict[str, Any]) -> None:
         """Goes back to `step`, with the tokens counted by then; `note` joins the line after it."""
@@ -118,6 +131,7 @@ class Recorder:
         self._bar.n = step
         self._bar.refresh()
         self._throughput.restart()
+        self.restart_mean()
 
     def _check(self, step: int, host: StepMetrics) -> dict[str, Any]:
         """What a line says of a spike that was skipped; {} for a step like others."""
@@ -146,7 +160,7 @@ class Recorder:
 
     def _line(self, host: StepMetrics) -> dict[str, Any]:
         return {
-            **report(host.sums),
+            **report(self._sums),
             "grad_norm": float(host.grad_norm),
             "param_norm": float(host.param_norm),
             "learning_rate": float(host.learning_rate),

@@ -1,5 +1,7 @@
 """What is told of a run as a whole: its facts at the start, its curve and a sample at the end."""
 
+import collections
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +14,7 @@ from carve_jax.model import count_parameters
 from carve_jax.placement import pipeline_bubble
 from carve_jax.training.processes.messages import Say, held_by_first, is_first, together
 from carve_jax.training.reports import plot, provenance
-from carve_jax.training.reports.metrics import read_metrics
+from carve_jax.training.reports.metrics import TENSORBOARD, read_metrics
 from carve_jax.training.reports.utilisation import ideal_step_seconds
 from carve_jax.training.run import Run, Start
 from carve_jax.training.step import TrainState
@@ -28,7 +30,13 @@ def begin(run: Run, workdir: Path, start: Start, say: Say) -> None:
             f"CARVE's pipeline along the sequence leaves {facts['pipeline_bubble']:.0%} of the "
             "time of its rule idle; the more rows a device has, the less"
         )
-    say(f"training from step {start.step} to {run.settings.steps}; results go to {workdir}")
+    devices = collections.Counter(device.device_kind for device in devices_of(run))
+    say(
+        f"training from step {start.step} to {run.settings.steps}: "
+        f"{facts['parameters']['total']:,} parameters on "
+        f"{', '.join(f'{count} × {kind}' for kind, count in devices.items())}, "
+        f"the rule's implementation is {run.implementation}; results go to {workdir}"
+    )
 
 
 def describe(run: Run, state: TrainState, start: int) -> dict[str, Any]:
@@ -55,19 +63,23 @@ def describe_mesh(run: Run) -> dict[str, Any]:
 
 def ideal_seconds(run: Run) -> float | None:
     """Seconds of a step at the peak of the devices it runs on; None where that is not known."""
-    devices = jax.devices()[:1] if run.mesh is None else run.mesh.devices.flat
     return ideal_step_seconds(
         run.model.config,
         run.settings.batch_size * run.settings.sequence_length,
         run.settings.sequence_length,
-        [device.device_kind for device in devices],
+        [device.device_kind for device in devices_of(run)],
     )
 
 
-def finish(run: Run, workdir: Path, state: TrainState, say: Say) -> None:
-    """Completes provenance.json, draws the loss curve and, if the data is text, prints a sample.
+def devices_of(run: Run) -> list[jax.Device]:
+    """The devices that a run computes on."""
+    return jax.devices()[:1] if run.mesh is None else list(run.mesh.devices.flat)
 
-    Of several processes the first does.
+
+def finish(run: Run, workdir: Path, state: TrainState, say: Say) -> None:
+    """Completes provenance.json, draws the loss curve, prints a sample, says what comes next.
+
+    There is a sample if the data is text. Of several processes the first does.
     """
     if is_first():
         provenance.add_provenance(workdir, {"device_peak_bytes": provenance.device_peak_bytes()})
@@ -79,6 +91,22 @@ def finish(run: Run, workdir: Path, state: TrainState, say: Say) -> None:
         say(f"loss curve: {plot.plot_loss(read_metrics(workdir, say), workdir / plot.FILE_NAME)}")
         if tokenizer is not None:
             say(f"sample:\n{sample(run, params, tokenizer)}")
+        say(next_commands(run, workdir))
+
+
+def next_commands(run: Run, workdir: Path) -> str:
+    """What can be done with a run that has ended: a command in each line."""
+    directory = shlex.quote(str(workdir))
+    prompt = shlex.quote(run.settings.sample_prompt)
+    commands = [
+        f"python -m experiments.evaluate --workdir={directory}",
+        f"tensorboard --logdir={shlex.quote(str(workdir / TENSORBOARD))}",
+    ]
+    if run.pipeline.tokenizer is not None:
+        commands.insert(
+            0, f"python -m experiments.generate --workdir={directory} --prompt={prompt}"
+        )
+    return "\n  ".join(["next:", *commands])
 
 
 def sample(run: Run, params: Any, tokenizer: Tokenizer) -> str:

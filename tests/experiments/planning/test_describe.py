@@ -66,8 +66,8 @@ def test_describe_sets_carve_beside_gdn2(capsys):
     rows = {line.split("  ")[0]: line.split()[-3:] for line in out.splitlines()}
     assert rows["parameters, mixer"] == ["447,089,184", "530,180,640", "0.843"]
     assert rows["parameters, total"] == ["1,367,004,960", "1,450,096,416", "0.943"]
-    assert rows["recurrent state, floats a layer"] == ["262,144", "262,144", "1.000"]
-    assert {"training FLOPs a token", "activation bytes a token"} <= rows.keys()
+    assert rows["recurrent state, floats per layer"] == ["262,144", "262,144", "1.000"]
+    assert {"training FLOPs per token", "activation bytes per token"} <= rows.keys()
     assert "15.7% fewer" in out
     assert "18.7% fewer without their output projection" in out
 
