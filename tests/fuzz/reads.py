@@ -57,6 +57,8 @@ NOT_FILES = {
     "carve_jax.training.reports.metrics:MetricsLog._files": _WRITES,
     "carve_jax.training.run:load_trained": _SHARED,
     "carve_jax.training.loop:Loop._rewind": _SHARED,
+    "experiments.__main__:main": _OWN,
+    "experiments.__main__:page": _OWN,
     "experiments.benchmarks.data:measure_preparing": _WRITES,
     "experiments.claims.records:Records.every": "the project's own, committed results",
     "experiments.planning.kernel_times:_recorded": _OWN,

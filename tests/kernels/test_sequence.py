@@ -54,6 +54,27 @@ def test_every_cut_gives_the_same(rule: str, tiles: Tiles) -> None:
     check(rule, WIDE, tiles=tiles)
 
 
+@pytest.mark.parametrize(
+    ("case", "tiles"),
+    [
+        (Case(1, 130, decay="head", erase="head", key_channels=32), {"chunk": 16, "span_key": 16}),
+        pytest.param(
+            Case(length=150, segments=True, value_heads=4, write="channel", decay="head"),
+            {"chunk": 64},
+            marks=SLOW,
+        ),
+        pytest.param(
+            Case(1, 130, keys="correlated", decay="head", erase_scale=2.0),
+            {"chunk": 32},
+            marks=SLOW,
+        ),
+    ],
+    ids=["several tiles in a span", "segments and grouped values", "correlated keys"],
+)
+def test_one_decay_per_head_takes_a_product_per_square(case: Case, tiles: dict) -> None:
+    check("gated_delta", case, tiles=Tiles(product="tf32", block_key=16, **tiles))
+
+
 @pytest.mark.parametrize("rule", ["gated_delta", pytest.param("carve", marks=SLOW)])
 def test_parts_one_after_another(rule: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(op, "PART_BYTES", 1)
