@@ -12,6 +12,7 @@ from ml_collections import ConfigDict
 from tqdm import tqdm
 
 from carve_jax.training.checkpoints.checkpoint import Checkpoints
+from carve_jax.training.loss import NO_SUMS
 from carve_jax.training.perplexity import perplexity
 from carve_jax.training.processes.messages import (
     Say,
@@ -26,7 +27,14 @@ from carve_jax.training.reports import provenance, whole_run
 from carve_jax.training.reports.metrics import MetricsLog, Throughput
 from carve_jax.training.reports.profiling import Profile
 from carve_jax.training.reports.recorder import Recorder
-from carve_jax.training.run import Run, Start, build, restore_or_init, saved_with
+from carve_jax.training.run import (
+    Run,
+    Start,
+    build,
+    loss_sums_of,
+    restore_or_init,
+    saved_with,
+)
 from carve_jax.training.settings import flatten
 from carve_jax.training.step import Batch, TrainState
 from carve_jax.training.workdir import CHECKPOINTS, alone, claim
@@ -110,6 +118,7 @@ def take_steps(
             log_norms_every=settings.log_norms_every,
             guard=settings.guard,
             tokens=start.tokens,
+            loss_sums=start.loss_sums,
             throughput=Throughput(whole_run.ideal_seconds(run)),
             last_good=checkpoints.settled,
             say=speak,
@@ -140,7 +149,7 @@ class Loop:
         self._guard = run.settings.guard
         self._checkpoints = checkpoints
         self._batches = batches
-        self._state, self._step, _ = start
+        self._state, self._step = start.state, start.step
         self._first = start.step + 1
         self._recorder = recorder
         self._stop = stop
@@ -199,11 +208,10 @@ class Loop:
 
     def _save(self, held_out: dict[str, float] | None) -> None:
         self._watchdog.waits_for(f"a checkpoint of step {self._step}")
-        meta = saved_with(self._run, self._recorder.tokens)
+        meta = saved_with(self._run, self._recorder.tokens, self._recorder.loss_sums)
         if held_out is not None:
             meta["eval_loss"] = held_out["eval_loss"]
         self._checkpoints.save(self._step, self._state, self._batches, meta)
-        self._recorder.restart_mean()
         self._rewinds = 0
 
     def _rewind(self, spike: SpikeFound) -> None:
@@ -218,16 +226,16 @@ class Loop:
             self._run.state_shapes, multiple_of=self._settings.checkpoint_every
         )
         if restored is None:
-            self._state, self._step, tokens = self._run.init(), 0, 0
+            self._state, self._step, tokens, sums = self._run.init(), 0, 0, NO_SUMS
         else:
             self._state, self._step = restored.state, restored.step
-            tokens = restored.meta["tokens"]
+            tokens, sums = restored.meta["tokens"], loss_sums_of(restored.meta)
         self._checkpoints.forget_after(self._step)
         self._batches.set_state(self._positions[spike.step])
         self._positions.clear()
         self._rewinds += 1
         note = {"guard": "rewind", "guard_why": spike.why, "guard_step": spike.step}
-        self._recorder.rewind(self._step, tokens, note)
+        self._recorder.rewind(self._step, tokens, sums, note)
         self._say(
             f"step {spike.step}: {spike.why}; back to step {self._step}, and on with the data "
             "after the spike"

@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from carve_jax.shapes import Array, Float, Float32, Int32
 from carve_jax.sharding import axis_size
@@ -21,6 +22,9 @@ class LossSums(NamedTuple):
     bytes: Float32[Array, ""]  # bytes of text those tokens stand for; 0 when it is not text
     correct: Float32[Array, ""]  # tokens that the model ranks above all others; no ties
     penalty: Float32[Array, ""]  # z_loss · log(Z)², in the objective but in no report
+
+
+NO_SUMS = LossSums(*np.zeros(len(LossSums._fields)))  # of no token
 
 
 @jax.named_scope("loss")

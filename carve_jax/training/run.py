@@ -1,12 +1,13 @@
 """Building a run from its config, and restoring one, or its trained model, from its directory."""
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
@@ -21,6 +22,7 @@ from carve_jax.ops.gated_delta import resolve_implementation
 from carve_jax.placement import state_shardings
 from carve_jax.training.checkpoints.checkpoint import Checkpoints
 from carve_jax.training.guard import Guard
+from carve_jax.training.loss import NO_SUMS, LossSums
 from carve_jax.training.on_mesh import (
     OnMesh,
     make_run_mesh,
@@ -101,6 +103,7 @@ class Start(NamedTuple):
     state: TrainState
     step: int
     tokens: int
+    loss_sums: LossSums = NO_SUMS
 
 
 def build(config: ConfigDict) -> Run:
@@ -247,15 +250,23 @@ def make_init(
     return jax.jit(init, out_shardings=state_shardings(model.config, jax.eval_shape(init), mesh))
 
 
-def saved_with(run: Run, tokens: int) -> dict[str, Any]:
-    """What a checkpoint says besides the state: tokens seen, the config, and the data's facts."""
+def saved_with(run: Run, tokens: int, loss_sums: LossSums) -> dict[str, Any]:
+    """What a checkpoint says besides the state: tokens seen, the sums of the loss since the last
+    line of the log, the config, and the data's facts."""
     tokenizer = run.pipeline.tokenizer
     return {
         "tokens": tokens,
+        "loss_sums": [float(total).hex() for total in loss_sums],  # exact, and NaN too
         "config": dict(run.settings.plain),
         "data": run.pipeline.describe(),
         "tokenizer_sha256": None if tokenizer is None else sha256(tokenizer.to_json()),
     }
+
+
+def loss_sums_of(meta: Mapping[str, Any]) -> LossSums:
+    """The sums that a checkpoint was saved with; none of one that is older than they are."""
+    saved = meta.get("loss_sums")
+    return NO_SUMS if saved is None else LossSums(*np.array([float.fromhex(x) for x in saved]))
 
 
 def restore_or_init(run: Run, checkpoints: Checkpoints, batches: Any, workdir: Path) -> Start:
@@ -278,7 +289,8 @@ def restore_or_init(run: Run, checkpoints: Checkpoints, batches: Any, workdir: P
     restored = checkpoints.restore(run.state_shapes, batches, accept=same_run)
     if restored is None:
         return Start(run.init(), 0, 0)
-    return Start(restored.state, restored.step, restored.meta["tokens"])
+    meta = restored.meta
+    return Start(restored.state, restored.step, meta["tokens"], loss_sums_of(meta))
 
 
 def load_trained(

@@ -9,22 +9,20 @@ import numpy as np
 from tqdm import tqdm
 
 from carve_jax.training.guard import Guard
-from carve_jax.training.loss import LossSums, report
+from carve_jax.training.loss import NO_SUMS, LossSums, report
 from carve_jax.training.norms import flat_norms
 from carve_jax.training.processes.messages import Say
 from carve_jax.training.processes.stopping import SpikeFound, TrainingDiverged
 from carve_jax.training.reports.metrics import MetricsLog, Throughput
 from carve_jax.training.step import StepMetrics
 
-NO_SUMS = LossSums(*np.zeros(len(LossSums._fields)))
-
 
 class Recorder:
     """Turns device metrics into lines, a progress bar, and `TrainingDiverged`.
 
     The training loss of a line is the mean over the counted tokens of the steps since the line
-    before, or since a checkpoint after that: a run that goes on from there has the same mean. The
-    other figures are the step's own.
+    before; checkpoints carry its sums, so that a run that was stopped has the same. The other
+    figures are the step's own.
 
     The metrics of a step are fetched when the next one has been dispatched, so the device never
     waits for the host. That is late enough to be free and early enough to be safe: a bad update is
@@ -35,6 +33,7 @@ class Recorder:
       log_norms_every: the same of the norms of every layer; 0 for none.
       guard: the one that judged the steps.
       tokens: counted tokens before this process started.
+      loss_sums: of the steps before it since the last line.
       throughput: measures the speed.
       last_good: says where the last good checkpoint is.
       say: takes one line for the user.
@@ -49,11 +48,13 @@ class Recorder:
         log_norms_every: int,
         guard: Guard,
         tokens: int,
+        loss_sums: LossSums,
         throughput: Throughput,
         last_good: Callable[[], str],
         say: Say,
     ) -> None:
         self.tokens = tokens
+        self.loss_sums = loss_sums  # since the last line
         self._log = log
         self._bar = bar
         self._log_every = log_every
@@ -64,7 +65,6 @@ class Recorder:
         self._say = say
         self._note: dict[str, Any] = {}
         self._pending: tuple[int, StepMetrics] | None = None
-        self._sums = NO_SUMS  # since the last line or checkpoint
 
     def add(self, step: int, metrics: StepMetrics, waited: float = 0.0) -> None:
         """Takes the metrics of a step that may still be running; settles the step before it.
@@ -107,7 +107,8 @@ class Recorder:
         tokens = int(np.nan_to_num(host.sums.tokens, posinf=0))
         self.tokens += tokens
         self._throughput.add(tokens)
-        self._sums = LossSums(*(a + float(b) for a, b in zip(self._sums, host.sums, strict=True)))
+        both = zip(self.loss_sums, host.sums, strict=True)
+        self.loss_sums = LossSums(*(total + float(own) for total, own in both))
         self._show(host)
         held_out = None
         if evaluate is not None or with_norms or note or step % self._log_every == 0:
@@ -115,15 +116,11 @@ class Recorder:
             held_out = None if evaluate is None else evaluate()
             self._log.write(step, line | note | (held_out or {}))
             self._throughput.restart()
-            self.restart_mean()
+            self.loss_sums = NO_SUMS
         return held_out
 
-    def restart_mean(self) -> None:
-        """Takes the mean of the loss anew from here on, as a run that goes on from here does."""
-        self._sums = NO_SUMS
-
-    def rewind(self, step: int, tokens: int, note: dict[str, Any]) -> None:
-        """Goes back to `step`, with the tokens counted by then; `note` joins the line after it."""
+    def rewind(self, step: int, tokens: int, loss_sums: LossSums, note: dict[str, Any]) -> None:
+        """Goes back to `step`, with what was counted by then; `note` joins the line after it."""
         self._pending = None
         self.tokens = tokens
         self._note = note
@@ -131,7 +128,7 @@ class Recorder:
         self._bar.n = step
         self._bar.refresh()
         self._throughput.restart()
-        self.restart_mean()
+        self.loss_sums = loss_sums
 
     def _check(self, step: int, host: StepMetrics) -> dict[str, Any]:
         """What a line says of a spike that was skipped; {} for a step like others."""
@@ -160,7 +157,7 @@ class Recorder:
 
     def _line(self, host: StepMetrics) -> dict[str, Any]:
         return {
-            **report(self._sums),
+            **report(self.loss_sums),
             "grad_norm": float(host.grad_norm),
             "param_norm": float(host.param_norm),
             "learning_rate": float(host.learning_rate),
