@@ -11,7 +11,7 @@ from carve_jax.mixers.base import fan_in_uniform
 from carve_jax.mixers.entry import BY_HEADS, SHARED, Config, Entry
 from carve_jax.ops.attention import AttentionCache, attention, init_attention_cache
 from carve_jax.shapes import Array, Float, Int32
-from carve_jax.sharding import Axes, axis_size
+from carve_jax.sharding import Axes, current_mesh
 
 
 class SoftmaxAttention(nn.Module):
@@ -84,8 +84,8 @@ class SoftmaxAttention(nn.Module):
             rope_theta=self.rope_theta,
             cache=cache,
             segment_ids=segment_ids,
-            # cuDNN's cannot be cut along the tokens of a row.
-            implementation=None if axis_size("sequence") == 1 else "xla",
+            # cuDNN's has not been tried on arrays that lie on several devices.
+            implementation=None if current_mesh() is None else "xla",
         )
         output = output.reshape(*x.shape[:2], self.num_heads * self.head_dim)
         return linear("o_proj", x.shape[-1], self.output_scale)(output), cache

@@ -409,6 +409,23 @@ def test_memory_grows_linearly(rule: str) -> None:
     assert peak(8192) < 8.5 * peak(1024)
 
 
+@pytest.mark.parametrize("rule", RULES)
+def test_forward_mode_agrees_with_reverse_mode(rule: str) -> None:
+    case = Case(1, 6, 1, 1, 4, 3, rank=2, gate_chunk=4)
+    arrays = Arrays(*(jnp.asarray(x, jnp.float32) for x in make_arrays(case)))
+
+    def output(arrays: Arrays) -> jax.Array:
+        return apply_rule(rule, case, arrays, "recurrent")[0]
+
+    primal, pull = jax.vjp(output, arrays)
+    _, slope = jax.jvp(output, (arrays,), (arrays,))
+    (gradients,) = pull(primal)
+    pairs = zip(jax.tree.leaves(gradients), jax.tree.leaves(arrays), strict=True)
+    np.testing.assert_allclose(
+        jnp.vdot(slope, primal), sum(jnp.vdot(g, x) for g, x in pairs), rtol=1e-4
+    )
+
+
 def test_value_axis_erase_is_the_rule_when_the_mask_is_one() -> None:
     arrays = Arrays(*map(jnp.float32, make_arrays(CASES["plain"])))
     inputs = (*arrays[:4], jax.nn.sigmoid(arrays.erase_logits), arrays.write)
