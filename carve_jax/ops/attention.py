@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from carve_jax.shapes import Array, Bool, Float, Int32
+from pallas_kernels.device import capability
 
 Implementation = Literal["xla", "cudnn"]
 HALF = (jnp.bfloat16, jnp.float16)
@@ -155,12 +156,11 @@ def attention(
 
 def fused_reason(query: Float[Array, "B T A E"]) -> str | None:
     """Why cuDNN's flash attention does not take such queries on this machine, or None."""
-    device = jax.devices()[0]
-    version = str(getattr(device, "compute_capability", ""))  # "9.0"; ROCm has "gfx90a"
-    if jax.default_backend() != "gpu" or not version.replace(".", "").isdigit():
+    if jax.default_backend() != "gpu":
         return f"it needs an NVIDIA GPU, and JAX runs on {jax.default_backend()} here"
-    if float(version) < 8.0:
-        return f"it needs compute capability 8.0, and this {device.device_kind} has {version}"
+    if capability() < 8.0:
+        kind, found = jax.devices()[0].device_kind, capability() or "none"
+        return f"it needs an NVIDIA GPU of compute capability 8.0, and this {kind} has {found}"
     if query.dtype not in HALF:
         return f"it takes bfloat16 and float16, not {query.dtype}"
     length, channels = query.shape[1], query.shape[3]

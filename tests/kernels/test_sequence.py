@@ -55,24 +55,31 @@ def test_every_cut_gives_the_same(rule: str, tiles: Tiles) -> None:
 
 
 @pytest.mark.parametrize(
-    ("case", "tiles"),
+    ("rule", "case", "tiles"),
     [
-        (Case(1, 130, decay="head", erase="head", key_channels=32), {"chunk": 16, "span_key": 16}),
+        (
+            "gated_delta",
+            Case(1, 130, decay="head", erase="head", key_channels=32),
+            {"chunk": 16, "span_key": 16},
+        ),
+        ("carve", Case(decay="head"), {"chunk": 16}),
         pytest.param(
+            "gated_delta",
             Case(length=150, segments=True, value_heads=4, write="channel", decay="head"),
             {"chunk": 64},
             marks=SLOW,
         ),
         pytest.param(
+            "gated_delta",
             Case(1, 130, keys="correlated", decay="head", erase_scale=2.0),
             {"chunk": 32},
             marks=SLOW,
         ),
     ],
-    ids=["several tiles in a span", "segments and grouped values", "correlated keys"],
+    ids=["several tiles in a span", "carve", "segments and grouped values", "correlated keys"],
 )
-def test_one_decay_per_head_takes_a_product_per_square(case: Case, tiles: dict) -> None:
-    check("gated_delta", case, tiles=Tiles(product="tf32", block_key=16, **tiles))
+def test_one_decay_per_head_takes_a_product_per_square(rule: str, case: Case, tiles: dict) -> None:
+    check(rule, case, tiles=Tiles(product="tf32", block_key=16, **tiles))
 
 
 @pytest.mark.parametrize("rule", ["gated_delta", pytest.param("carve", marks=SLOW)])
