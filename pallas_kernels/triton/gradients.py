@@ -25,13 +25,12 @@ from pallas_kernels.blocks.decay import SPAN
 from pallas_kernels.blocks.wy import Array
 from pallas_kernels.triton import head_decay, ptx, ptx_gradients
 from pallas_kernels.triton.pairs import VALUE_BLOCK_BYTES
-from pallas_kernels.triton.plan import Operands, Plan
+from pallas_kernels.triton.plan import Operands, Plan, summed
 from pallas_kernels.triton.span import (
     gate_block,
     load_block,
     matrices,
     matrices_view,
-    summed,
 )
 
 

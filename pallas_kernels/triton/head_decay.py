@@ -17,7 +17,7 @@ from pallas_kernels.blocks import decay
 from pallas_kernels.blocks.decay import SPAN
 from pallas_kernels.blocks.wy import Array
 from pallas_kernels.triton import ptx
-from pallas_kernels.triton.plan import Plan
+from pallas_kernels.triton.plan import Plan, summed
 
 
 def per_head(log_decay: Any) -> bool:
@@ -43,7 +43,4 @@ def pair_factors(plan: Plan, m: Any, log_decay: Any, later: bool = False) -> Arr
     inside = token <= other if later else token > other
     pieces = ptx.split(jnp.where(inside, wide, 0.0), plan.pieces)
     matrix = m[decay.TO_END if later else decay.FROM_START]
-    distance = plan.distance(matrix, pieces[0])
-    for piece in pieces[1:]:
-        distance = distance + plan.distance(matrix, piece)
-    return ptx.exp2(distance)
+    return ptx.exp2(summed(plan, matrix, pieces))

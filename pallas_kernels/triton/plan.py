@@ -107,6 +107,14 @@ class Plan(NamedTuple):
         return {"compiler_params": params, "interpret": self.interpret}
 
 
+def summed(plan: Plan, matrix: Array, pieces: list[Array]) -> Array:
+    """A matrix of `decay` times what the pieces add up to, float32."""
+    found = plan.distance(matrix, pieces[0])
+    for piece in pieces[1:]:
+        found = found + plan.distance(matrix, piece)
+    return found
+
+
 class Operands(NamedTuple):
     """Inputs of the kernels, lengths padded to whole tiles and channels to powers of two.
 

@@ -20,7 +20,7 @@ from pallas_kernels.blocks import decay, wy
 from pallas_kernels.blocks.decay import SPAN
 from pallas_kernels.blocks.wy import Array
 from pallas_kernels.triton import head_decay, ptx
-from pallas_kernels.triton.plan import Operands, Plan
+from pallas_kernels.triton.plan import Operands, Plan, summed
 
 Q_DECAYED, BK_DECAYED, K_TO_END, K_LEVELS = range(4)  # places in `Scores.tiles`
 
@@ -69,14 +69,6 @@ def matrices_view() -> pl.BlockSpec:
     """All of them."""
     count = decay.TILE + 1
     return pl.BlockSpec((count, SPAN, SPAN), lambda *_: (0, 0, 0))
-
-
-def summed(plan: Plan, matrix: Array, pieces: list[Array]) -> Array:
-    """A matrix of `decay` times what the pieces add up to, float32."""
-    found = plan.distance(matrix, pieces[0])
-    for piece in pieces[1:]:
-        found = found + plan.distance(matrix, piece)
-    return found
 
 
 def gate_block(ref: Any, block: Any, channels: int) -> Array:
