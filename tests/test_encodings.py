@@ -59,7 +59,7 @@ def test_the_checker_sees_what_has_none():
     assert faults(good) == []
 
 
-@pytest.mark.parametrize("encoding", ["latin-1", "ascii"])
+@pytest.mark.parametrize("encoding", ["ascii", pytest.param("latin-1", marks=pytest.mark.slow)])
 def test_commands_write_utf_8_whatever_the_locale(encoding):
     program = (
         "import sys\n"

@@ -34,11 +34,16 @@ def test_sources_are_whole_modules_of_the_standard_library():
     assert not any(".test." in f".{name}." or ".tests." in f".{name}." for name in sources)
 
 
-def test_parts_add_up_in_the_same_order_every_time():
+def test_parts_add_up():
     documents = stdlib_documents(("topics", "docstrings"))
     names = [document.name for document in documents]
     assert len(set(names)) == len(names) > 300
     assert all(document.text for document in documents)
+
+
+@pytest.mark.slow  # always: the parts' names, each once
+def test_documents_are_the_same_every_time():
+    documents = stdlib_documents(("topics", "docstrings"))
     assert stdlib_documents.__wrapped__(("topics", "docstrings")) == documents
     assert fingerprint(documents) == fingerprint(stdlib_documents(("topics", "docstrings")))
 

@@ -286,6 +286,7 @@ def test_any_other_figure_is_bootstrapped():
     assert with_error(max, 1.0, [1.0]).stderr is None
 
 
+@pytest.mark.slow  # always: by the entry point, above
 def test_the_harness_own_command_line_knows_the_model_without_pytorch(tasks):
     program = (
         "import os, sys, carve_jax.evaluation.lm_harness as ours\n"

@@ -79,8 +79,11 @@ WAYS = {
 
 @pytest.mark.parametrize(
     ("pattern", "ways"),
-    [(("carve",), tuple(WAYS)), (("attention",), ("in pieces",))],
-    ids=["carve", "attention"],
+    [
+        pytest.param(("carve",), tuple(WAYS), id="carve", marks=pytest.mark.slow),
+        pytest.param(("gdn2",), tuple(WAYS), id="gdn2"),
+        pytest.param(("attention",), ("in pieces",), id="attention"),
+    ],
 )
 def test_scores_are_those_of_a_plain_forward_pass(pattern, ways):
     model, params = build(pattern)

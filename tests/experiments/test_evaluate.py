@@ -17,7 +17,7 @@ def workdir(tmp_path_factory):
     directory = tmp_path_factory.mktemp("evaluate")
     config = tiny_config(
         model__vocab_size=257,
-        model__implementation="recurrent",  # it compiles fastest
+        model__pattern=("linear_attention",),  # of those with a state, it compiles fastest
         steps=2,
         eval_every=2,
         checkpoint_every=1,

@@ -17,7 +17,7 @@ from tests.fuzz.kinds import KINDS
 from tests.fuzz.search import search
 from tests.fuzz.table import PROPERTY, table
 
-EXAMPLES = 24
+EXAMPLES = 12
 """Of a kind whose share is 1: all kinds together take about 45 s of one core."""
 
 

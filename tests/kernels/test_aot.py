@@ -116,8 +116,11 @@ def command(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., in
 @pytest.mark.parametrize(
     ("arch", "family"),
     [
-        *((arch, "mma_sync") for arch in ("sm_80", "sm_86", "sm_89", "sm_120")),
-        *(("sm_90", "wgmma"), ("sm_100", "tcgen05")),
+        *(("sm_86", "mma_sync"), ("sm_90", "wgmma"), ("sm_100", "tcgen05")),
+        *(
+            pytest.param(arch, "mma_sync", marks=pytest.mark.slow)
+            for arch in ("sm_80", "sm_89", "sm_120")
+        ),
     ],
 )
 def test_dot_uses_the_tensor_cores_of_each_chip(arch: str, family: str) -> None:

@@ -85,7 +85,14 @@ def test_a_verdict_is_kept_for_later_processes(used: Any, monkeypatch) -> None:
     assert runs == [ASKED, ASKED]
 
 
-@pytest.mark.parametrize("damage", ["", "{", "[]", "null", '{"facts": 1}', "\0\0", "empty errors"])
+DAMAGES = ["", "{", "[]", "null", '{"facts": 1}', "\0\0", "empty errors"]
+BY_DAY = ("{", '{"facts": 1}', "empty errors")  # no JSON, another, and one that lacks something
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [pytest.param(d, marks=() if d in BY_DAY else pytest.mark.slow) for d in DAMAGES],
+)
 def test_a_damaged_verdict_is_replaced(used: Any, monkeypatch, damage: str) -> None:
     _, runs = used()
     rule(*arrays())

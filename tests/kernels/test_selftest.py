@@ -133,7 +133,12 @@ def test_infinities_are_wrong(stand: Any) -> None:
 
 @pytest.mark.parametrize(
     ("rule", "per_head"),
-    [("gated_delta", False), ("gated_delta", True), ("carve", False), ("decode", False)],
+    [
+        pytest.param("gated_delta", False, marks=pytest.mark.slow),  # always: below, and tests/ops
+        ("gated_delta", True),
+        ("carve", False),
+        ("decode", False),
+    ],
 )
 def test_the_kernels_pass_interpreted(rule: str, per_head: bool) -> None:
     backend = "pallas" if rule == "decode" else "triton"

@@ -62,7 +62,7 @@ def test_every_cut_gives_the_same(rule: str, tiles: Tiles) -> None:
             Case(1, 130, decay="head", erase="head", key_channels=32),
             {"chunk": 16, "span_key": 16},
         ),
-        ("carve", Case(decay="head"), {"chunk": 16}),
+        pytest.param("carve", Case(decay="head"), {"chunk": 16}, marks=SLOW),
         pytest.param(
             "gated_delta",
             Case(length=150, segments=True, value_heads=4, write="channel", decay="head"),

@@ -3,6 +3,7 @@
 import contextlib
 import functools
 import importlib.util
+import itertools
 import os
 import re
 import subprocess
@@ -310,9 +311,23 @@ def test_triton_kernel_is_right_in_the_interpreter() -> None:
     assert done.stdout.count("right:") == len(CASES) + 1
 
 
+# Every case and every dtype by day, and by night every case in every dtype.
+COMPILED = {
+    *(("official", "bfloat16"), ("official", "float32"), ("odd sizes", "float16")),
+    *(("grouped scalar gates", "bfloat16"), ("largest", "float32")),
+}
+
+
 @needs_triton
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("name", ["official", "grouped scalar gates", "odd sizes", "largest"])
+@pytest.mark.parametrize(
+    ("name", "dtype"),
+    [
+        pytest.param(*each, marks=() if each in COMPILED else pytest.mark.slow)
+        for each in itertools.product(
+            ("official", "grouped scalar gates", "odd sizes", "largest"), DTYPES
+        )
+    ],
+)
 def test_triton_kernel_compiles_for_hopper(name: str, dtype: str, tmp_path: Path) -> None:
     import triton
     from triton.backends.compiler import GPUTarget

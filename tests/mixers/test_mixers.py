@@ -47,7 +47,12 @@ def stream(mixer, params, x, lengths):
     return jnp.concatenate(outputs, axis=1)
 
 
-@pytest.mark.parametrize("name", MIXERS)
+# One of a kind by day.
+DAY = ("carve", "gdn2", "mamba2", "mamba3_mimo", "rwkv7", "attention", "swa")
+EACH = [pytest.param(name, marks=() if name in DAY else pytest.mark.slow) for name in MIXERS]
+
+
+@pytest.mark.parametrize("name", EACH)
 def test_one_token_at_a_time_gives_the_same_and_later_ones_change_no_bit(name):
     mixer = make(name)
     params, x = parameters(mixer), inputs()

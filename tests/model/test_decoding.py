@@ -6,12 +6,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from carve_jax.decoding import extend, prefill, slots
+from carve_jax.decoding import Decoding, extend, prefill, slots
 from carve_jax.generate import STEPS_A_CALL, decode, generate
 from carve_jax.mixers import MIXERS
 from carve_jax.model import LanguageModel, LMConfig
 from tests.mixers.parameters import random_parameters, random_tokens
 
+# The tests of a pattern share sizes, and so programs: as many rows, and room, as these.
 PATTERNS = [("carve", "swa"), ("gdn2",), ("carve", "attention")]
 # Tests of one mixer's cache are in tests/mixers; the whole of these patterns is for the night.
 EACH = [pytest.param(p, marks=() if "swa" in p else pytest.mark.slow) for p in PATTERNS]
@@ -46,7 +47,12 @@ def whole_pass(pattern):
     return jax.jit(lambda params, tokens: model.apply({"params": params}, tokens)[0])
 
 
-@pytest.mark.parametrize("pattern", [(name,) for name in (*MIXERS, "swa", "attention")])
+# One of a kind by day.
+DAY = ("carve", "gdn2", "mamba3_mimo", "rwkv7", "attention", "swa")
+SINGLE = [pytest.param((m,), marks=() if m in DAY else pytest.mark.slow, id=m) for m in MIXERS]
+
+
+@pytest.mark.parametrize("pattern", SINGLE)
 def test_where_float64_is_on_caches_and_decoding_are_as_without(pattern):
     config = dataclasses.replace(build(("gdn2",))[0].config, layers=1, pattern=pattern)
     model = LanguageModel(config)
@@ -82,8 +88,8 @@ def test_prompts_and_rooms_below_a_gate_chunk(pattern, pad_to):
     model, params = build(pattern)
     row = prompts((3,))[0]
     decoding = prefill(model, params, [row], max_length=5, pad_to=pad_to)
-    expected, _ = model.apply({"params": params}, jnp.asarray(row)[None])
-    np.testing.assert_allclose(decoding.logits[0], expected[0, -1], rtol=2e-5, atol=2e-5)
+    expected = logits_of(pattern, [row])
+    np.testing.assert_allclose(decoding.logits[0], expected[0, 2], rtol=2e-5, atol=2e-5)
     assert decoding.position.tolist() == [3]
 
 
@@ -121,7 +127,15 @@ def test_rows_of_different_lengths_continue_as_their_whole_forward_pass(pattern,
     )
     assert_continues(pattern, prompts(), new)
     assert len(np.unique(new)) > 3
-    alone = generate(model, params, [prompts()[0]], max_new_tokens=ROOM - max(LENGTHS))
+
+
+@pytest.mark.slow  # always: the single rows of tests/model/test_generate.py
+@pytest.mark.parametrize("pattern", EACH, ids="-".join)
+def test_a_row_alone_continues_as_among_others(pattern):
+    model, params = build(pattern)
+    steps = ROOM - max(LENGTHS)
+    new = generate(model, params, prompts(), max_new_tokens=steps)
+    alone = generate(model, params, [prompts()[0]], max_new_tokens=steps)
     np.testing.assert_array_equal(alone[0], new[0])
 
 
@@ -151,8 +165,8 @@ def test_chunks_of_any_size_read_as_one_call(pattern):
 def test_rows_that_have_not_begun_leave_an_empty_cache():
     """Whatever the padding writes, a prompt that starts with a later call finds nothing of it."""
     model, params = build(("carve", "attention"))
-    read = prefill(model, params, prompts((16, 8)), max_length=24, chunk=8)
-    alone = prefill(model, params, prompts((8,)), max_length=24, chunk=8)
+    read = prefill(model, params, prompts((16, 8)), max_length=ROOM, chunk=8)
+    alone = prefill(model, params, prompts((8,)), max_length=ROOM, chunk=8)
     both = jax.tree.map(lambda leaf: leaf[:, 1:], read.cache)
     for one, other in zip(jax.tree.leaves(both), jax.tree.leaves(alone.cache), strict=True):
         np.testing.assert_allclose(one, other, atol=2e-5)
@@ -161,16 +175,16 @@ def test_rows_that_have_not_begun_leave_an_empty_cache():
 @pytest.mark.parametrize("pattern", EACH[::2], ids="-".join)
 def test_decoding_goes_on_after_more_prompt(pattern):
     model, params = build(pattern)
-    first = prompts((5, 13))
+    first = prompts((5, 13, 1, 8, 9))
     decoding = prefill(model, params, first, max_length=ROOM, chunk=8)
     new, decoding = decode(model, params, decoding, max_new_tokens=3)
-    more = prompts((4, 9))
+    more = prompts((4, 8, 1, 2, 3))
     decoding = prefill(model, params, more, decoding=decoding, chunk=4)
-    np.testing.assert_array_equal(decoding.position, [12, 25])
+    np.testing.assert_array_equal(decoding.position, [12, 24, 5, 13, 15])
     rows = [np.concatenate(parts) for parts in zip(first, np.asarray(new), more, strict=True)]
     last, decoding = decode(model, params, decoding, max_new_tokens=9)
     assert_continues(pattern, rows, last)
-    np.testing.assert_array_equal(decoding.position, [21, 34])
+    np.testing.assert_array_equal(decoding.position, [21, 33, 14, 22, 24])
 
 
 def test_decoding_in_parts_is_decoding_at_once():
@@ -200,11 +214,12 @@ def test_streaming_draws_what_a_call_of_many_steps_draws():
 def test_a_row_that_stopped_waits_and_can_go_on():
     model, params = build(("carve", "attention"))
     rows = prompts((5, 13))
-    free = np.asarray(generate(model, params, rows, max_new_tokens=12))
+    read = prefill(model, params, rows, max_length=ROOM, chunk=8)
+    free = np.asarray(decode(model, params, read, max_new_tokens=12)[0])
     stop = int(free[0, 3])
     ends = [1 + np.flatnonzero(row == stop)[0] if stop in row else 12 for row in free]
     assert min(ends) < max(ends)
-    decoding = prefill(model, params, rows, max_length=ROOM)
+    decoding = prefill(model, params, rows, max_length=ROOM, chunk=8)
     new, decoding = decode(model, params, decoding, max_new_tokens=12, stop_tokens=[stop])
     np.testing.assert_array_equal(decoding.position, np.add((5, 13), ends))
     new = np.asarray(new)
@@ -227,14 +242,17 @@ def test_caches_are_updated_in_place():
 
 def test_more_room_changes_no_token():
     model, params = build(("carve", "attention"))
-    tight = prefill(model, params, prompts((5, 13)), max_length=13)
-    assert slots(model.config, tight.cache) == 13
-    wide = extend(model, tight, 23)
-    assert slots(model.config, wide.cache) == 23
-    new, full = decode(model, params, wide, max_new_tokens=10)
-    assert_continues(("carve", "attention"), prompts((5, 13)), new)
-    more = prefill(model, params, prompts((1, 1)), decoding=full, max_length=24)
-    np.testing.assert_array_equal(more.position, [16, 24])
+    rows = prompts((5, ROOM - 8))
+    tight = prefill(model, params, rows, max_length=ROOM - 8, chunk=8)
+    assert slots(model.config, tight.cache) == ROOM - 8
+    wide = extend(model, tight, ROOM)
+    assert slots(model.config, wide.cache) == ROOM
+    with pytest.raises(ValueError, match="continuation of row 1 has 9 tokens, of which 8 fit"):
+        decode(model, params, wide, max_new_tokens=9)
+    new, full = decode(model, params, wide, max_new_tokens=8)
+    assert_continues(("carve", "attention"), rows, new)
+    more = prefill(model, params, prompts((1, 1)), decoding=full, max_length=ROOM + 1)
+    np.testing.assert_array_equal(more.position, [14, ROOM + 1])
 
 
 def test_only_full_attention_and_short_windows_bound_a_row():
@@ -274,11 +292,11 @@ def test_prefill_refuses(rows, options, error, words):
 
 def test_going_on_refuses_other_rows_and_too_many_tokens():
     model, params = build(("carve", "attention"))
-    decoding = prefill(model, params, prompts((5, 8)), max_length=16)
+    logits = np.zeros((2, model.config.vocab_size), np.float32)
+    decoding = Decoding(model.init_cache(2, 16), logits, np.array([5, 8], np.int32))
     with pytest.raises(ValueError, match="1 prompts for the 2 rows"):
         prefill(model, params, prompts((5,)), decoding=decoding)
     with pytest.raises(ValueError, match="prompt of row 1 has 9 tokens, of which 8 fit"):
         prefill(model, params, prompts((9, 9)), decoding=decoding)
     with pytest.raises(ValueError, match="continuation of row 1 has 9 tokens, of which 8 fit"):
         decode(model, params, decoding, max_new_tokens=9)
-    assert decode(model, params, decoding, max_new_tokens=8)[0].shape == (2, 8)

@@ -51,18 +51,20 @@ def loss_and_gradients(model, params):
     return jax.jit(jax.value_and_grad(loss))(params)
 
 
-def test_any_split_gives_the_same():
+@pytest.mark.parametrize(
+    "lengths", [[1] * LENGTH, pytest.param([12, 1, 11], marks=pytest.mark.slow)], ids=str
+)
+def test_any_split_gives_the_same(lengths):
     model, params = build()
     whole, nothing = run(model, params, tokens())
     assert nothing is None
     assert whole.shape == (BATCH, LENGTH, CONFIG.vocab_size)
     assert whole.dtype == jnp.float32
-    for lengths in ([1] * LENGTH, [12, 1, 11]):
-        cache, parts = model.init_cache(BATCH, LENGTH), []
-        for part in jnp.split(tokens(), np.cumsum(lengths)[:-1], axis=1):
-            logits, cache = run(model, params, part, cache)
-            parts.append(logits)
-        np.testing.assert_allclose(jnp.concatenate(parts, axis=1), whole, atol=1e-4)
+    cache, parts = model.init_cache(BATCH, LENGTH), []
+    for part in jnp.split(tokens(), np.cumsum(lengths)[:-1], axis=1):
+        logits, cache = run(model, params, part, cache)
+        parts.append(logits)
+    np.testing.assert_allclose(jnp.concatenate(parts, axis=1), whole, atol=1e-4)
 
 
 def test_packed_documents_equal_documents_apart_and_later_tokens_change_no_bit():

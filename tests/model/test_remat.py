@@ -57,7 +57,7 @@ def live_calls(jaxpr, name, wanted=None):
     return count
 
 
-@pytest.mark.parametrize("pattern", ["gdn2", "carve"])
+@pytest.mark.parametrize("pattern", ["gdn2", pytest.param("carve", marks=pytest.mark.slow)])
 def test_kept_rules_run_forward_once(pattern, monkeypatch):
     """Forward launches two kernels, backward two of the same and three of its own."""
     monkeypatch.setenv(device.SWITCH, "interpret")

@@ -47,10 +47,15 @@ CASES = {
     "no decay": Case(decay="none"),
     "correlated keys": Case(1, 130, keys="correlated", decay="none", erase_scale=2.0),
     "segments": Case(length=150, segments=True),
+    "segments, hard resets": Case(length=150, segments=True, decay="resets"),
+    "segments, no decay": Case(length=150, segments=True, decay="none"),
     "offset": Case(length=90, gate_chunk=64, offset=37),
     "offset and segments": Case(length=150, segments=True, offset=5),
     "several groups": Case(2, 150, 4, 8, 64, 16, gate_chunk=48, decay="resets"),
     "several groups, segments": Case(2, 150, 4, 8, 64, 16, gate_chunk=32, segments=True, offset=5),
+    "several of all": Case(
+        *(2, 150, 4, 8, 64, 16), write="channel", gate_chunk=32, segments=True, offset=5, norm=True
+    ),
     "normalised content": Case(norm=True),
     "stopped content": Case(stop_gradient=True),
     "two chunks back": Case(length=150, segments=True, offset=5, lag=2),

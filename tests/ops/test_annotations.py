@@ -42,10 +42,9 @@ for name in ("chunked", "recurrent"):
         plain = inputs(50, dtype, key_gate, value_gate)
         check(carve_jax.gated_delta_rule, *plain, implementation=name, chunk_size=16)
         carve = (*inputs(50, dtype, 8, 1), of(4, 16, 3, dtype=dtype), of(4, 3, 8, dtype=dtype))
-        for chunk in (16, 24):
-            for lag in (1, 2):
-                options = {"implementation": name, "gate_chunk": chunk, "content_lag": lag}
-                check(carve_jax.carve_rule, *carve, **options)
+        for chunk, lag in ((16, 1), (24, 2)):
+            options = {"implementation": name, "gate_chunk": chunk, "content_lag": lag}
+            check(carve_jax.carve_rule, *carve, **options)
     def packed(documents, *arrays):
         return carve_jax.gated_delta_rule(*arrays, segment_ids=documents, implementation=name)
     check(packed, documents, *inputs(50, "float32", 8, 1))

@@ -2,6 +2,7 @@
 tied or dropped, on every implementation."""
 
 import functools
+import itertools
 from typing import NamedTuple
 
 import jax
@@ -132,8 +133,18 @@ def run(implementation: str, *arrays):
     return outputs, gradients
 
 
-@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
-@pytest.mark.parametrize("member", MEMBERS)
+# Members whose gates have the same shapes share a program. The kernels', the dearest, are compiled
+# by day for gates that are all per head and all per channel, and not for decay alone per channel.
+SLOW = {("gla", "pallas"), ("kda", "pallas")}
+
+
+@pytest.mark.parametrize(
+    ("member", "implementation"),
+    [
+        pytest.param(*each, marks=pytest.mark.slow if each in SLOW else ())
+        for each in itertools.product(MEMBERS, IMPLEMENTATIONS)
+    ],
+)
 def test_the_rule_with_gates_tied_is_the_published_recurrence(member, implementation):
     (output, state), own = run(implementation, *rule_inputs(member, channels=False))
     expected_output, expected_state = published(member)

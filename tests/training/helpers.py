@@ -56,6 +56,10 @@ def tiny_config(**changes: Any) -> ConfigDict:
     return config
 
 
+# What compiles fastest, where a test is of the training and any layer will do.
+ANY_LAYER = {"model__pattern": ("attention",)}
+
+
 def text_data(directory: Path, extra: str = "") -> ConfigDict:
     """Token files of a few documents (and `extra`) in `directory`, as a data section."""
     tokenizer = ByteTokenizer()

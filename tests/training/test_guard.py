@@ -16,7 +16,7 @@ from carve_jax.training.processes.stopping import Interrupted, SpikeFound
 from carve_jax.training.reports.metrics import read_metrics
 from carve_jax.training.run import build
 from carve_jax.training.settings import read_settings
-from tests.training.helpers import figures, tiny_config, train
+from tests.training.helpers import ANY_LAYER, figures, tiny_config, train
 
 
 def limit_of(values, factor):
@@ -63,8 +63,7 @@ def test_an_outlier_does_not_move_the_limit():
 
 def guarded(action, **changes):
     options = {"guard__grad_factor": 1e6, "guard__action": action, "checkpoint_every": 2}
-    options["model__pattern"] = ("attention",)  # a guard sees no mixer: this compiles fastest
-    return tiny_config(**(options | changes))
+    return tiny_config(**(ANY_LAYER | options | changes))
 
 
 def poison(monkeypatch, numbers):

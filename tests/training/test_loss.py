@@ -1,5 +1,6 @@
 """The chunked loss equals the plain one and needs a fraction of its memory."""
 
+import functools
 import math
 
 import jax
@@ -12,6 +13,7 @@ from carve_jax.training.loss import LossSums, next_token_loss, report
 VOCAB, WIDTH = 50, 8
 
 
+@functools.partial(jax.jit, static_argnums=(0, 1))
 def inputs(batch, length, seed=0):
     keys = jax.random.split(jax.random.key(seed), 4)
     hidden = jax.random.normal(keys[0], (batch, length, WIDTH))
@@ -21,6 +23,7 @@ def inputs(batch, length, seed=0):
     return hidden, kernel, targets, mask
 
 
+@functools.partial(jax.jit, static_argnums=4)
 def chunked(hidden, kernel, targets, mask, loss_chunk, z_loss=0.0):
     size = jnp.full(targets.shape, 3, jnp.int32)
     return next_token_loss(
@@ -28,6 +31,7 @@ def chunked(hidden, kernel, targets, mask, loss_chunk, z_loss=0.0):
     )
 
 
+@jax.jit
 def plain(hidden, kernel, targets, mask, z_loss=0.0):
     logits = hidden @ kernel
     log_p = jax.nn.log_softmax(logits)
@@ -67,8 +71,8 @@ def test_gradients_equal_the_plain_ones(z_loss):
         nats, penalty, _ = plain(hidden, kernel, targets, mask, z_loss)
         return nats + penalty
 
-    found = jax.grad(chunked_objective, (0, 1))(hidden, kernel)
-    expected = jax.grad(plain_objective, (0, 1))(hidden, kernel)
+    found = jax.jit(jax.grad(chunked_objective, (0, 1)))(hidden, kernel)
+    expected = jax.jit(jax.grad(plain_objective, (0, 1)))(hidden, kernel)
     for a, b in zip(found, expected, strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
 

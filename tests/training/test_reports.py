@@ -15,7 +15,7 @@ from carve_jax.training.reports.utilisation import ideal_step_seconds, peak_flop
 from carve_jax.training.run import build
 from carve_jax.training.settings import make_model_config, read_settings
 from configs import carve_100m
-from tests.training.helpers import tiny_config, train
+from tests.training.helpers import ANY_LAYER, tiny_config, train
 
 
 class Stalling:
@@ -45,7 +45,7 @@ def test_a_source_that_stalls_is_named_and_its_time_is_told(tmp_path, monkeypatc
 
     monkeypatch.setattr(loop, "build", stalling)
     _, lines = train(
-        tiny_config(steps=4, watchdog_seconds=0.5, log_every=4, eval_every=4), tmp_path
+        tiny_config(**ANY_LAYER, steps=4, watchdog_seconds=0.5, log_every=4, eval_every=4), tmp_path
     )
     told = [line for line in lines if "the data of step 3, from 'mqar', in __next__ (" in line]
     assert told
@@ -71,13 +71,16 @@ def test_the_watchdog_tells_a_wait_whenever_it_has_doubled():
         assert "watchdog" not in {thread.name for thread in threading.enumerate()}
 
 
-def test_norms_of_every_layer_and_a_profile(tmp_path):
-    config = tiny_config(
-        model__layers=2, steps=4, log_every=3, log_norms_every=2, profile_steps=(2, 3)
-    )
-    _, lines = train(config, tmp_path)
+@pytest.mark.slow  # always: a measured step's profile, in tests/experiments/benchmarks
+def test_a_profile_of_some_steps(tmp_path):
+    _, lines = train(tiny_config(**ANY_LAYER, steps=4, profile_steps=(2, 3)), tmp_path)
     assert f"profile of steps 2 to 3: {tmp_path / 'profile'}" in lines
     assert list((tmp_path / "profile").rglob("*.xplane.pb"))
+
+
+def test_norms_of_every_layer(tmp_path):
+    changes = {"steps": 4, "log_every": 3, "log_norms_every": 2}
+    train(tiny_config(**ANY_LAYER, model__layers=2, **changes), tmp_path)
     metrics = read_metrics(tmp_path)
     assert [line["step"] for line in metrics] == [2, 3, 4]
     assert not [name for name in metrics[1] if "/" in name]
@@ -86,7 +89,7 @@ def test_norms_of_every_layer_and_a_profile(tmp_path):
             parts = [value for name, value in line.items() if name.startswith(f"{kind}/")]
             np.testing.assert_allclose(np.linalg.norm(parts), line[kind], rtol=1e-5)
         layers = {name for name in line if name.startswith("update_norm/blocks/")}
-        assert {f"update_norm/blocks/layer_0_carve/mixer/{i}" for i in (0, 1)} <= layers
+        assert {f"update_norm/blocks/layer_0_attention/mixer/{i}" for i in (0, 1)} <= layers
 
 
 def test_peaks_by_device_kind():

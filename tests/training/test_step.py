@@ -9,12 +9,12 @@ import pytest
 from carve_jax.training.loss import LossSums
 from carve_jax.training.run import build
 from carve_jax.training.step import finite_by_group
-from tests.training.helpers import tiny_config
+from tests.training.helpers import ANY_LAYER, tiny_config
 
 
 @pytest.fixture(scope="module")
 def run():
-    return build(tiny_config())
+    return build(tiny_config(**ANY_LAYER))
 
 
 @pytest.fixture
@@ -33,7 +33,7 @@ def assert_same_bits(a, b):
 def test_accumulation_equals_the_whole_batch(run, batch):
     batch["loss_mask"] = np.array(batch["loss_mask"])
     batch["loss_mask"][0] = 1.0  # one row counts far more tokens than the others
-    in_turns = build(tiny_config(optimizer__accumulate_steps=4))
+    in_turns = build(tiny_config(**ANY_LAYER, optimizer__accumulate_steps=4))
     state, whole = run.train_step(run.init(), batch)
     turned_state, turned = in_turns.train_step(in_turns.init(), batch)
     assert turned.sums.tokens == whole.sums.tokens
@@ -84,10 +84,10 @@ def test_groups_are_modules(run, batch):
         "the loss",
         "the gradient norm",
         "embed",
-        "blocks/layer_0_carve/mixer",
-        "blocks/layer_0_carve/mlp",
-        "blocks/layer_0_carve/mixer_norm",
-        "blocks/layer_0_carve/mlp_norm",
+        "blocks/layer_0_attention/mixer",
+        "blocks/layer_0_attention/mlp",
+        "blocks/layer_0_attention/mixer_norm",
+        "blocks/layer_0_attention/mlp_norm",
         "final_norm",
         "head",
     }

@@ -2,7 +2,6 @@ import hashlib
 import itertools
 import json
 import os
-import subprocess
 import sys
 from pathlib import Path
 
@@ -17,8 +16,6 @@ from experiments.preparation.sources import list_sources, read_work, survey
 from experiments.preparation.work import Columns, WorkSize
 from experiments.prepare_data import main
 from tests.experiments.preparation.made import SETTINGS, SMALL_SHARDS, files_of
-
-ROOT = Path(__file__).parents[3]
 
 
 @pytest.fixture
@@ -174,6 +171,10 @@ def test_any_number_of_workers_writes_the_same_files(many, tmp_path):
     prepare([str(many)], tmp_path / "one", SMALL_SHARDS)
     prepare([str(many)], tmp_path / "two", SMALL_SHARDS, workers=2)
     assert files_of(tmp_path / "two") == files_of(tmp_path / "one")
+
+
+@pytest.mark.slow  # always: with one worker
+def test_a_bad_line_ends_all_workers(many, tmp_path):
     bad = many / "z.jsonl"
     bad.write_text('{"text": "good"}\n{"text": 3}\n')
     with pytest.raises(UserError, match=r"z\.jsonl:2 is not a JSON object"):
@@ -249,22 +250,11 @@ def test_parquet_without_its_package_is_said(tmp_path, monkeypatch):
         prepare([str(tmp_path / "x.parquet")], tmp_path / "out", SETTINGS)
 
 
-def command(*arguments):
-    return subprocess.run(
-        [sys.executable, "-m", "experiments.prepare_data", *arguments],
-        cwd=ROOT,
-        env=os.environ | {"JAX_PLATFORMS": "cpu"},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-
-
 def test_the_command_and_a_user_mistake(texts, tmp_path, capsys):
     out = tmp_path / "out"
-    done = command(f"--input={texts}", f"--output={out}", "--eval_fraction=0.3")
-    assert done.returncode == 0, done.stderr
-    assert "uint16 tokens in train-00000.bin" in done.stdout
+    made = ["prepare_data", f"--input={texts}", f"--output={out}", "--eval_fraction=0.3"]
+    assert cli.call(main, made) == 0
+    assert "uint16 tokens in train-00000.bin" in capsys.readouterr().out
     assert cli.call(main, ["prepare_data", f"--output={out}", "--verify"]) == 0
     assert "2 shards are what was written" in capsys.readouterr().out
     assert cli.call(main, ["prepare_data", "--verify"]) == 2

@@ -41,8 +41,8 @@ def test_the_verdict_follows_the_checks() -> None:
     assert finding(Check("c", float("nan"), at_least=0.0)).verdict == FAILS
 
 
-# The dearest; of each, what it computes is tested below.
-SLOW = ("costs", "gradients", "stability", "capacity")
+# The dearest; of each, what it computes is tested below or in a file of its own.
+SLOW = ("costs", "gradients", "stability", "capacity", "chunk_mean", "parallel_in_time")
 
 
 @pytest.mark.parametrize(
