@@ -17,7 +17,7 @@ from tests.fuzz.kinds import KINDS
 from tests.fuzz.search import search
 from tests.fuzz.table import PROPERTY, table
 
-EXAMPLES = 12
+EXAMPLES = 8
 """Of a kind whose share is 1: all kinds together take about 45 s of one core."""
 
 
@@ -25,7 +25,7 @@ EXAMPLES = 12
 def test_damaged_files_are_repaired_or_refused(kind, tmp_path, record_property):
     bench = Bench(kind, tmp_path)
     try:
-        search(bench, max(6, round(EXAMPLES * kind.share)))
+        search(bench, max(4, round(EXAMPLES * kind.share)))
     finally:
         record_property(PROPERTY, (kind.name, dict(bench.counts)))
     assert bench.counts["refused"] + bench.counts[REPAIRED] + bench.counts[OTHER]

@@ -179,7 +179,7 @@ def under_a_lowering() -> Any:
     "traced",
     [under_jit, under_grad_of_jit, under_vmap, under_a_mesh, under_float64, under_a_lowering],
 )
-@pytest.mark.parametrize("wrong", ["", "gradient"])
+@pytest.mark.parametrize("wrong", ["", pytest.param("gradient", marks=pytest.mark.slow)])
 def test_first_called_inside_a_trace(used: Any, traced: Any, wrong: str) -> None:
     _, runs = used(wrong)
     if wrong:

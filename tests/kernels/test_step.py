@@ -64,7 +64,17 @@ def lowered_for_gpu(function: Callable, *args: jax.Array) -> str:
         return jax.jit(function).trace(*args).lower(lowering_platforms=("cuda",)).as_text()
 
 
-@pytest.mark.parametrize("name", CASES)
+# All sizes and gates by day; what differs from one of these in one thing alone, by night.
+ALIKE = {
+    *("bfloat16", "float16", "channel write", "scalar decay", "scalar erase", "grouped values"),
+    *("odd key alone", "large odd", "one channel"),
+}
+
+
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(name, marks=pytest.mark.slow if name in ALIKE else ()) for name in CASES],
+)
 def test_interpret_mode_equals_float64(name: str) -> None:
     output, memory = interpreted(*step_arrays(CASES[name]))
     check_step(CASES[name], np.asarray(output), np.asarray(memory), SCALE)

@@ -59,7 +59,8 @@ def test_activations_are_the_residuals_of_the_blocks():
     assert found == pytest.approx((kept(256) - kept(1)) / 256, rel=0.02)
 
 
-@pytest.mark.parametrize("mixer", ["gla", pytest.param("carve", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("mixer", ["gla", "carve"])
+@pytest.mark.slow  # always: that they are the residuals of the blocks
 def test_activations_are_linear_but_for_attention_and_shrink_with_rematerialisation(mixer):
     recurrent = dataclasses.replace(CONFIG, pattern=(mixer,))
     plain = activation_bytes(recurrent, 1024)

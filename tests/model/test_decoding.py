@@ -79,7 +79,7 @@ def _kind(leaf):
     ("pattern", "pad_to"),
     [
         pytest.param(("carve", "swa"), 1, marks=pytest.mark.slow),
-        (("carve", "swa"), 5),
+        pytest.param(("carve", "swa"), 5, marks=pytest.mark.slow),
         (("carve", "attention"), 1),
         pytest.param(("carve", "attention"), 5, marks=pytest.mark.slow),
     ],

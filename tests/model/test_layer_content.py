@@ -59,7 +59,7 @@ TOKENS, HALVES = (1,) * LENGTH, (11, 13)
     ("pattern", "lengths"),
     [
         (("carve",), TOKENS),
-        (("carve", "swa"), HALVES),
+        pytest.param(("carve", "swa"), HALVES, marks=pytest.mark.slow),
         pytest.param(("carve",), HALVES, marks=pytest.mark.slow),
         pytest.param(("carve", "swa"), TOKENS, marks=pytest.mark.slow),
     ],

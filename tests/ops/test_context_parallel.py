@@ -13,8 +13,7 @@ from tests.devices import xla_flags
 from tests.ops.cases import Case, make_arrays
 from tests.ops.over_devices import CASES
 
-# The others have segments besides; CARVE is cut over two devices by day, in tests/model.
-SLOW = ("gdn2", "carve", "carve, segments")
+SLOW = ("gdn2", "carve")  # the others have segments besides
 
 
 @functools.cache

@@ -2,6 +2,7 @@
 
 import errno
 import gc
+import itertools
 import json
 import os
 import resource
@@ -111,8 +112,17 @@ def cut(path: Path):
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
 
 
-@pytest.mark.parametrize("damage", [flip_a_bit, cut, Path.unlink])
-@pytest.mark.parametrize("part", ["state", "data", "meta"])
+# Each part and each damage by day.
+DAMAGES = {("state", flip_a_bit), ("data", cut), ("meta", Path.unlink), ("state", Path.unlink)}
+
+
+@pytest.mark.parametrize(
+    ("part", "damage"),
+    [
+        pytest.param(*each, marks=() if each in DAMAGES else pytest.mark.slow)
+        for each in itertools.product(("state", "data", "meta"), (flip_a_bit, cut, Path.unlink))
+    ],
+)
 def test_a_damaged_checkpoint_gives_way_to_the_one_before(tmp_path, part, damage):
     write(tmp_path / "checkpoints", [1, 2])
     kind = {"state": "", "data": "metadata", "meta": "metadata"}[part]

@@ -29,12 +29,13 @@ CASES = {
         "2,1,2,2": None,  # a state is handed on, convolutions look over the edge
     },
     "gdn2": {"2,2,2,1": {"all-reduce", "all-gather", "reduce-scatter"}},
+    "linear_attention": {"2,2,2,1": {"all-reduce", "all-gather", "reduce-scatter"}},
     "mamba3+swa": {"2,2,2,1": {"all-reduce", "all-gather", "reduce-scatter"}},
     "kda+attention": {"2,1,1,4": None},
 }
 
 # This one has the collectives of the others, and compiles fastest.
-ALWAYS = ("gdn2", "2,2,2,1")
+ALWAYS = ("linear_attention", "2,2,2,1")
 FOUR = {"data": 1, "fsdp": 2, "tensor": 2, "sequence": 1}
 
 

@@ -27,7 +27,7 @@ def test_the_largest_difference_counts_and_nan_with_it() -> None:
     assert math.isnan(tile_trial.difference((jnp.full(4, jnp.nan), jnp.ones(4)), left))
 
 
-@pytest.mark.parametrize("rule", ["gdn2", "carve"])
+@pytest.mark.parametrize("rule", ["gdn2", pytest.param("carve", marks=pytest.mark.slow)])
 @pytest.mark.parametrize(
     ("factor", "dropped"), [(1.0, None), (1.5, "off by"), (math.nan, "off by nan")]
 )

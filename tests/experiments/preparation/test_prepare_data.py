@@ -252,8 +252,8 @@ def test_parquet_without_its_package_is_said(tmp_path, monkeypatch):
 
 def test_the_command_and_a_user_mistake(texts, tmp_path, capsys):
     out = tmp_path / "out"
-    made = ["prepare_data", f"--input={texts}", f"--output={out}", "--eval_fraction=0.3"]
-    assert cli.call(main, made) == 0
+    made = [f"--input={texts}", f"--output={out}", "--eval_fraction=0.3", "--workers=1"]
+    assert cli.call(main, ["prepare_data", *made]) == 0
     assert "uint16 tokens in train-00000.bin" in capsys.readouterr().out
     assert cli.call(main, ["prepare_data", f"--output={out}", "--verify"]) == 0
     assert "2 shards are what was written" in capsys.readouterr().out
