@@ -81,7 +81,7 @@ WAYS = {
     ("pattern", "ways"),
     [
         pytest.param(("carve",), tuple(WAYS), id="carve", marks=pytest.mark.slow),
-        pytest.param(("gdn2",), tuple(WAYS), id="gdn2"),
+        pytest.param(("linear_attention",), tuple(WAYS), id="linear_attention"),
         pytest.param(("attention",), ("in pieces",), id="attention"),
     ],
 )
@@ -125,7 +125,7 @@ def letters(tokens):
 
 
 def test_texts_end_at_the_first_stop_whatever_its_tokens():
-    pattern = ("carve",)
+    pattern = ("linear_attention",)
     model, params = build(pattern)
     draw = np.random.default_rng(1)
     prompts = [draw.integers(0, VOCABULARY, n) for n in (3, 21, 40)]

@@ -95,7 +95,7 @@ def test_parts_one_after_another(rule: str, monkeypatch: pytest.MonkeyPatch) -> 
     "case",
     [
         pytest.param(Case(1, 600, 1, 2, 16, 16, gate_chunk=256, decay="resets"), marks=SLOW),
-        Case(1, 280, 1, 1, 16, 16, gate_chunk=300, norm=True, offset=37),
+        pytest.param(Case(1, 280, 1, 1, 16, 16, gate_chunk=300, norm=True, offset=37), marks=SLOW),
     ],
     ids=["256", "300 from an offset"],
 )

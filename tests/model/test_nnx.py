@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from flax import nnx
 
 from carve_jax.mixers import MIXERS
@@ -26,6 +27,7 @@ def params_of(module):
     return nnx.to_pure_dict(nnx.state(module, nnx.Param))
 
 
+@pytest.mark.slow  # always: a model that trains through the bridge, in tests/test_examples.py
 def test_a_language_model_is_an_nnx_module():
     linen, tokens = LanguageModel(CONFIG), random_tokens(2, 12, below=40)
     model = nnx.bridge.lazy_init(nnx.bridge.ToNNX(linen, rngs=nnx.Rngs(0)), tokens)

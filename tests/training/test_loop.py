@@ -20,7 +20,7 @@ from carve_jax.training.reports import whole_run
 from carve_jax.training.reports.metrics import CLOCK, read_metrics
 from carve_jax.training.run import build, load_trained
 from carve_jax.training.workdir import load_tokenizer
-from tests.training.helpers import figures, text_data, tiny_config, train
+from tests.training.helpers import ANY_LAYER, figures, text_data, tiny_config, train
 
 
 def before_step(monkeypatch, number, act):
@@ -239,7 +239,8 @@ class TextRun(NamedTuple):
 def text_run(tmp_path_factory):
     """Two steps on token files."""
     directory = tmp_path_factory.mktemp("text")
-    config = tiny_config(model__vocab_size=257, steps=2, sample_tokens=8, sample_prompt="the rule")
+    changes = {"steps": 2, "sample_tokens": 8, "sample_prompt": "the rule"}
+    config = tiny_config(**ANY_LAYER, model__vocab_size=257, **changes)
     config.data = text_data(directory / "data")
     return TextRun(directory / "run", config, *train(config, directory / "run"))
 

@@ -22,7 +22,13 @@ def measured(pattern: str) -> list[dict[str, float]]:
     return list(found["lengths"].values())
 
 
-@pytest.mark.parametrize("pattern", [pytest.param("gdn2", marks=pytest.mark.slow), "carve+swa"])
+@pytest.mark.parametrize(
+    "pattern",
+    [
+        "linear_attention+swa",
+        *(pytest.param(p, marks=pytest.mark.slow) for p in ("gdn2", "carve+swa")),
+    ],
+)
 def test_memory_is_constant_without_full_attention(pattern: str) -> None:
     at = measured(pattern)
     for figure in ("cache_bytes", "held_cache_bytes", "live_bytes"):
