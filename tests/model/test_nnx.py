@@ -14,11 +14,12 @@ CONFIG = LMConfig(
     vocab_size=40,
     d_model=32,
     layers=2,
-    pattern=("gdn2",),  # it compiles fastest
+    pattern=("carve", "swa"),
     mlp_dim=48,
     num_heads=2,
     key_dim=8,
     value_dim=16,
+    gates={"gate_chunk": 8},
     implementation="recurrent",
 )
 

@@ -42,7 +42,7 @@ for name in ("chunked", "recurrent"):
         plain = inputs(50, dtype, key_gate, value_gate)
         check(carve_jax.gated_delta_rule, *plain, implementation=name, chunk_size=16)
         carve = (*inputs(50, dtype, 8, 1), of(4, 16, 3, dtype=dtype), of(4, 3, 8, dtype=dtype))
-        for chunk, lag in ((16, 1), (24, 2)):
+        for chunk, lag in ((16, 1), (24, 1), (16, 2)):
             options = {"implementation": name, "gate_chunk": chunk, "content_lag": lag}
             check(carve_jax.carve_rule, *carve, **options)
     def packed(documents, *arrays):

@@ -183,22 +183,24 @@ def test_the_cases_of_several_groups_have_them(name: str) -> None:
 
 
 # Of "recurrent", which is the oracle, and of the plain rule in chunks, by night.
-HALVES = {("pallas", "gated_delta", "bfloat16"), ("pallas", "carve", "bfloat16")}
-HALVES |= {("chunked", "carve", "bfloat16")}
+HALVES = {("pallas", "gated_delta"), ("pallas", "carve"), ("chunked", "carve")}
 
 
 @pytest.mark.parametrize(
-    ("implementation", "rule", "dtype"),
+    ("implementation", "rule", "dtype", "name"),
     [
-        pytest.param(*each, marks=() if each in HALVES else pytest.mark.slow)
-        for each in itertools.product(IMPLEMENTATIONS, RULES, ("bfloat16", "float16"))
+        pytest.param(*each, marks=() if each in by_day else pytest.mark.slow)
+        for by_day in [{(*half, "bfloat16", "segments") for half in HALVES}]
+        for each in itertools.product(
+            IMPLEMENTATIONS, RULES, ("bfloat16", "float16"), ("plain", "segments")
+        )
     ],
 )
-def test_half_precision(rule: str, dtype: str, implementation: str) -> None:
-    outputs, gradients = outputs_and_gradients(rule, CASES["segments"], dtype, implementation)
+def test_half_precision(rule: str, dtype: str, implementation: str, name: str) -> None:
+    outputs, gradients = outputs_and_gradients(rule, CASES[name], dtype, implementation)
     assert outputs[0].dtype == dtype
     assert outputs[1].dtype == jnp.float32
-    expected_outputs, expected_gradients = oracle(rule, CASES["segments"], dtype)
+    expected_outputs, expected_gradients = oracle(rule, CASES[name], dtype)
     for got, expected in zip(outputs, expected_outputs, strict=True):
         assert relative_error(got, expected) < TOLERANCE[dtype]
     for got, expected in zip(gradients, expected_gradients, strict=True):
