@@ -183,14 +183,16 @@ def test_the_cases_of_several_groups_have_them(name: str) -> None:
 
 
 # Of "recurrent", which is the oracle, and of the plain rule in chunks, by night.
-HALVES = {("pallas", "gated_delta"), ("pallas", "carve"), ("chunked", "carve")}
+HALVES = {
+    (*each, "bfloat16", "segments")
+    for each in (("pallas", "gated_delta"), ("pallas", "carve"), ("chunked", "carve"))
+}
 
 
 @pytest.mark.parametrize(
     ("implementation", "rule", "dtype", "name"),
     [
-        pytest.param(*each, marks=() if each in by_day else pytest.mark.slow)
-        for by_day in [{(*half, "bfloat16", "segments") for half in HALVES}]
+        pytest.param(*each, marks=() if each in HALVES else pytest.mark.slow)
         for each in itertools.product(
             IMPLEMENTATIONS, RULES, ("bfloat16", "float16"), ("plain", "segments")
         )
