@@ -43,8 +43,10 @@ def test_the_user_s_choice_stays(folder, monkeypatch, tmp_path) -> None:
         compile_cache.keep_compiled()
         assert compile_cache.directory() == chosen
     jax.config.update(DIRECTORY, None)
-    with jax.enable_compilation_cache(False):
-        compile_cache.keep_compiled()
+    enabled = jax.config.jax_enable_compilation_cache
+    jax.config.update("jax_enable_compilation_cache", False)
+    compile_cache.keep_compiled()
+    jax.config.update("jax_enable_compilation_cache", enabled)
     assert compile_cache.directory() is None
     assert not folder.exists()
 
