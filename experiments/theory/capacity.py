@@ -253,7 +253,7 @@ def measure(quick: bool) -> Finding:
 
 def draw(figure: Figure, finding: Finding) -> None:
     """Error by load for every mixer, for the delta rule by K, and after rewriting."""
-    left, middle, right = panels(figure, 3)
+    left, middle, right = panels(figure, 3, lines=4)
     curves = finding.curves
     mixers = curves["errors"]
     for index, (name, errors) in enumerate(mixers.items()):

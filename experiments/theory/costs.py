@@ -218,7 +218,8 @@ def draw(figure: Figure, finding: Finding) -> None:
     label(left, "tile C, tokens", "ms", "The rule, forward and backward")
     rate = curves["flop"].sum() / curves["each"].sum()
     for index, name in enumerate(PATTERNS):
-        right.plot(sizes.contexts, 1e6 * curves["each"][index], label=name, **style(index))
+        look = style(index, of=len(PATTERNS))
+        right.plot(sizes.contexts, 1e6 * curves["each"][index], label=name, **look)
         right.plot(sizes.contexts, 1e6 * curves["flop"][index] / rate, ":", color=COLOURS[index])
     right.plot([], [], ":", color=INK, label="FLOPs at one rate")
     right.set_xscale("log", base=2)

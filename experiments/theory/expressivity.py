@@ -207,7 +207,7 @@ def measure(quick: bool) -> Finding:
 
 def draw(figure: Figure, finding: Finding) -> None:
     """Error of blind gates by their erase; of CARVE by the strength of P_up."""
-    left, right = panels(figure, 2)
+    left, right = panels(figure, 2, lines=3)
     for index, (told, errors) in enumerate(finding.curves["blind"].items()):
         name = "told the mode" if told else "not told"
         left.plot(BETAS, errors, label=f"best linear readout, {name}", **style(index))

@@ -15,7 +15,7 @@ from experiments.reporting.drawing import COLOURS as OTHERS
 from experiments.reporting.drawing import INK, MARKERS, drawn, to_png, to_svg_file
 
 COLOURS = (*OTHERS, INK)
-PANEL, HEAD = 2.9, 0.5  # inches: of a panel with its legend, and of the finding above
+PANEL, LINE, HEAD = 2.5, 0.19, 0.6  # inches: of a panel, of a line of its legend, of the finding
 LETTERS = 62  # of a line over a figure
 
 
@@ -33,9 +33,9 @@ def style(index: int, *, of: int = 4) -> dict[str, Any]:
     }
 
 
-def panels(figure: Figure, count: int) -> list[Axes]:
-    """`count` axes above one another; the figure becomes as high as they need."""
-    figure.set_figheight(HEAD + PANEL * count)
+def panels(figure: Figure, count: int, lines: int = 2) -> list[Axes]:
+    """`count` axes above one another, with legends of so many lines; the figure is made as high."""
+    figure.set_figheight(HEAD + (PANEL + LINE * lines) * count)
     return figure.subplots(count, squeeze=False)[:, 0].tolist()
 
 

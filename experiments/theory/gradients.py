@@ -267,7 +267,7 @@ def figures_of(
 def draw(figure: Figure, finding: Finding) -> None:
     """Gradients of the projections by step, of mixers by depth, of inputs by distance."""
     ends = finding.curves["ends"]  # of no mixer where sizes are quick
-    left, middle, *right = panels(figure, 3 if ends else 2)
+    left, middle, *right = panels(figure, 3 if ends else 2, lines=3)
     for index, (name, course) in enumerate(finding.curves["courses"].items()):
         for which, line in (("up", "-"), ("down", ":")):
             norms = getattr(course, which).mean(1)

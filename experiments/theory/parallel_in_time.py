@@ -191,7 +191,7 @@ def measure(quick: bool) -> Finding:
 def draw(figure: Figure, finding: Finding) -> None:
     """Error by sweep; sweeps by strength, with what the scan costs."""
     found: Measured = finding.curves["found"]
-    left, right = panels(figure, 2)
+    left, right = panels(figure, 2, lines=4)
     middle = sorted({chunk for chunk, _ in found.random})
     chosen = middle[len(middle) // 2]
     curves = {f"random, shift {s:g}": c for (n, s), c in found.random.items() if n == chosen}
@@ -207,10 +207,12 @@ def draw(figure: Figure, finding: Finding) -> None:
     label(left, "sweeps", "largest error of a token", f"Error, L = {chosen}")
     for index, chunk in enumerate(middle):
         needed = {s: c.needed for (n, s), c in found.random.items() if n == chunk}
-        right.plot(list(needed), list(needed.values()), label=f"L = {chunk}", **style(index))
+        look = style(index, of=len(middle) + 1)
+        right.plot(list(needed), list(needed.values()), label=f"L = {chunk}", **look)
     mixed = {s: c.needed for s, c in found.mixed.items()}
     name = f"L = {chosen}, Anderson's mixing"
-    right.plot(list(mixed), list(mixed.values()), label=name, **style(len(middle)))
+    look = style(len(middle), of=len(middle) + 1)
+    right.plot(list(mixed), list(mixed.values()), label=name, **look)
     for line, what in (("--", "forward, 1 row"), (":", "forward, 8 rows")):
         scan, one = PREDICTED[what]
         right.axhline(scan / one, color=INK, linestyle=line, label=f"time of the scan, {what}")

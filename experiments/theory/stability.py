@@ -276,7 +276,7 @@ def measure(quick: bool) -> Finding:
 
 def draw(figure: Figure, finding: Finding) -> None:
     """Norms over time, and growth found against its bounds."""
-    left, right = panels(figure, 2)
+    left, right = panels(figure, 2, lines=4)
     curves = finding.curves
     tokens = np.arange(1, curves["random"].shape[1] + 1)
     ends = GATE_CHUNK * np.arange(1, len(curves["loop"]) + 1)
