@@ -26,6 +26,7 @@ from carve_jax.training.processes.distributed import PeerLost
 from carve_jax.training.processes.stopping import Interrupted, TrainingDiverged
 from carve_jax.training.settings import OPTIONAL, from_json, nearest
 from carve_jax.versions import warn_of_untested
+from experiments.compile_cache import keep_compiled
 from experiments.help_pages.page import render
 
 USER_ERROR = UserError.exit_code
@@ -55,7 +56,10 @@ class HelpAsked(Exception):
 
 
 def run(main: Callable[[list[str]], None]) -> None:
-    """Runs a command with the process's arguments and exits with its code."""
+    """Runs a command with the process's arguments and exits with its code.
+
+    What it compiles is kept for the next command (`experiments.compile_cache`).
+    """
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             # A terminal shows what it can; all else is UTF-8, whatever the machine's locale.
@@ -63,6 +67,8 @@ def run(main: Callable[[list[str]], None]) -> None:
             stream.reconfigure(encoding=encoding, errors="backslashreplace")
     sys.unraisablehook = _report_unraisable
     warn_of_untested()
+    if not HELP & set(sys.argv):
+        keep_compiled()
     sys.exit(call(main, sys.argv))
 
 

@@ -14,8 +14,8 @@ tuning is done. Its runs come first in --index and --count and are called tune.*
 them alone with --only='tune.*', and another one, after it, the rest.
 
 On GPUs each run has as many as its mesh; with a larger --jobs, runs of one GPU share it, each with
-its part of the memory (XLA_PYTHON_CLIENT_MEM_FRACTION). All share what they compile, in
-JAX_COMPILATION_CACHE_DIR if that is set, so that a later sitting finds it again.
+its part of the memory (XLA_PYTHON_CLIENT_MEM_FRACTION). All share what they compile, where commands
+keep that, so that a later sitting finds it again (docs/commands.md says where).
 
 --set.KEY=VALUE changes the config of all runs (--set.steps=20), --config.KEY=VALUE the sweep itself
 (--config.seeds=0,1), --base=configs/carve_1b3.py trains that model in place of the small ones.

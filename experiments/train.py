@@ -30,7 +30,7 @@ from carve_jax.errors import UserError
 from carve_jax.training.loop import train
 from carve_jax.training.processes import distributed
 from carve_jax.training.processes.messages import together
-from experiments import cli
+from experiments import cli, compile_cache
 from experiments.planning.describe import describe, twin
 
 
@@ -59,7 +59,10 @@ def main(argv: list[str]) -> None:
     overrides = cli.parse_flags(definitions, argv, ("config",))
     if compare.value and not only_describe.value:
         raise UserError("--compare is for --describe: give both, or neither")
-    with distributed.joined(None if only_describe.value else peers()):
+    others = None if only_describe.value else peers()
+    if others is not None:
+        compile_cache.keep_none_by_default()
+    with distributed.joined(others):
         with together():
             config = cli.load_config(
                 cli.require(path.value, "config", "a file such as configs/quickstart.py"), overrides

@@ -9,6 +9,7 @@
     compiling/, aot.py      every shipped kernel compiled without a GPU, and what it will take
     selftest.py             the kernels against the plain recurrence, on the machine they run on;
                             reference.py that recurrence, verdicts.py what was found, on disk
+    user_cache.py           the user's folder for what is kept between processes
     guard.py                the self-test before a GPU's first use; CARVE_SELFTEST=off
 
 Words, as in the glossary of carve_jax (`carve_jax/shapes.py`):

@@ -20,6 +20,7 @@ from typing import Any, NamedTuple
 import jax
 
 from pallas_kernels.tiling import Tiles
+from pallas_kernels.user_cache import user_cache
 
 COMPILERS = re.compile(r"jax|jaxlib|jax-(cuda|triton).*|triton|nvidia-.*(nvcc|nvvm).*")
 
@@ -97,9 +98,7 @@ class Verdict(NamedTuple):
 
 def folder() -> Path:
     """Where verdicts are kept."""
-    base = os.environ.get("XDG_CACHE_HOME", "")
-    cache = Path(base) if os.path.isabs(base) else Path.home() / ".cache"
-    return cache / "carve_jax" / "selftest"
+    return user_cache("selftest")
 
 
 def facts(check: Check) -> dict[str, str]:

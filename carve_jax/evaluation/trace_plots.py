@@ -32,7 +32,15 @@ class _Panel(NamedTuple):
     channels: str
 
 
-def plot_gates(read: Trace, labels: Sequence[str], *, layer: int = 0, head: int = 0) -> Figure:
+def plot_gates(
+    read: Trace,
+    labels: Sequence[str],
+    *,
+    layer: int = 0,
+    head: int = 0,
+    title: str = "",
+    beside: Sequence[Trace] = (),
+) -> Figure:
     """All gates of one head above one another: one column per token, one row per channel.
 
     Args:
@@ -40,6 +48,9 @@ def plot_gates(read: Trace, labels: Sequence[str], *, layer: int = 0, head: int 
         labels: one word per token.
         layer: index into ``read.layers``.
         head: a value head.
+        title: over all, before layer and head, such as what was read.
+        beside: traces of the same model whose pictures this one is compared with: their values
+            count for its colour scales, so that all of them have the same.
 
     Raises:
         UserError: no such layer or head, or another number of labels than tokens.
@@ -50,32 +61,40 @@ def plot_gates(read: Trace, labels: Sequence[str], *, layer: int = 0, head: int 
             f"layer={layer}, head={head}: the trace has layers 0 to {layers - 1} and heads 0 to "
             f"{heads - 1}"
         )
+    panels = _gate_panels(read, layer, head)
+    others = [_gate_panels(other, layer, head) for other in beside]
+    counts = [panel.values.shape[1] for panel in panels]
+    rows = [0.35 if count == 1 else max(0.75, 0.04 * count) for count in counts]
+    figure = _figure(_width(len(labels)), 0.75 + sum(rows) + 0.35 * len(panels))
+    grid = figure.subplots(len(panels), sharex=True, squeeze=False, height_ratios=rows)
+    for row, (axes, panel) in enumerate(zip(grid[:, 0], panels, strict=True)):
+        compared = [panel.values, *(other[row].values for other in others)]
+        signed = min(values.min() for values in compared) < 0
+        # Gates range to 1, whatever they reach, or to 2 with negative eigenvalues.
+        largest = max(np.abs(values).max() for values in compared)
+        image = _heat_map(axes, panel.values.T, signed, largest if signed else 1 + (largest > 1))
+        axes.set_title(panel.title, loc="left", fontsize=9)
+        several = panel.values.shape[1] > 1
+        axes.set_ylabel(f"{panel.channels} channel" if several else "", fontsize=8)
+        axes.set_yticks(*([[0, panel.values.shape[1] - 1]] if several else [[0], ["all"]]))
+        figure.colorbar(image, ax=axes, pad=0.01, aspect=8)
+    _label_tokens(grid[-1, 0], labels, panels[0].values.shape[0])
+    of = f"layer {read.layers[layer]}, head {head}"
+    figure.suptitle(f"{title}: {of}" if title else of, fontsize=10)
+    return figure
+
+
+def _gate_panels(read: Trace, layer: int, head: int) -> list[_Panel]:
     one = {name: getattr(read, name)[layer, :, head] for name in ("erase", "write", "content")}
     panels = [
         _Panel("kept: exp g", np.exp(read.log_decay[layer, :, head]), "key"),
         _Panel("erase gate: b", one["erase"], "key"),
         _Panel("write gate: w", one["write"], "value"),
+        _Panel("content: m", one["content"], "value"),
     ]
-    if read.content.any():
-        panels.append(_Panel("content: m", one["content"], "value"))
-    panels = [panel._replace(values=_without_repeats(panel.values)) for panel in panels]
-    counts = [panel.values.shape[1] for panel in panels]
-    rows = [0.35 if count == 1 else max(0.75, 0.04 * count) for count in counts]
-    figure = _figure(_width(len(labels)), 0.75 + sum(rows) + 0.35 * len(panels))
-    grid = figure.subplots(len(panels), sharex=True, squeeze=False, height_ratios=rows)
-    for axes, panel in zip(grid[:, 0], panels, strict=True):
-        signed = panel.values.min() < 0
-        # Gates range to 1, whatever they reach, or to 2 with negative eigenvalues.
-        largest = np.abs(panel.values).max()
-        image = _heat_map(axes, panel.values.T, signed, largest if signed else 1 + (largest > 1))
-        axes.set_title(panel.title, loc="left", fontsize=9)
-        several = panel.values.shape[1] > 1
-        axes.set_ylabel(f"{panel.channels} channel" if several else "", fontsize=8)
-        axes.set_yticks([0, panel.values.shape[1] - 1] if several else [])
-        figure.colorbar(image, ax=axes, pad=0.01, aspect=8)
-    _label_tokens(grid[-1, 0], labels, panels[0].values.shape[0])
-    figure.suptitle(f"layer {read.layers[layer]}, head {head}", fontsize=10)
-    return figure
+    if not read.content.any():
+        panels.pop()
+    return [panel._replace(values=_without_repeats(panel.values)) for panel in panels]
 
 
 def plot_by_head(
@@ -83,6 +102,7 @@ def plot_by_head(
     labels: Sequence[str],
     *,
     layers: Sequence[str],
+    channels: str = "channel",
     top: float | None = None,
     title: str = "",
 ) -> Figure:
@@ -92,7 +112,8 @@ def plot_by_head(
         values: a field of a trace, such as ``read.erase``, or what is made of one: a difference of
             two, or ``singular_values(read)``. All pictures share one scale.
         labels: one word per token.
-        layers: a name a layer: ``read.layers``.
+        layers: one name per layer: ``read.layers``.
+        channels: what a row of a picture is, such as "key channel".
         top: end of the scale, such as 1 for gates; the largest value if left out.
         title: over all.
 
@@ -110,6 +131,7 @@ def plot_by_head(
             image = _heat_map(axes, values[row, :, head].T, signed, top)
             axes.set_title(f"layer {name}, head {head}", loc="left", fontsize=9)
             axes.set_yticks([0, values.shape[-1] - 1])
+        grid[row, 0].set_ylabel(channels, fontsize=8)
     for axes in grid[-1]:
         _label_tokens(axes, labels, tokens)
     figure.colorbar(image, ax=grid, pad=0.01, aspect=30)
@@ -122,6 +144,7 @@ def plot_states(
     labels: Sequence[str],
     *,
     at: Sequence[int] | None = None,
+    top: float | None = None,
     title: str = "",
 ) -> Figure:
     """The memory itself after some tokens, as matrices of key by value channels on one scale.
@@ -130,6 +153,8 @@ def plot_states(
         states: of one head: ``read.state[layer, :, head]``, or what a rule returned.
         labels: one word per token.
         at: after which tokens to show it; by default eight, evenly spread.
+        top: end of the scale; the largest entry shown if left out. Pictures that are to be compared
+            need the same.
         title: over all.
 
     Raises:
@@ -145,18 +170,21 @@ def plot_states(
     columns = min(len(at), 8)
     rows = -(-len(at) // columns)
     height = min(max(1.5 * states.shape[1] / states.shape[2], 0.5), 4.0)
-    figure = _figure(1.2 + 1.5 * columns, 0.7 + (0.3 + height) * rows)
+    figure = _figure(1.2 + 1.5 * columns, 0.8 + (0.45 + height) * rows)
     grid = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False)
-    top = np.abs(states[list(at)]).max()
+    top = float(np.abs(states[list(at)]).max()) if top is None else top
     for axes in grid.flat[len(at) :]:
         axes.set_axis_off()
     for axes, token in zip(grid.flat, at, strict=False):
         image = _heat_map(axes, states[token], True, top, aspect="equal")
-        axes.set_title(f"{token}: {labels[token]}", fontsize=9)
-        axes.set_xticks([])
-        axes.set_yticks([])
-    grid[0, 0].set_ylabel("key channels", fontsize=8)
-    grid[-1, 0].set_xlabel("value channels", fontsize=8)
+        axes.set_title(f"after token {token}\n{labels[token]}", fontsize=9)
+        axes.set_xticks([0, states.shape[2] - 1])
+        axes.set_yticks([0, states.shape[1] - 1])
+        axes.tick_params(labelsize=7, length=2)
+    for axes in grid[:, 0]:
+        axes.set_ylabel("key channel", fontsize=8)
+    for axes in grid[-1]:
+        axes.set_xlabel("value channel", fontsize=8)
     figure.colorbar(image, ax=grid, pad=0.01, aspect=15)
     figure.suptitle(title, fontsize=10)
     return figure
@@ -205,3 +233,4 @@ def _label_tokens(axes: Axes, labels: Sequence[str], tokens: int) -> None:
     for text in axes.get_xticklabels():
         text.set_rotation(90 if len(text.get_text()) > 2 else 0)
     axes.tick_params(axis="x", labelsize=7, length=2)
+    axes.set_xlabel("token", fontsize=8)

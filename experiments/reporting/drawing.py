@@ -27,6 +27,11 @@ MARKERS = "osD^vP*X"
 WIDTH = 4.6  # inches: as drawn, points are about the pixels of a phone
 WRAP = 22  # letters of a line of a title beside a point
 BASELINE = (INK, "-", "o")
+# The inks of page.html, and what it does to other colours in the dark.
+BY_ITSELF = (
+    "<style>svg { color: #1c2024 } @media (prefers-color-scheme: dark) "
+    "{ svg { color: #e3e7ea; filter: brightness(1.35) } }</style>"
+)
 ROUND = (1, 2, 5, 10)
 """Ticks are multiples of these, times a power of ten."""
 
@@ -159,3 +164,9 @@ def to_svg(figure: Figure, name: str) -> str:
         figure.savefig(stream, format="svg", transparent=True, metadata={"Date": None})
     text = stream.getvalue()
     return text[text.index("<svg") :].replace(INK, "currentColor")
+
+
+def to_svg_file(figure: Figure, name: str) -> str:
+    """As `to_svg`, for a file of its own: in dark or light, as the reader has asked for."""
+    head, mark, rest = to_svg(figure, name).partition(">")
+    return f"{head}{mark}\n{BY_ITSELF}{rest}"

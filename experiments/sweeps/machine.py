@@ -21,7 +21,7 @@ from carve_jax.config import LMConfig
 from carve_jax.errors import UserError
 from carve_jax.training.reports.utilisation import peak_flops
 from carve_jax.training.settings import make_model_config
-from experiments import cli
+from experiments import cli, compile_cache
 from experiments.sweeps.plan import Plan, PlannedRun
 from experiments.sweeps.store import Store
 
@@ -102,10 +102,10 @@ def compiled() -> Iterator[dict[str, str]]:
     """The environment in which runs share what they compile: seeds differ in nothing else.
 
     What is compiled is code that a process runs without a look at it, so it does not lie in the
-    sweep's directory, which may have come from elsewhere: it goes where JAX_COMPILATION_CACHE_DIR
-    says, or to a folder of this process alone, for as long as it lives.
+    sweep's directory, which may have come from elsewhere: it goes where this process keeps what it
+    compiles, or if that is nowhere, to a folder of this process alone for as long as it lives.
     """
-    given = os.environ.get("JAX_COMPILATION_CACHE_DIR")
+    given = compile_cache.directory()
     with contextlib.ExitStack() as stack:
         folder = given or stack.enter_context(
             tempfile.TemporaryDirectory(prefix="carve_jax_compiled_", ignore_cleanup_errors=True)

@@ -12,9 +12,10 @@
   parallel_in_time  how many passes of GDN-2 make one of CARVE.
 
 The verdict is computed from the measured numbers: "holds", "fails", or "holds within limits", with
-the place where it fails. DIR (by default a dated folder of experiments/results) gets theory.json
-and a PNG for each. All take some four minutes on two idle cores; --quick takes tiny sizes, which
-can refute no claim: one that is missed there is undecided, and verdicts and figures say "quick".
+the place where it fails. DIR (by default a dated folder of experiments/results) gets theory.json,
+and for each a PNG and an SVG. All take some four minutes on two idle cores; --quick takes tiny
+sizes, which can refute no claim: one that is missed there is undecided, and verdicts and figures
+say "quick".
 
 Examples:
   python -m experiments.theory --only=solve,stability --quick --output=theory
@@ -64,9 +65,9 @@ def run(name: str, quick: bool, directory: Path) -> dict[str, Any]:
     """Measures, draws into the directory, prints the verdict; the record."""
     started = time.monotonic()
     finding = EXPERIMENTS[name].measure(quick)
-    figure = figures.new_figure(finding.found, finding.judged(quick))
-    EXPERIMENTS[name].draw(figure, finding)
-    figures.save(figure, directory / f"{name}.png")
+    with figures.new_figure(finding.found, finding.judged(quick)) as figure:
+        EXPERIMENTS[name].draw(figure, finding)
+        figures.save(figure, directory / f"{name}.png")
     seconds = time.monotonic() - started
     print(f"{name}: {finding.title}: {finding.judged(quick)} ({seconds:.1f} s)\n  {finding.found}")
     for check in finding.checks:

@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 from carve_jax.mixers import FAMILY
 from carve_jax.mixers.gates import init_a_log, init_dt_bias, retention_log_decay
 from carve_jax.ops.gated_delta import carve_rule, gated_delta_rule
-from experiments.theory.figures import COLOURS, label, panels, style
+from experiments.theory.figures import INK, label, legend, panels, style
 from experiments.theory.finding import Check, Experiment, Finding, Number
 
 LOADS = (0.25, 0.5, 1.0, 1.5, 2.0, 4.0)  # pairs a key channel
@@ -253,21 +253,24 @@ def measure(quick: bool) -> Finding:
 
 def draw(figure: Figure, finding: Finding) -> None:
     """Error by load for every mixer, for the delta rule by K, and after rewriting."""
-    left, middle, right = panels(figure, 3)
+    left, middle, right = panels(figure, 3, lines=4)
     curves = finding.curves
-    for index, (name, errors) in enumerate(curves["errors"].items()):
-        left.plot(LOADS, errors, label=name, **style(index))
-        right.plot(curves["times"], curves["rewriting"][name], label=name, **style(index))
-    left.plot(LOADS, curves["theory"], ":", color="black", label="x / (1 + x)")
-    label(left, "pairs a key channel, N/K", "error of reading all pairs", "Random keys")
+    mixers = curves["errors"]
+    for index, (name, errors) in enumerate(mixers.items()):
+        look = style(index, of=len(mixers))
+        left.plot(LOADS, errors, label=name, **look)
+        right.plot(curves["times"], curves["rewriting"][name], label=name, **look)
+    left.plot(LOADS, curves["theory"], ":", color=INK, label="x / (1 + x)")
+    label(left, "pairs per key channel, N/K", "error of reading all pairs", "Random keys")
+    legend(left, columns=3)
     for index, (channels, errors) in enumerate(curves["sizes"].items()):
         middle.plot(LOADS, errors, label=f"K {channels}", **style(index))
-    middle.plot(LOADS, curves["theory"], ":", color=COLOURS[6], label="linear attention")
-    middle.legend(fontsize=8)
-    label(middle, "pairs a key channel, N/K", "", "The delta rule by K")
+    middle.plot(LOADS, curves["theory"], ":", color=INK, label="linear attention")
+    legend(middle)
+    label(middle, "pairs per key channel, N/K", "error of reading all pairs", "The delta rule by K")
     label(right, "writes of each key", "error of the last values", "Orthogonal keys rewritten")
     right.set_ylim(-0.05, 1.05)
-    right.legend(fontsize=7, loc="upper left", bbox_to_anchor=(1, 1))
+    legend(right, columns=3)
 
 
 EXPERIMENT = Experiment(measure, draw)

@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 
 from carve_jax.data.sources.stdlib import stdlib_documents
 from experiments.theory import small_models
-from experiments.theory.figures import label, panels, style
+from experiments.theory.figures import INK, label, legend, panels, style
 from experiments.theory.finding import Check, Experiment, Finding, Number
 
 MIXER = "carve"
@@ -130,16 +130,18 @@ def measure(quick: bool) -> Finding:
 
 def draw(figure: Figure, finding: Finding) -> None:
     """Deviation by length, with the line of 1/√L."""
-    (axes,) = panels(figure, 1)
+    (axes,) = panels(figure, 1, lines=6)
     lengths = np.array(finding.curves["lengths"])
-    for index, (name, deviation) in enumerate(finding.curves["deviation"].items()):
+    deviations = finding.curves["deviation"]
+    for index, (name, deviation) in enumerate(deviations.items()):
         slope_ = finding.curves["slopes"][name]
-        axes.plot(lengths, deviation, label=f"{name}: slope {slope_:.2f}", **style(index))
-    axes.plot(lengths, lengths**-0.5, ":", color="black", label="1/√L")
+        look = style(index, of=len(deviations))
+        axes.plot(lengths, deviation, label=f"{name}: slope {slope_:.2f}", **look)
+    axes.plot(lengths, lengths**-0.5, ":", color=INK, label="1/√L")
     axes.set_xscale("log", base=2)
     axes.set_yscale("log")
-    axes.legend()
-    label(axes, "L, tokens", "deviation of the mean, in σ of an output")
+    legend(axes, columns=1)
+    label(axes, "L, tokens", "deviation of the mean,\nin σ of an output")
 
 
 EXPERIMENT = Experiment(measure, draw)

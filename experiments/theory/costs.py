@@ -26,7 +26,7 @@ from experiments.measuring.timing import (
     median_seconds,
     with_gradients,
 )
-from experiments.theory.figures import COLOURS, label, panels, style
+from experiments.theory.figures import COLOURS, INK, label, legend, panels, style
 from experiments.theory.finding import Check, Experiment, Finding, Number
 
 RULE, HYBRID, ATTENTION = "gdn2", "gdn2 3 : 1 attention", "attention"
@@ -214,17 +214,18 @@ def draw(figure: Figure, finding: Finding) -> None:
     left.plot(sizes.tiles, 1e3 * curves["predicted"], label="predicted", **style(1))
     left.set_xscale("log", base=2)
     left.set_ylim(bottom=0)
-    left.legend()
+    legend(left)
     label(left, "tile C, tokens", "ms", "The rule, forward and backward")
     rate = curves["flop"].sum() / curves["each"].sum()
     for index, name in enumerate(PATTERNS):
-        right.plot(sizes.contexts, 1e6 * curves["each"][index], label=name, **style(index))
+        look = style(index, of=len(PATTERNS))
+        right.plot(sizes.contexts, 1e6 * curves["each"][index], label=name, **look)
         right.plot(sizes.contexts, 1e6 * curves["flop"][index] / rate, ":", color=COLOURS[index])
-    right.plot([], [], ":", color="black", label="FLOPs at one rate")
+    right.plot([], [], ":", color=INK, label="FLOPs at one rate")
     right.set_xscale("log", base=2)
     right.set_ylim(bottom=0)
-    right.legend()
-    label(right, "context, tokens", "µs a token", "Models, forward")
+    legend(right)
+    label(right, "context, tokens", "µs per token", "Models, forward")
 
 
 EXPERIMENT = Experiment(measure, draw)

@@ -16,7 +16,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from carve_jax.ops.gated_delta import carve_rule, gated_delta_rule
-from experiments.theory.figures import COLOURS, label, panels, style
+from experiments.theory.figures import COLOURS, INK, label, legend, panels, style
 from experiments.theory.finding import Check, Experiment, Finding, Number
 
 KEYS, VALUES, GATE_CHUNK = 4, 4, 16  # keys that hold values; their channels; L
@@ -207,13 +207,13 @@ def measure(quick: bool) -> Finding:
 
 def draw(figure: Figure, finding: Finding) -> None:
     """Error of blind gates by their erase; of CARVE by the strength of P_up."""
-    left, right = panels(figure, 2)
+    left, right = panels(figure, 2, lines=3)
     for index, (told, errors) in enumerate(finding.curves["blind"].items()):
         name = "told the mode" if told else "not told"
         left.plot(BETAS, errors, label=f"best linear readout, {name}", **style(index))
-    left.plot(BETAS, floor(BETAS), ":", color="black", label="closed form, told, any readout")
+    left.plot(BETAS, floor(BETAS), ":", color=INK, label="closed form, told, any readout")
     left.axhline(finding.curves["carve"][-1], color=COLOURS[2], label="CARVE set by hand")
-    left.legend(fontsize=8)
+    legend(left, columns=1)
     label(left, "erase gate β of every write", "squared error over the target's", "Blind gates")
     right.plot(STRENGTHS, np.maximum(finding.curves["carve"], 1e-16), **style(2))
     right.set_yscale("log")

@@ -1,51 +1,69 @@
-"""How the figures look: one size, one palette that colour-blind readers tell apart."""
+"""How the figures look: panels above one another at the width of a phone, in a report's colours."""
 
 import textwrap
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import matplotlib as mpl
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-# Okabe and Ito, "Color Universal Design" (2008), without yellow, which is faint on white.
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
-MARKERS = "osD^vPX"
+from carve_jax.files import write_atomically
+from experiments.reporting.drawing import COLOURS as OTHERS
+from experiments.reporting.drawing import INK, MARKERS, drawn, to_png, to_svg_file
+
+COLOURS = (*OTHERS, INK)
+PANEL, LINE, HEAD = 2.5, 0.19, 0.6  # inches: of a panel, of a line of its legend, of the finding
+LETTERS = 62  # of a line over a figure
 
 
-def style(index: int) -> dict[str, Any]:
-    """Colour and marker of the curve of that index; the two repeat out of step from the eighth."""
-    turn = index // len(COLOURS)
+def style(index: int, *, of: int = 4) -> dict[str, Any]:
+    """Colour, marker and widths of one of so many curves; those drawn later are thinner.
+
+    Curves that fall together stay visible so, each within those before it.
+    """
+    rest = (of - 1 - index) / max(of - 1, 1)
     return {
         "color": COLOURS[index % len(COLOURS)],
-        "marker": MARKERS[(index + turn) % len(MARKERS)],
-        "linestyle": ("-", "--")[turn % 2],
+        "marker": MARKERS[index % len(MARKERS)],
+        "linewidth": 1.2 + 1.6 * rest,
+        "markersize": 3 + 4 * rest,
     }
 
 
-def panels(figure: Figure, count: int) -> list[Axes]:
-    """`count` axes side by side, with a light grid."""
-    axes = figure.subplots(1, count, squeeze=False)[0].tolist()
-    for each in axes:
-        each.grid(alpha=0.3)
-    return axes
+def panels(figure: Figure, count: int, lines: int = 2) -> list[Axes]:
+    """`count` axes above one another, with legends of so many lines; the figure is made as high."""
+    figure.set_figheight(HEAD + (PANEL + LINE * lines) * count)
+    return figure.subplots(count, squeeze=False)[:, 0].tolist()
 
 
 def label(axes: Axes, x: str, y: str, title: str = "") -> None:
     """Names the axes, and the panel."""
     axes.set_xlabel(x)
     axes.set_ylabel(y)
-    axes.set_title(textwrap.fill(title, 60), fontsize=9)
+    axes.set_title(textwrap.fill(title, LETTERS), fontsize=9, loc="left", fontweight="bold")
 
 
-def new_figure(found: str, verdict: str) -> Figure:
-    """An empty figure under its finding."""
-    figure = Figure(figsize=(10, 4.4), dpi=110, layout="constrained")
-    FigureCanvasAgg(figure)
-    figure.suptitle(textwrap.fill(f"{found} [claim {verdict}]", 110), fontsize=11)
-    return figure
+def legend(axes: Axes, columns: int = 2) -> None:
+    """Names the curves below the axes, where they hide nothing."""
+    axes.legend(
+        loc="upper center", bbox_to_anchor=(0.5, -0.22), ncols=columns, fontsize=8, frameon=False,
+        columnspacing=1.2, handletextpad=0.5,
+    )  # fmt: skip
+
+
+@contextmanager
+def new_figure(found: str, verdict: str) -> Iterator[Figure]:
+    """An empty figure under its finding, to be drawn while the context lasts."""
+    with drawn(PANEL) as figure, mpl.rc_context({"text.parse_math": True}):  # powers of ten
+        head = textwrap.fill(f"{found} [claim {verdict}]", LETTERS)
+        figure.suptitle(head, fontsize=9, x=0.01, ha="left")
+        yield figure
 
 
 def save(figure: Figure, path: Path) -> None:
-    """Writes the PNG."""
-    figure.savefig(path)
+    """Writes a PNG on white at `path`, and beside it an SVG in the reader's light or dark."""
+    write_atomically(path, to_png(figure))
+    write_atomically(path.with_suffix(".svg"), to_svg_file(figure, path.stem))

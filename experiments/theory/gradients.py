@@ -21,7 +21,7 @@ from carve_jax.training.optimizer import leaf_name, make_optimizer, make_schedul
 from carve_jax.training.run import Run, build
 from carve_jax.training.step import gradient, make_loss
 from experiments.theory import small_models
-from experiments.theory.figures import COLOURS, label, panels, style
+from experiments.theory.figures import COLOURS, label, legend, panels, style
 from experiments.theory.finding import Check, Experiment, Finding, Number
 
 CARVE, NORMED = "CARVE", "CARVE, content_norm"
@@ -267,25 +267,25 @@ def figures_of(
 def draw(figure: Figure, finding: Finding) -> None:
     """Gradients of the projections by step, of mixers by depth, of inputs by distance."""
     ends = finding.curves["ends"]  # of no mixer where sizes are quick
-    left, middle, *right = panels(figure, 3 if ends else 2)
+    left, middle, *right = panels(figure, 3 if ends else 2, lines=3)
     for index, (name, course) in enumerate(finding.curves["courses"].items()):
         for which, line in (("up", "-"), ("down", ":")):
             norms = getattr(course, which).mean(1)
             norms = np.where(norms > 0, norms, np.nan)
             left.plot(norms, line, color=COLOURS[index], label=f"P_{which}, {name}")
     left.set_yscale("log")
-    left.legend(fontsize=7)
+    legend(left)
     label(left, "step", "gradient's norm, mean of layers", "The content gate's projections")
     for index, (name, ratio) in enumerate(finding.curves["depths"].items()):
         middle.plot(np.arange(1, len(ratio) + 1), ratio, label=name, **style(index))
     middle.set_yscale("log")
-    middle.legend(fontsize=7)
+    legend(middle, columns=1)
     label(middle, "layer", "gradient's norm over the last layer's", "Mixers by depth")
     for axes in right:
         for index, (name, flow) in enumerate(ends.items()):
             axes.plot(flow, ("-", "--", ":")[index % 3], color=COLOURS[index], label=name)
         axes.set_yscale("log")
-        axes.legend(fontsize=7)
+        legend(axes)
         label(axes, "tokens back in time", "gradient of the last token's loss", "By distance")
 
 

@@ -15,7 +15,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from configs import content_erase
-from experiments.theory.figures import label, panels, style
+from experiments.theory.figures import INK, label, legend, panels, style
 from experiments.theory.finding import Check, Experiment, Finding, Number
 from experiments.theory.sweeping import PRECISION, Course, course, random_problem, relay, trained
 
@@ -191,7 +191,7 @@ def measure(quick: bool) -> Finding:
 def draw(figure: Figure, finding: Finding) -> None:
     """Error by sweep; sweeps by strength, with what the scan costs."""
     found: Measured = finding.curves["found"]
-    left, right = panels(figure, 2)
+    left, right = panels(figure, 2, lines=4)
     middle = sorted({chunk for chunk, _ in found.random})
     chosen = middle[len(middle) // 2]
     curves = {f"random, shift {s:g}": c for (n, s), c in found.random.items() if n == chosen}
@@ -199,22 +199,25 @@ def draw(figure: Figure, finding: Finding) -> None:
     curves[f"worst case, {found.relay.chunks} chunks"] = found.relay
     for index, (name, each) in enumerate(curves.items()):
         errors = np.maximum(each.errors, 1e-8)
-        left.plot(np.arange(1, len(errors) + 1), errors, label=name, **style(index))
-    left.axhline(PRECISION, color="black", linestyle=":", label="bfloat16")
+        look = style(index, of=len(curves))
+        left.plot(np.arange(1, len(errors) + 1), errors, label=name, **look)
+    left.axhline(PRECISION, color=INK, linestyle=":", label="bfloat16")
     left.set_yscale("log")
-    left.legend(fontsize=7)
+    legend(left)
     label(left, "sweeps", "largest error of a token", f"Error, L = {chosen}")
     for index, chunk in enumerate(middle):
         needed = {s: c.needed for (n, s), c in found.random.items() if n == chunk}
-        right.plot(list(needed), list(needed.values()), label=f"L = {chunk}", **style(index))
+        look = style(index, of=len(middle) + 1)
+        right.plot(list(needed), list(needed.values()), label=f"L = {chunk}", **look)
     mixed = {s: c.needed for s, c in found.mixed.items()}
     name = f"L = {chosen}, Anderson's mixing"
-    right.plot(list(mixed), list(mixed.values()), label=name, **style(len(middle)))
+    look = style(len(middle), of=len(middle) + 1)
+    right.plot(list(mixed), list(mixed.values()), label=name, **look)
     for line, what in (("--", "forward, 1 row"), (":", "forward, 8 rows")):
         scan, one = PREDICTED[what]
-        right.axhline(scan / one, color="black", linestyle=line, label=f"time of the scan, {what}")
+        right.axhline(scan / one, color=INK, linestyle=line, label=f"time of the scan, {what}")
     right.set_xscale("log")
-    right.legend(fontsize=7)
+    legend(right)
     label(
         right, "shift of the logits, root mean square", "sweeps", "Sweeps to bfloat16's precision"
     )

@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 
 from carve_jax.ops.gated_delta import tiles, value_axis_erase_rule
 from experiments.measuring.timing import contender, median_seconds
-from experiments.theory.figures import label, panels, style
+from experiments.theory.figures import INK, label, legend, panels, style
 from experiments.theory.finding import Check, Experiment, Finding, Number
 
 EXACT = 1e-12  # of float64, relative
@@ -211,18 +211,18 @@ def draw(figure: Figure, finding: Finding) -> None:
     """Error of one solve by the spread of the mask; systems by groups of channels."""
     left, right = panels(figure, 2)
     left.plot(SPREADS, finding.curves["spread"], label="the best one matrix", **style(1))
-    left.axhline(EXACT, color="black", linestyle=":", label="exact to float64")
+    left.axhline(EXACT, color=INK, linestyle=":", label="exact to float64")
     left.set_xscale("symlog", linthresh=1e-3)
     left.set_xlim(0, 1.1)
     left.set_yscale("log")
-    left.legend()
+    legend(left)
     label(left, "spread of the value mask around 1", "relative error of the state", "One solve")
     groups = finding.curves["groups"]
     right.plot(groups, finding.curves["systems"], label="found", **style(0))
-    right.plot(groups, groups, ":", color="black", label="one a group")
+    right.plot(groups, groups, ":", color=INK, label="one per group")
     right.set_xscale("log", base=2)
     right.set_yscale("log", base=2)
-    right.legend()
+    legend(right)
     label(right, "groups of value channels with a mask of their own", "different systems")
 
 

@@ -17,7 +17,7 @@ from matplotlib.figure import Figure
 from carve_jax.mixers.gates import init_a_log, init_dt_bias
 from carve_jax.ops.gated_delta import CarveState, carve_rule, gated_delta_rule
 from experiments.theory import transitions
-from experiments.theory.figures import COLOURS, label, panels, style
+from experiments.theory.figures import COLOURS, INK, label, legend, panels, style
 from experiments.theory.finding import Check, Experiment, Finding, Number
 
 BOUND = 2 / np.sqrt(3)  # of the norm, for b ∈ [0, 1]; reached at |k on the erased channels|² = 1/3
@@ -276,7 +276,7 @@ def measure(quick: bool) -> Finding:
 
 def draw(figure: Figure, finding: Finding) -> None:
     """Norms over time, and growth found against its bounds."""
-    left, right = panels(figure, 2)
+    left, right = panels(figure, 2, lines=4)
     curves = finding.curves
     tokens = np.arange(1, curves["random"].shape[1] + 1)
     ends = GATE_CHUNK * np.arange(1, len(curves["loop"]) + 1)
@@ -285,16 +285,16 @@ def draw(figure: Figure, finding: Finding) -> None:
     left.plot(ends, curves["loop"], label="b from content, logits 0", **style(2))
     left.plot(ends, curves["silent"], label="the same, P_up = 0", **style(3))
     left.set_yscale("log")
-    left.legend(fontsize=8, loc="upper right")
+    legend(left, columns=1)
     label(left, "tokens", "norm of the state", "Nothing is written, nothing decays")
     names = [f"K {k}\nperiod {n}" for k, n in curves["sizes"]]
     for index, (scale, rates) in enumerate(curves["searched"].items()):
         bound = BOUND if scale == 1 else BOUND_NEGATIVE
         right.plot(names, rates, label=f"found, b ≤ {scale:g}", **style(index))
         right.axhline(bound, color=COLOURS[index], linestyle=":", label=f"bound, b ≤ {scale:g}")
-    right.axhline(1, color="black", linewidth=1)
-    right.legend(fontsize=8)
-    label(right, "", "growth a token", "Fastest growth found")
+    right.axhline(1, color=INK, linewidth=1)
+    legend(right)
+    label(right, "", "growth per token", "Fastest growth found")
 
 
 EXPERIMENT = Experiment(measure, draw)

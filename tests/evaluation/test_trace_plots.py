@@ -64,6 +64,38 @@ def test_gates_of_a_head():
     assert "content: m" not in images(plot_gates(read(content=False), LABELS))
 
 
+def test_pictures_that_are_compared_tell_themselves_apart_and_share_their_scales():
+    weak, strong = read(), read(erase_scale=1.5)
+    strong = strong._replace(content=3 * strong.content)
+    figures = [
+        plot_gates(weak, LABELS, title="mode: replace", beside=(strong,)),
+        plot_gates(strong, LABELS, title="mode: accumulate", beside=(weak,)),
+    ]
+    heads = [figure.get_suptitle() for figure in figures]
+    assert heads == [f"mode: {mode}: layer 0 carve, head 0" for mode in ("replace", "accumulate")]
+    scales = [{name: scale for name, (_, scale) in images(figure).items()} for figure in figures]
+    assert scales[0] == scales[1]
+    assert scales[0]["erase gate: b"] == (0, 2)
+    assert scales[0]["content: m"][1] == np.abs(strong.content[0, :, 0]).max()
+    states = weak.state[0, :, 0]
+    assert {s for _, s in images(plot_states(states, LABELS, top=2)).values()} == {(-2, 2)}
+
+
+def test_axes_and_rows_are_named():
+    trace = read()
+    gates = plot_gates(trace, LABELS)
+    assert gates.axes[3].get_xlabel() == "token"
+    names = [axes.get_ylabel() for axes in gates.axes[:4]]
+    assert names == ["key channel", "key channel", "", "value channel"]
+    assert [text.get_text() for text in gates.axes[2].get_yticklabels()] == ["all"]
+    grid = plot_by_head(trace.erase, LABELS, layers=trace.layers, channels="key channel")
+    names = [axes.get_ylabel() for axes in grid.axes[: LAYERS * HEADS]]
+    assert names == ["key channel", "", ""] * LAYERS
+    assert {axes.get_xlabel() for axes in grid.axes[HEADS : LAYERS * HEADS]} == {"token"}
+    first = plot_states(trace.state[0, :, 0], LABELS).axes[0]
+    assert (first.get_ylabel(), first.get_xlabel()) == ("key channel", "value channel")
+
+
 def test_small_multiples_share_a_scale():
     trace = read()
     found = images(plot_by_head(trace.erase, LABELS, layers=trace.layers, top=1.0))
@@ -80,9 +112,10 @@ def test_small_multiples_share_a_scale():
 def test_states_after_chosen_tokens():
     states = read().state[0, :, 1]
     found = images(plot_states(states, LABELS, at=(0, 3)))
-    assert list(found) == ["0: a", "3: d"]
-    np.testing.assert_array_equal(found["3: d"][0], states[3])
-    assert list(images(plot_states(states, LABELS))) == [f"{i}: {c}" for i, c in enumerate(LABELS)]
+    assert list(found) == ["after token 0\na", "after token 3\nd"]
+    np.testing.assert_array_equal(found["after token 3\nd"][0], states[3])
+    titles = [f"after token {i}\n{word}" for i, word in enumerate(LABELS)]
+    assert list(images(plot_states(states, LABELS))) == titles
     plot_states(0 * states, LABELS).canvas.draw()  # an empty memory is a picture too
 
 

@@ -7,12 +7,14 @@ import pytest
 from matplotlib.image import imread
 
 from experiments import cli
+from experiments.reporting import drawing
 from experiments.theory import __main__ as theory
 from experiments.theory import (
     capacity,
     chunk_mean,
     costs,
     expressivity,
+    figures,
     gradients,
     solve,
     stability,
@@ -63,8 +65,20 @@ def test_an_experiment_in_quick_form(name, tmp_path, capsys) -> None:
     assert (entry["fails_where"] == "") == entry["verdict"].startswith(f"{HOLDS},")
     assert all(np.isfinite(number["value"]) for number in entry["numbers"])
     assert all(np.isfinite(check["value"]) for check in entry["checks"])
-    assert imread(tmp_path / entry["figure"]).std() > 0
+    picture = imread(tmp_path / entry["figure"])
+    assert picture.std() > 0
+    assert picture.shape[1] == round(160 * drawing.WIDTH)  # of a phone, twice as fine
+    svg = (tmp_path / f"{name}.svg").read_text("utf-8")
+    assert drawing.BY_ITSELF in svg
+    assert drawing.INK not in svg
     assert f"{name}: {entry['title']}: {entry['verdict']}" in capsys.readouterr().out
+
+
+def test_nine_curves_have_nine_colours() -> None:
+    looks = [figures.style(index, of=9) for index in range(9)]
+    assert len({look["color"] for look in looks}) == 9
+    sizes = [look["markersize"] for look in looks]
+    assert sizes == sorted(sizes, reverse=True)  # none hides those before it
 
 
 def test_an_unknown_experiment_is_refused(capsys) -> None:
