@@ -47,7 +47,7 @@ def keep_compiled() -> None:
 
 def directory() -> str | None:
     """The folder that JAX keeps compiled programs in; None or "" where it keeps none."""
-    return jax.config.jax_compilation_cache_dir
+    return jax.config.jax_compilation_cache_dir  # type: ignore[attr-defined]
 
 
 def keep_none_by_default() -> None:
