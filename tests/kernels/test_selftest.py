@@ -136,7 +136,7 @@ def test_infinities_are_wrong(stand: Any) -> None:
     [
         pytest.param("gated_delta", False, marks=pytest.mark.slow),  # always: below, and tests/ops
         ("gated_delta", True),
-        ("carve", False),
+        pytest.param("carve", False, marks=pytest.mark.slow),
         ("decode", False),
     ],
 )

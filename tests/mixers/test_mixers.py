@@ -81,7 +81,9 @@ def test_packed_documents_equal_documents_apart(name):
     assert not np.allclose(packed[:, 8:], first[:, 8:], atol=1e-3)
 
 
-@pytest.mark.parametrize("name", ["carve", "gdn2", "attention", "swa"])
+@pytest.mark.parametrize(
+    "name", ["carve", pytest.param("gdn2", marks=pytest.mark.slow), "attention", "swa"]
+)
 def test_an_uneven_split_gives_the_same(name):
     recurrent = not isinstance(MIXERS[name], Softmax)
     mixer = make(name, **({"implementation": "chunked"} if recurrent else {}))
@@ -90,7 +92,13 @@ def test_an_uneven_split_gives_the_same(name):
     np.testing.assert_allclose(stream(mixer, params, x, [11, 13]), whole, atol=2e-5)
 
 
-@pytest.mark.parametrize("name", ["carve", "gdn2", "comba", "kda", "gla", "mamba2", "rwkv7", "swa"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("carve", "gdn2", "mamba2", "rwkv7", "swa"),
+        *(pytest.param(name, marks=pytest.mark.slow) for name in ("comba", "kda", "gla")),
+    ],
+)
 def test_gradients_reach_every_parameter(name):
     mixer = make(name)
     params, x = parameters(mixer), inputs()

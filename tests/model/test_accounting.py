@@ -17,7 +17,11 @@ CONFIG = LMConfig(
 )
 
 
-@pytest.mark.parametrize("pattern", [("carve",), ("mamba3_mimo",), ("gla", "swa")], ids="-".join)
+@pytest.mark.parametrize(
+    "pattern",
+    [("carve",), pytest.param(("mamba3_mimo",), marks=pytest.mark.slow), ("gla", "swa")],
+    ids="-".join,
+)
 def test_flops_are_xlas(pattern):
     config = dataclasses.replace(
         CONFIG, pattern=pattern, attention_kv_heads=1, scan_layers=False, window=1

@@ -168,6 +168,7 @@ def test_rewound_is_as_if_the_batches_had_not_been(tmp_path, monkeypatch, bad):
     assert metrics[5]["tokens"] == 6 * metrics[0]["tokens"]
 
 
+@pytest.mark.slow  # always: rewound to a checkpoint
 def test_rewound_before_the_first_checkpoint_starts_again(tmp_path, monkeypatch):
     poison(monkeypatch, [2])
     config = guarded("rewind", steps=3)

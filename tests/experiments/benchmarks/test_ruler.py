@@ -17,6 +17,7 @@ TINY = {
 }  # fmt: skip
 
 
+@pytest.mark.slow  # always: a probe, in test_evaluate.py
 def test_the_command_writes_what_it_prints(tmp_path, capsys, monkeypatch) -> None:
     monkeypatch.setattr(ruler, "PLAN", dataclasses.replace(PLAN, model=TINY))
     path = tmp_path / "ruler.json"

@@ -60,6 +60,7 @@ def described(capsys, *arguments):
     return code, captured.out, captured.err
 
 
+@pytest.mark.slow  # always: any two, and the sizes of both
 def test_describe_sets_carve_beside_gdn2(capsys):
     code, out, _ = described(capsys, f"--config={CONFIGS}/carve_1b3.py", "--describe")
     assert code == 0

@@ -25,8 +25,10 @@ SIZES = dict.fromkeys(AXES, 1)
 SMALL = {"model__implementation": "chunked", "model__remat": "full"}
 
 
-# Of the mixers in chunks, gla compiles fastest.
-@pytest.fixture(scope="module", params=["gla", pytest.param("carve", marks=pytest.mark.slow)])
+# By night: a step compiled for two devices. `plan` of the official sizes runs by day, uncompiled.
+@pytest.fixture(
+    scope="module", params=[pytest.param(p, marks=pytest.mark.slow) for p in ("gla", "carve")]
+)
 def two_devices(request):
     """A tiny step, compiled for two CPU devices that share the parameters: figures and memory."""
     small = SMALL | {"model__pattern": (request.param,)}

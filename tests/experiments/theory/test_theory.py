@@ -44,7 +44,10 @@ def test_the_verdict_follows_the_checks() -> None:
 
 
 # The dearest; of each, what it computes is tested below or in a file of its own.
-SLOW = ("costs", "gradients", "stability", "capacity", "chunk_mean", "parallel_in_time")
+SLOW = (
+    *("costs", "gradients", "stability", "capacity", "chunk_mean", "expressivity"),
+    "parallel_in_time",
+)
 
 
 @pytest.mark.parametrize(
@@ -175,6 +178,7 @@ def test_the_content_gate_alone_can_make_a_state_grow_and_no_gate_cannot() -> No
     assert stability.closed_loop(4, 50.0, size=1e-3)[-1] < 1e-3
 
 
+@pytest.mark.slow
 def test_each_sweep_makes_one_more_gate_chunk_exact_and_no_fewer_do_the_worst_case() -> None:
     found = sweeping.course(sweeping.relay(8), to_the_end=True)
     assert found.prefix < 1e-6
