@@ -18,7 +18,6 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
-from pallas_kernels.blocks import wy
 from pallas_kernels.blocks.wy import Array
 from pallas_kernels.mosaic.backend import RANK
 from pallas_kernels.mosaic.parts import (
@@ -45,7 +44,6 @@ from pallas_kernels.triton.span import BK_DECAYED, K_LEVELS, K_TO_END, Q_DECAYED
 
 HALF = 64  # key channels that the solver has in registers at once
 LEVELS = TILE.bit_length() - 1
-STATE_REGISTERS, SOLVER_REGISTERS = 176, 152  # of 3 · 168
 
 
 class Sizes(NamedTuple):
@@ -170,23 +168,23 @@ class Barriers(NamedTuple):
 
 
 def scratch(sizes: Sizes) -> tuple[Any, ...]:
-    """Shared memory and barriers of a program."""
+    """Shared memory and barriers of a program; for the first axis see `_Scan.of_a_turn`."""
     rows = sizes.channels
     shared = Shared(
-        levels=operand_memory(LEVELS, TILE, rows),
-        logits=operand_memory(TILE, rows),
-        keys=operand_memory(TILE, rows),
-        query=operand_memory(TILE, rows),
-        to_end=operand_memory(TILE, rows),
-        pairs=operand_memory(TILE, TILE),
-        write=plgpu.SMEM((TILE,), BF16),
-        ends=plgpu.SMEM((rows,), F32),
-        value=operand_memory(sizes.states, TILE, BLOCK),
-        block=operand_memory(TILE, TILE),
-        inner=operand_memory(TILE, TILE),
-        down=operand_memory(2 * RANK, sizes.width),
-        up=operand_memory(2 * rows, RANK),
-        content=plgpu.SMEM((sizes.width,), F32),
+        levels=operand_memory(1, LEVELS, TILE, rows),
+        logits=operand_memory(1, TILE, rows),
+        keys=operand_memory(1, TILE, rows),
+        query=operand_memory(1, TILE, rows),
+        to_end=operand_memory(1, TILE, rows),
+        pairs=operand_memory(1, TILE, TILE),
+        write=plgpu.SMEM((1, TILE), BF16),
+        ends=plgpu.SMEM((1, rows), F32),
+        value=operand_memory(1, sizes.states, TILE, BLOCK),
+        block=operand_memory(1, TILE, TILE),
+        inner=operand_memory(1, TILE, TILE),
+        down=operand_memory(1, 2 * RANK, sizes.width),
+        up=operand_memory(1, 2 * rows, RANK),
+        content=plgpu.SMEM((1, sizes.width), F32),
     )
     one = plgpu.Barrier
     barriers = Barriers(
@@ -212,6 +210,12 @@ class _Scan(NamedTuple):
     out: Outputs
     shared: Shared
     barriers: Barriers
+
+    def of_a_turn(self) -> "_Scan":
+        """The same with views of the shared memory whose addresses are known in this turn of the
+        loop alone: those of every product would else be found before it, and spilled."""
+        zero = jax.lax.optimization_barrier(jnp.int32(0))
+        return self._replace(shared=Shared(*(ref.at[zero] for ref in self.shared)))
 
     @property
     def key_head(self) -> Any:
@@ -312,19 +316,20 @@ def _gate(scan: _Scan, low_rank: tuple[Array, Array]) -> None:
     plgpu.commit_smem()
 
 
-def _order() -> Array:
-    """`wy.order`, in the layout of products; found where it is asked for. (Found before the loop
-    over tiles, it and the masks that are made of it would be spilled.)"""
+def _order() -> tuple[Array, Array]:
+    """r ^ c [C, C], by whose highest bit an entry belongs to a level, and r > c; laid out as
+    products are, and found where they are asked for. (Found before the loop over tiles, they and
+    the masks that are made of them would be spilled.)"""
     row, column = (
         plgpu.broadcasted_iota(jnp.int32, (TILE, TILE), axis, layout=SQUARE) for axis in (0, 1)
     )
     row = row + jax.lax.optimization_barrier(jnp.int32(0))
-    return jnp.where(row >= column, row ^ column, wy.ABOVE)
+    return row ^ column, row > column
 
 
 def _minus_system(scan: _Scan) -> Array:
-    """−T [C, C] float32, anything on the diagonal and zero above it."""
-    shared, ordered = scan.shared, _order()
+    """−T [C, C] float32, anything on and above the diagonal."""
+    shared = scan.shared
 
     def pairs(level: Any) -> Iterator[tuple[Array, Any]]:
         for begin in range(0, scan.sizes.channels, HALF):
@@ -333,7 +338,8 @@ def _minus_system(scan: _Scan) -> Array:
             yield load(shared.logits.at[:, columns]) * load(keys), transposed(keys)
 
     def add_level(level: Any, system: Array) -> Array:
-        return jnp.where(ordered < (TILE >> level), _product(scan, pairs(level)), system)
+        found = _product(scan, pairs(level))
+        return jnp.where(_order()[0] < (TILE >> level), found, system)
 
     # A loop, as in `_invert`: unrolled, addresses and masks of every turn would be kept, and spill.
     system = plgpu.layout_cast(jnp.zeros((TILE, TILE), F32), SQUARE)
@@ -351,39 +357,42 @@ def _put(ref: Any, x: Array) -> Array:
 def _invert(scan: _Scan, system: Array) -> None:
     """Put A = (I + T)⁻¹ into `Shared.block`: doubling and one correction as in
     `wy.unit_inverse`, of −T."""
-    shared, ordered = scan.shared, _order()
-    system = jnp.where((ordered > 0) & (ordered < wy.ABOVE), system, 0.0)
+    shared, (apart, below) = scan.shared, _order()
+    system = jnp.where(below, system, 0.0)
     rounded, rest = _halves(system)
-    inverse = jnp.where(ordered == 0, 1.0, jnp.where(ordered == 1, system, 0.0))
+    inverse = jnp.where(apart == 0, 1.0, jnp.where(apart == 1, system, 0.0))
 
     def double(level: Any, inverse: Array) -> Array:
-        block, low = _put(shared.block, inverse), 1 << level
-        inside = (ordered >= low) & (ordered < 2 * low)
+        _put(shared.block, inverse)
+        low = 1 << level
+        inside = (_order()[0] & -low) == low
         corner = jnp.where(inside, rounded.astype(F32), 0.0).astype(BF16)
         _put(shared.inner, _product(scan, [(corner, shared.block)]))
-        return _product(scan, [(block, shared.inner)], start=inverse)
+        return _product(scan, [(load(shared.block), shared.inner)], start=inverse)
 
     inverse = jax.lax.fori_loop(1, LEVELS, double, inverse)
     block = _put(shared.block, inverse)
     wide = block.astype(F32)
-    start = jnp.where(ordered == 0, 1.0, 0.0) - wide
+    start = jnp.where(_order()[0] == 0, 1.0, 0.0) - wide
     pairs = [(rounded, shared.block), (rest, shared.block)]
     _put(shared.inner, _product(scan, pairs, start=start))
     _put(shared.block, _product(scan, [(block, shared.inner)], start=wide))
 
 
-def _solve(scan: _Scan, tiles: int) -> None:
+def _solve(whole: _Scan, tiles: int) -> None:
     """The warpgroup that solves, over all tiles."""
-    at, x, shared, barriers = scan.at, scan.x, scan.shared, scan.barriers
-    plgpu.copy_gmem_to_smem(x.down.at[at.head], shared.down, barriers.projections)
-    plgpu.copy_gmem_to_smem(x.up.at[at.head], shared.up, barriers.projections)
+    scan = whole.of_a_turn()
+    at, x, barriers = scan.at, scan.x, scan.barriers
+    plgpu.copy_gmem_to_smem(x.down.at[at.head], scan.shared.down, barriers.projections)
+    plgpu.copy_gmem_to_smem(x.up.at[at.head], scan.shared.up, barriers.projections)
     _fetch_levels(scan, 0)
     _fetch_keys(scan, 0)
-    shared.content[...] = load(x.content.at[at.row, at.head], ROW)
+    scan.shared.content[...] = load(x.content.at[at.row, at.head], ROW)
     plgpu.commit_smem()
     plgpu.barrier_wait(barriers.projections)
 
     def step(tile: Any, carry: None) -> None:
+        scan = whole.of_a_turn()
         plgpu.barrier_wait(barriers.solver_filled)
         _gate(scan, _low_rank(scan))
         plgpu.barrier_arrive(barriers.erased)
@@ -418,16 +427,17 @@ def _advance(scan: _Scan, memory: Array, put: Any) -> tuple[Array, Any]:
     """The state after a tile, and what `put` makes of its outputs, transposed [64, C] float32."""
     sizes, shared, barriers = scan.sizes, scan.shared, scan.barriers
     square, state, interpret = (BLOCK, TILE), (BLOCK, sizes.channels), sizes.interpret
-    rounded = memory.astype(BF16)
     plgpu.barrier_wait(barriers.state_filled)
     plgpu.barrier_wait(barriers.value_filled.at[scan.at.group])
     start = _written(scan)
     plgpu.barrier_wait(barriers.erased)
+    rounded = memory.astype(BF16)
     right = multiply([(rounded, transposed(shared.keys))], square, interpret, start).astype(BF16)
     plgpu.barrier_arrive(barriers.erased_free)
 
     def work(output: Accumulator) -> tuple[Array, Array]:
         output.add(rounded, transposed(shared.query))
+        output.wait()
         plgpu.barrier_wait(barriers.solved)
         solved = multiply([(right, transposed(shared.block))], square, interpret)
         residual = solved.astype(BF16)
@@ -440,11 +450,10 @@ def _advance(scan: _Scan, memory: Array, put: Any) -> tuple[Array, Any]:
     return multiply([(residual, shared.to_end)], state, interpret, decayed), given
 
 
-def _carry(scan: _Scan, tiles: int) -> None:
+def _carry(whole: _Scan, tiles: int) -> None:
     """A warpgroup that holds a state, over all tiles."""
-    sizes, at, x, out = scan.sizes, scan.at, scan.x, scan.out
-    shared, barriers = scan.shared, scan.barriers
-    own = shared.value.at[at.group]
+    scan = whole.of_a_turn()
+    sizes, at, x, out, barriers = scan.sizes, scan.at, scan.x, scan.out, scan.barriers
 
     @pl.when(at.group == 0)
     def _() -> None:
@@ -454,6 +463,8 @@ def _carry(scan: _Scan, tiles: int) -> None:
 
     def step(tile: Any, carry: tuple) -> tuple:
         memory, partial = carry
+        scan = whole.of_a_turn()
+        own = scan.shared.value.at[at.group]
         chunk = jax.lax.div(tile, sizes.gate.tiles)
         last = jax.lax.rem(tile, sizes.gate.tiles) == sizes.gate.tiles - 1
         factor = x.mean[at.row, chunk]
@@ -464,7 +475,7 @@ def _carry(scan: _Scan, tiles: int) -> None:
 
             @pl.when(last)
             def _() -> None:
-                shared.content.at[at.channels][...] = factor * total
+                scan.shared.content.at[at.channels][...] = factor * total
 
             plgpu.barrier_arrive(barriers.seen)
             transposed(own)[...] = output.astype(BF16)
@@ -509,14 +520,10 @@ def _scan_kernel(*refs: Any, sizes: Sizes) -> None:
 
     @pl.when(group == sizes.states)
     def _() -> None:
-        if sizes.states == 2:
-            plgpu.set_max_registers(SOLVER_REGISTERS, action="decrease")
         _solve(scan, tiles)
 
     @pl.when(group < sizes.states)
     def _() -> None:
-        if sizes.states == 2:
-            plgpu.set_max_registers(STATE_REGISTERS, action="increase")
         _carry(scan, tiles)
 
 

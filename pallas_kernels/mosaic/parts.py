@@ -12,11 +12,12 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from jax.experimental import pallas as pl
-from jax.experimental.pallas import mosaic_gpu as plgpu
+from jax.experimental.pallas import mosaic_gpu
 
 from pallas_kernels.blocks.decay import SPAN
 from pallas_kernels.blocks.wy import Array
 
+plgpu: Any = mosaic_gpu  # whose names differ among the releases of JAX that import it
 TILE = SPAN  # tokens of a tile
 BLOCK = 64  # value channels of a warpgroup: the rows of a product on Hopper
 F32, BF16 = jnp.float32, jnp.bfloat16
@@ -84,7 +85,7 @@ class Accumulator:
 
     def __init__(self, ref: Any, shape: tuple[int, int]) -> None:
         self._ref = ref
-        self._value = jnp.zeros(shape, F32) if ref is None else None
+        self._value: Any = jnp.zeros(shape, F32) if ref is None else None
 
     def add(self, a: Array, b: Any) -> None:
         """Add a product of `a` [rows, n] bfloat16 in registers, `b` [n, columns] in memory."""
@@ -94,10 +95,14 @@ class Accumulator:
         else:
             plgpu.wgmma(self._ref, a, b)
 
+    def wait(self) -> None:
+        """For the products so far, whose first operands' registers are then free."""
+        if self._ref is not None:
+            plgpu.wgmma_wait(0)
+
     def read(self) -> Array:
         """The sum, once all products are done."""
         if self._ref is None:
-            assert self._value is not None
             return self._value
         # Without the barrier the compiler was seen to move what follows before the wait: zeros.
         return jax.lax.optimization_barrier(self._ref[...])

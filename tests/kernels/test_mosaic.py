@@ -3,7 +3,7 @@
 import subprocess
 import sys
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -14,6 +14,8 @@ from carve_jax.ops.gated_delta import registry
 from pallas_kernels import device, selftest
 from pallas_kernels.backends import BACKENDS, CHOSEN
 from pallas_kernels.call import Request
+from pallas_kernels.compiling import mosaic, xla
+from pallas_kernels.compiling.catalogue import Program
 from pallas_kernels.mosaic import backend
 from pallas_kernels.tiling import Tiles
 from pallas_kernels.triton import op
@@ -59,17 +61,17 @@ def test_refusals_are_sentences(request_: Request, reason: str) -> None:
 
 
 def test_an_old_jax_and_another_card_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    mosaic = BACKENDS["mosaic"]
+    own = BACKENDS["mosaic"]
     with monkeypatch.context() as patched:
         patched.setattr(jax, "__version_info__", (0, 11, 1))
         patched.setattr(jax, "__version__", "0.11.1")
         reason = "its scan needs JAX 0.11.2 or later, and this is 0.11.1"
-        assert mosaic.unsupported_reason(REQUEST) == reason
-        assert mosaic.unsupported_reason(REQUEST._replace(sizes=None)) == reason
+        assert own.unsupported_reason(REQUEST) == reason
+        assert own.unsupported_reason(REQUEST._replace(sizes=None)) == reason
     monkeypatch.setattr(jax, "__version_info__", backend.OLDEST_JAX)
-    assert mosaic.unsupported_reason(REQUEST) is None
+    assert own.unsupported_reason(REQUEST) is None
     monkeypatch.setattr(device, "capability", lambda: 8.0)
-    assert "made for compute capability 9.0" in str(mosaic.unsupported_reason(REQUEST))
+    assert "made for compute capability 9.0" in str(own.unsupported_reason(REQUEST))
 
 
 @pytest.mark.usefixtures("new_jax")
@@ -271,7 +273,7 @@ def test_outputs_and_gradients_of_the_plain_rule(case: Case) -> None:
     "case",
     [
         WIDE._replace(segments=True, offset=5, length=150),
-        WIDE._replace(value_channels=100, gate_chunk=128, norm=True, erase_scale=2.0),
+        WIDE._replace(value_channels=100, gate_chunk=128, erase_scale=2.0),
         WIDE._replace(key_heads=2, gate_chunk=48, decay="resets"),
         WIDE._replace(gate_chunk=256, length=300),
     ],
@@ -289,3 +291,44 @@ def test_parts_one_after_another(rule: str, monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(op, "SOLVED_PART_BYTES", 1)
     monkeypatch.setattr(op, "MOST_PARTS", 2)
     check(rule, WIDE._replace(length=230))
+
+
+def of(*sizes: int, dtype: jnp.dtype = jnp.bfloat16) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(sizes, dtype)
+
+
+def scan_program(gated: bool, width: int) -> Program:
+    """A scan of four tiles, K = V = width, of one part that is all of the sequence."""
+    from pallas_kernels.mosaic.scan import scan
+
+    plan = scan_plan(width, width)._replace(interpret=False)
+    rows, f32 = (1, 256, 1), jnp.float32
+    squares = of(*rows, 64 if gated else 128)
+    scores = Scores(of(*rows, (9 if gated else 3) * width), squares, of(1, 4, 1, width, dtype=f32))
+    value, memory, content = of(*rows, width), of(1, 1, width, width, dtype=f32), None
+    if gated:
+        plan = plan._replace(gate=Gate(1, 1.0, False, None, width, "bfloat16"))
+        row = of(1, 1, width, dtype=f32)
+        down, up = of(1, width, 16, dtype=f32), of(1, 16, width, dtype=f32)
+        content = Content(down, up, row, row, of(1, 4, dtype=f32))
+    x = ScanOperands(value, value if gated else None, of(*rows, 1))
+
+    def function(x: ScanOperands, scores: Scores, memory: jax.Array, content: Any) -> tuple:
+        found = scan(plan, x, scores, memory, 0, content=content)
+        return found.output, found.memory, found.sums
+
+    return Program("scan", "", "bfloat16", function, (x, scores, memory, content))
+
+
+@pytest.mark.skipif(OLD or xla.unsupported_reason() is not None, reason="needs the extra aot")
+@SLOW
+@pytest.mark.parametrize(
+    ("gated", "width", "spilled"), [(False, 128, 0), (True, 64, 64), (True, 128, 480)]
+)
+def test_what_a_scan_takes_of_a_hopper_card(gated: bool, width: int, spilled: int) -> None:
+    """At K = V = 128, CARVE's three warpgroups have 168 registers per thread and want more."""
+    found = mosaic.compile_kernels(scan_program(gated, width))
+    assert list(found) == ["_walk_kernel_mosaic_gpu_kernel"]
+    taken = found["_walk_kernel_mosaic_gpu_kernel"]
+    assert taken.assembled.spill_bytes <= spilled
+    assert any(instruction.name == "HGMMA" for instruction in taken.assembled.code)
