@@ -9,7 +9,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from pallas_kernels.mosaic import gated, plain
+from pallas_kernels.mosaic import gated, gated_memory, plain
 from pallas_kernels.mosaic.parts import BF16, BLOCK
 from pallas_kernels.triton.plan import Content, Plan
 from pallas_kernels.triton.scan import ScanOperands, ScanOutputs
@@ -68,9 +68,9 @@ def _plain(
 
 def _gated(
     plan: Plan, x: ScanOperands, scores: Scores, memory: Array, first: int, content: Content
-) -> gated.Outputs:
+) -> gated_memory.Outputs:
     batch, _, heads, width = x.value.shape
-    sizes = gated.Sizes(
+    sizes = gated_memory.Sizes(
         batch=batch,
         value_heads=heads,
         key_heads=scores.tiles.shape[2],
@@ -84,7 +84,7 @@ def _gated(
         gate=plan.gate,
         interpret=plan.interpret,
     )
-    arrays = gated.Inputs(
+    arrays = gated_memory.Inputs(
         value=x.value,
         write=_write(x.write),
         logits=x.unapplied_erase.astype(BF16),
