@@ -5,6 +5,7 @@
     blocks/                 mathematics of one tile, on arrays alone: any backend may call it
     backends.py, call.py    the rooms of sequence kernels by name, and what they are asked
     triton/                 the sequence kernels in Pallas, lowered through Triton
+    mosaic/                 their forward scan in Mosaic GPU, taken where it is named alone
     decode/                 one token for many sequences, in Pallas and as a Triton kernel
     compiling/, aot.py      every shipped kernel compiled without a GPU, and what it will take
     selftest.py             the kernels against the plain recurrence, on the machine they run on;
@@ -25,6 +26,6 @@ Words, as in the glossary of carve_jax (`carve_jax/shapes.py`):
     block        of key or value channels, where a program has not all of them
 
 Imports jax, and the numpy it brings, alone (compiling and decode/triton_step.py also triton, when
-asked for); carve_jax.ops and experiments import it. Inside: blocks ← triton, decode ← backends ←
-compiling ← aot, and backends ← selftest ← guard.
+asked for); carve_jax.ops and experiments import it. Inside: blocks ← triton ← mosaic, decode ←
+backends ← compiling ← aot, and backends ← selftest ← guard.
 """

@@ -5,6 +5,7 @@ from typing import Any, Protocol
 import jax
 
 from pallas_kernels.call import Content, Options, Request, Result
+from pallas_kernels.mosaic.backend import Mosaic
 from pallas_kernels.tiling import Tiles
 from pallas_kernels.triton.backend import Triton
 
@@ -39,4 +40,5 @@ class Backend(Protocol):
         """
 
 
-BACKENDS: dict[str, Backend] = {"triton": Triton()}
+BACKENDS: dict[str, Backend] = {"triton": Triton(), "mosaic": Mosaic()}
+CHOSEN = ("triton",)  # what "pallas" and None choose from; the others run where they are named

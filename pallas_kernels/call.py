@@ -30,6 +30,7 @@ class Request(NamedTuple):
       decay_floor: as in `Options`.
       content_lag: how many gate chunks back the outputs lie whose mean is read.
       decay_per_head: the log-decay has one channel.
+      gate_chunk, rank: L and R of the content gate, where they are known.
     """
 
     dtype: jnp.dtype | str
@@ -39,6 +40,8 @@ class Request(NamedTuple):
     decay_floor: float | None = None
     content_lag: int = 1
     decay_per_head: bool = False
+    gate_chunk: int | None = None
+    rank: int | None = None
 
 
 class Options(NamedTuple):

@@ -2,6 +2,7 @@
 
     python -m pallas_kernels.selftest            # what ships: every dtype, size and kind of tile
     python -m pallas_kernels.selftest --quick    # the most used alone
+    python -m pallas_kernels.selftest --backend=mosaic   # a backend that is never chosen by itself
     CARVE_PALLAS=interpret python -m pallas_kernels.selftest --quick   # without a GPU, slowly
 
 Compilers lie: Triton before 3.7.1 and ptxas 12.8.93 and 13.0.88 are publicly known to miscompile
@@ -28,7 +29,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from pallas_kernels import device, verdicts
-from pallas_kernels.backends import BACKENDS
+from pallas_kernels.backends import BACKENDS, CHOSEN
 from pallas_kernels.blocks.decay import LOWEST_ANCHORED
 from pallas_kernels.call import Content, Options, Request, Result
 from pallas_kernels.decode.step import decode_step
@@ -222,7 +223,7 @@ def check_of(backend: str, request: Request) -> Check:
     return Check(rule, backend, dtype, *channels, tiles, request.decay_floor, head)
 
 
-def shipped_checks(quick: bool = False) -> list[Check]:
+def shipped_checks(quick: bool = False, backends: Sequence[str] = CHOSEN) -> list[Check]:
     """What to check on this machine, the most used first; see the module for `quick`."""
     kinds = [("bfloat16", 128), ("float32", 128)]
     if not quick:
@@ -230,7 +231,7 @@ def shipped_checks(quick: bool = False) -> list[Check]:
         kinds += [("float16", 128), ("float16", 256)]
     found: dict[Check, None] = {}
     for dtype, width in kinds:
-        for backend in BACKENDS:
+        for backend in backends:
             for check in _checks_of(backend, dtype, width, quick):
                 found[check] = None
         for step in STEP_BACKENDS[: 1 if quick else None]:
@@ -275,6 +276,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         description="Compares the kernels with the plain recurrence on this machine.",
     )
     parser.add_argument("--quick", action="store_true", help="the most used tiles alone")
+    parser.add_argument("--backend", choices=list(BACKENDS), help="instead of what is chosen")
     arguments = parser.parse_args(argv)
     try:
         reason = device.unsupported_reason()
@@ -294,7 +296,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     print(HEADER, flush=True)
     wrong: list[Verdict] = []
     failed: list[str] = []
-    for check in shipped_checks(arguments.quick):
+    backends = CHOSEN if arguments.backend is None else (arguments.backend,)
+    for check in shipped_checks(arguments.quick, backends):
         try:
             outcome: Verdict | str = run_check(check)
         except NotImplementedError as error:

@@ -43,6 +43,10 @@ class Triton:
             request.dtype, sizes["K"], sizes["V"], kind, request.content, device.capability()
         )
 
+    def forward_scan(self) -> Any:
+        """What scans forward in place of `scan.scan`, or None for that."""
+        return None
+
     def run(
         self, inputs: Any, memory: Array, options: Options, content: Content | None = None
     ) -> Result:
@@ -64,6 +68,7 @@ class Triton:
             options.decay_floor,
             device.mode() == "interpret",
         )
+        plan = plan._replace(forward_scan=self.forward_scan())
         if content is not None:
             arrays = _gate_arrays(content, whole // content.stride)
         filled = _fill(inputs, whole, gated=content is not None)

@@ -128,6 +128,7 @@ def run(
 def _forward(plan: Plan, inputs: Inputs, memory: Array, gate: GateArrays | None) -> tuple:
     output, memories, sums, squares = None, [], [], []
     known = not plan.solves  # b, and so the inverse, before the scan
+    scan_forward = plan.forward_scan or scan
     seen: Any = None if gate is None else gate.content
     for part in range(plan.parts):
         ready, memory = _in_order((inputs, memory), part > 0)
@@ -142,7 +143,7 @@ def _forward(plan: Plan, inputs: Inputs, memory: Array, gate: GateArrays | None)
         scores = score(plan, x if known else x._replace(erase=None), part, with_keys=not known)
         memories.append(memory)
         squares.append(scores.squares)
-        found = scan(
+        found = scan_forward(
             plan,
             ScanOperands(x.value, None if known else x.erase, x.write),
             scores,

@@ -48,6 +48,8 @@ class Plan(NamedTuple):
         promised of g; 1 for none.
       by_chunk: each part is one gate chunk: b is known before it is scanned.
       interpret: run without a GPU.
+      forward_scan: another backend's function in place of `scan.scan` where nothing is replayed, or
+        None.
     """
 
     tiles: Tiles
@@ -57,6 +59,7 @@ class Plan(NamedTuple):
     anchor: int = 1
     by_chunk: bool = False
     interpret: bool = False
+    forward_scan: Any = None
 
     @property
     def solves(self) -> bool:

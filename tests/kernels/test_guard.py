@@ -44,7 +44,7 @@ def used(stand: Any, monkeypatch: pytest.MonkeyPatch) -> Any:  # noqa: F811
 
     def put(wrong: str = "") -> tuple[Stand, list[Check]]:
         made = stand(wrong)
-        monkeypatch.setattr(registry, "BACKENDS", {"stand": made})
+        monkeypatch.setattr(registry, "CHOSEN", ("stand",))
         monkeypatch.setitem(registry.REGISTRY, "stand", Kernels("stand"))
         monkeypatch.setattr(registry, "BEST_FIRST", ("stand", "chunked", "recurrent"))
         names = (*registry.IMPLEMENTATIONS, "stand")

@@ -187,7 +187,7 @@ def test_what_ships_is_checked_and_the_most_used_first() -> None:
 
 
 def table(monkeypatch: pytest.MonkeyPatch, *checks: Check) -> None:
-    monkeypatch.setattr(selftest, "shipped_checks", lambda quick=False: list(checks))
+    monkeypatch.setattr(selftest, "shipped_checks", lambda quick=False, backends=(): list(checks))
 
 
 def test_the_command_when_all_agree(stand: Any, monkeypatch, capsys) -> None:

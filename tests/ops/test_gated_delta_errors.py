@@ -142,7 +142,8 @@ def test_sizes_must_be_positive(rule) -> None:
 
 def test_implementations_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(
-        ValueError, match=r"unknown implementation 'cuda'; allowed are 'recurrent', .* 'triton' and"
+        ValueError,
+        match=r"unknown implementation 'cuda'; allowed are 'recurrent', .* 'triton', 'mosaic' and",
     ):
         plain({"implementation": "cuda"})
     with monkeypatch.context() as patched:

@@ -6,7 +6,7 @@ import pytest
 
 from carve_jax.ops.gated_delta import gated_delta_rule, registry
 from carve_jax.ops.gated_delta.implementation import Call, Implementation
-from pallas_kernels.backends import BACKENDS
+from pallas_kernels.backends import BACKENDS, CHOSEN
 from pallas_kernels.call import Request
 from pallas_kernels.tiling import Tiles
 from tests.ops.cases import CASES, Arrays, make_arrays
@@ -44,7 +44,7 @@ def kernels(monkeypatch: pytest.MonkeyPatch):
     """Puts implementations in the place of the kernels."""
 
     def put(**made: Says) -> None:
-        monkeypatch.setattr(registry, "BACKENDS", made)
+        monkeypatch.setattr(registry, "CHOSEN", tuple(made))
         monkeypatch.setattr(registry, "REGISTRY", {**registry.REGISTRY, **made})
         monkeypatch.setattr(registry, "BEST_FIRST", (*made, "chunked", "recurrent"))
         names = ("recurrent", "chunked", "pallas", *made)
@@ -56,8 +56,9 @@ def kernels(monkeypatch: pytest.MonkeyPatch):
 
 def test_every_backend_has_a_name() -> None:
     assert set(BACKENDS) | {"recurrent", "chunked"} == set(registry.REGISTRY)
-    assert set(registry.REGISTRY) == set(registry.BEST_FIRST)
-    assert registry.IMPLEMENTATIONS == ("recurrent", "chunked", "pallas", "triton")
+    assert set(BACKENDS) >= set(CHOSEN)
+    assert set(registry.BEST_FIRST) == {*CHOSEN, "recurrent", "chunked"}
+    assert registry.IMPLEMENTATIONS == ("recurrent", "chunked", "pallas", "triton", "mosaic")
     assert registry.BEST_FIRST[-1] == "recurrent"  # which takes everything
 
 

@@ -71,8 +71,8 @@ def gated_delta_rule(
       chunk_size: most tokens of a tile of `chunked`; rounded down to a power of two. No effect on
         the result beyond rounding; others ignore it.
       implementation: "recurrent" (token by token), "chunked" (tiles, in XLA), "pallas" (the best
-        GPU kernels here) or one backend of theirs ("triton"), or None for the best that supports
-        the inputs on this device. What is named runs or raises.
+        GPU kernels here) or one backend of theirs ("triton", "mosaic"), or None for the best that
+        supports the inputs on this device. What is named runs or raises.
       log_decay_floor: promises log_decay ≥ it everywhere; −10 or more admits a cheaper path of the
         kernels, and a broken promise gives wrong numbers. Checked outside `jit`.
       tiles: how the kernels cut their work, where their table is not to say; others ignore it.

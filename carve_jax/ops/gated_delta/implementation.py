@@ -52,6 +52,8 @@ class Call(NamedTuple):
             self.decay_floor,
             1 if self.gate is None else self.gate.lag,
             self.inputs.log_decay.shape[3] == 1,
+            None if self.gate is None else self.gate.chunk,
+            None if self.gate is None else self.gate.down.shape[2],
         )
 
     @property

@@ -15,7 +15,7 @@ from carve_jax.ops.gated_delta.implementation import Call, Implementation
 from carve_jax.ops.gated_delta.kernels import Kernels
 from carve_jax.ops.gated_delta.reference import recurrent
 from carve_jax.shapes import Array, Float
-from pallas_kernels.backends import BACKENDS
+from pallas_kernels.backends import BACKENDS, CHOSEN
 from pallas_kernels.call import Request
 
 
@@ -50,14 +50,14 @@ class Chunked(Implementation):
         return output, state._replace(memory=memory)
 
 
-KERNELS = "pallas"  # the best kernels that take a call
+KERNELS = "pallas"  # the best kernels that take a call, of those that are chosen
 REGISTRY: dict[str, Implementation] = {
     "recurrent": Recurrent(),
     "chunked": Chunked(),
     **{name: Kernels(name) for name in BACKENDS},
 }
 # What `implementation=None` tries in turn; the last takes everything.
-BEST_FIRST = (*BACKENDS, "chunked", "recurrent")
+BEST_FIRST = (*CHOSEN, "chunked", "recurrent")
 IMPLEMENTATIONS = ("recurrent", "chunked", KERNELS, *BACKENDS)
 
 
@@ -75,7 +75,7 @@ def choose(implementation: str | None, request: Request) -> str:
     check_implementation_name(implementation)
     if implementation is None:
         return _best(request)
-    names = tuple(BACKENDS) if implementation == KERNELS else (implementation,)
+    names = CHOSEN if implementation == KERNELS else (implementation,)
     reasons = {}
     for name in names:
         reason = _refusal(REGISTRY[name], request)
