@@ -135,6 +135,7 @@ class SaysSo(ByteTokenizer):
     lossless = False
 
 
+@pytest.mark.slow
 def test_figures_by_size_are_marked_where_the_tokenizer_is_lossy(tasks, evaluated, capsys):
     def measured(tokenizer):
         result = run(tasks, evaluated._replace(text_tokenizer=tokenizer), "local_rolling")

@@ -265,7 +265,7 @@ def test_packed_documents_equal_documents_apart(kind):
 
 
 @pytest.mark.parametrize("implementation", ["recurrent", "chunked"])
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", EACH)
 def test_later_tokens_change_no_bit(kind, implementation):
     mixer = make(kind, implementation=implementation, chunk_size=16)
     params, x = parameters(mixer), inputs()

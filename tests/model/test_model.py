@@ -51,9 +51,8 @@ def loss_and_gradients(model, params):
     return jax.jit(jax.value_and_grad(loss))(params)
 
 
-@pytest.mark.parametrize(
-    "lengths", [[1] * LENGTH, pytest.param([12, 1, 11], marks=pytest.mark.slow)], ids=str
-)
+@pytest.mark.slow  # always: of every mixer, and decoding
+@pytest.mark.parametrize("lengths", [[1] * LENGTH, [12, 1, 11]], ids=["tokens", "uneven"])
 def test_any_split_gives_the_same(lengths):
     model, params = build()
     whole, nothing = run(model, params, tokens())
@@ -190,6 +189,7 @@ def test_rematerialisation_stores_less(pattern):
     assert stored("full") < stored("dots") < stored("none")
 
 
+@pytest.mark.slow  # always: of every mixer
 def test_bfloat16_changes_rounding_alone():
     exact, params = build()
     model, own = build(compute_dtype="bfloat16")

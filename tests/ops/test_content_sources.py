@@ -56,7 +56,11 @@ def two_back(implementation: str):
 
 @pytest.mark.parametrize(
     ("implementation", "split"),
-    [("recurrent", (1,) * 45), ("recurrent", (20, 25)), ("chunked", (20, 25))],
+    [
+        ("recurrent", (1,) * 45),
+        ("recurrent", (20, 25)),
+        pytest.param("chunked", (20, 25), marks=pytest.mark.slow),
+    ],
 )
 def test_any_split_gives_what_one_call_gives(implementation: str, split: tuple[int, ...]) -> None:
     arrays = [jnp.float32(a) for a in make_arrays(Case(2, 45))[:8]]

@@ -274,7 +274,11 @@ def test_other_data_is_refused(text_run):
 
 @pytest.mark.parametrize(
     ("section", "field", "value"),
-    [("model.gates", "gate_chunk", 32), ("model", "norm_eps", 0.1), ("optimizer", "beta2", 0.5)],
+    [
+        ("model.gates", "gate_chunk", 32),
+        pytest.param("model", "norm_eps", 0.1, marks=pytest.mark.slow),
+        pytest.param("optimizer", "beta2", 0.5, marks=pytest.mark.slow),
+    ],
 )
 def test_the_checkpoint_s_own_config_is_believed(golden, tmp_path, section, field, value):
     workdir = tmp_path / "copy"

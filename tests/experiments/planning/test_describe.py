@@ -26,7 +26,13 @@ def load(name):
     return module
 
 
-@pytest.mark.parametrize("name", OFFICIAL)
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(n, marks=() if n.startswith("carve") or "1b3" in n else pytest.mark.slow)
+        for n in OFFICIAL
+    ],
+)
 def test_sizes_are_those_of_the_docstring(name):
     module = load(name)
     config = module.get_config()

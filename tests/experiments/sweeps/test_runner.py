@@ -124,6 +124,7 @@ def test_a_killed_sweep_loses_no_run_and_repeats_none(tmp_path, kills):
         assert starts_of(store, run) == over.get(run.id, starts_of(store, run))
 
 
+@pytest.mark.slow  # always: that a killed one goes on
 def test_a_stop_is_passed_on_and_gone_on_from(tmp_path):
     store, runs = Store(tmp_path), make_runs(6)
     process = start(tmp_path, pause=0.3)
