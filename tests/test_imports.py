@@ -1,10 +1,11 @@
 """Imports flow one way between the rooms, and each room's outside imports are those it may have."""
 
 import ast
+import functools
 import graphlib
 import subprocess
 import sys
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import pytest
@@ -49,13 +50,16 @@ def room_of(path: str) -> str | None:
     return next((r for r in LEVEL if path == r or path.startswith(r + "/")), None)
 
 
-def imported_modules(source: str) -> Iterator[str]:
+@functools.cache
+def imported_modules(source: str) -> tuple[str, ...]:
+    found: list[str] = []
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Import):
-            yield from (alias.name for alias in node.names)
+            found += (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, "imports are absolute"
-            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+            found += (f"{node.module}.{alias.name}" for alias in node.names)
+    return tuple(found)
 
 
 def file_of(module: str) -> str | None:

@@ -119,7 +119,7 @@ def test_a_header_of_other_kinds_is_told(shards, change):
         TokenFiles(shards)
 
 
-@settings(deadline=None, max_examples=60)
+@settings(deadline=None, max_examples=30)
 @given(data=st.data())
 def test_any_damage_to_token_files_is_seen_or_does_no_harm(tmp_path_factory, data):
     """Every document as it was, or a sentence; bytes are flipped, cut off and put in."""

@@ -82,7 +82,7 @@ WAYS = {
     [
         pytest.param(("carve",), tuple(WAYS), id="carve", marks=pytest.mark.slow),
         pytest.param(("linear_attention",), tuple(WAYS), id="linear_attention"),
-        pytest.param(("attention",), ("in pieces",), id="attention"),
+        pytest.param(("attention",), ("in pieces",), id="attention", marks=pytest.mark.slow),
     ],
 )
 def test_scores_are_those_of_a_plain_forward_pass(pattern, ways):

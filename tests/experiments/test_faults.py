@@ -47,6 +47,7 @@ def test_killed_runs_end_as_the_one_left_alone(tmp_path, capsys):
     ]
 
 
+@pytest.mark.slow
 def test_a_run_that_fails_is_told_and_not_compared(tmp_path, capsys):
     argv = ["faults", "--kills=1", f"--workdir={tmp_path / 'new'}", "--config.model.num_heads=0"]
     assert cli.call(faults.main, argv) == 2

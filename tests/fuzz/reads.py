@@ -83,6 +83,7 @@ NOT_FILES = {
     "experiments.sweeps.runner:Runner._start": _WRITES,
     "experiments.sweeps.process:peak_rss": _PROC,
     "pallas_kernels.compiling.budgets:fingerprint": _OWN,
+    "pallas_kernels.compiling.mosaic:compile_kernels": _MADE,
     "pallas_kernels.compiling.xla:_dumped": _MADE,
     "pallas_kernels.compiling.xla:compile_program": _MADE,
     "pallas_kernels.aot:_judge": _OWN,

@@ -104,6 +104,7 @@ def gradients(model, params):
     return jax.grad(loss)(params)
 
 
+@pytest.mark.slow  # always: on content-dependent erase, in tests/ops
 def test_one_layer_is_blind_and_of_two_the_upper_one_sees():
     """A layer's gates never see its own memory, so that the first is GDN-2 with a scalar write."""
     model, params = build()

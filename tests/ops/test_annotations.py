@@ -37,8 +37,9 @@ def inputs(length, dtype, key_gate, value_gate):
     return key, key, value, of(2, length, 2, key_gate), gate, write
 
 documents = of(2, 50, dtype="int32")
-for name in ("chunked", "recurrent"):
-    for dtype, key_gate, value_gate in (("float32", 8, 16), ("bfloat16", 1, 1)):
+per_channel, per_head = ("float32", 8, 16), ("bfloat16", 1, 1)
+for name, kinds in (("chunked", (per_channel, per_head)), ("recurrent", (per_head,))):
+    for dtype, key_gate, value_gate in kinds:
         plain = inputs(50, dtype, key_gate, value_gate)
         check(carve_jax.gated_delta_rule, *plain, implementation=name, chunk_size=16)
         carve = (*inputs(50, dtype, 8, 1), of(4, 16, 3, dtype=dtype), of(4, 3, 8, dtype=dtype))

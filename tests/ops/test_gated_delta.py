@@ -305,7 +305,7 @@ SPLITS = {
 }
 # Each length compiles anew: one token, which has a kernel of its own, and pieces of all kinds.
 SLOW_SPLITS = {(i, s) for i in ("chunked", "pallas") for s in ("chunks", "halves")}
-SLOW_SPLITS |= {("chunked", "tokens"), ("pallas", "uneven")}
+SLOW_SPLITS |= {("chunked", "tokens"), ("chunked", "uneven"), ("pallas", "uneven")}
 
 
 @functools.cache

@@ -14,7 +14,6 @@ from carve_jax.training.reports.metrics import Throughput, read_metrics
 from carve_jax.training.reports.utilisation import ideal_step_seconds, peak_flops
 from carve_jax.training.run import build
 from carve_jax.training.settings import make_model_config, read_settings
-from configs import carve_100m
 from tests.training.helpers import ANY_LAYER, tiny_config, train
 
 
@@ -103,7 +102,7 @@ def test_peaks_by_device_kind():
 
 
 def test_utilisation_of_a_step():
-    model = make_model_config(carve_100m.get_config())
+    model = make_model_config(tiny_config())
     flops = costs(model, context=4096).train_flops * 8 * 4096
     found = ideal_step_seconds(model, 8 * 4096, 4096, ["NVIDIA H100 80GB HBM3"] * 4)
     assert found == pytest.approx(flops / (4 * 989e12))

@@ -5,6 +5,7 @@ import re
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from carve_jax.config import LMConfig
 from carve_jax.data import ByteTokenizer
@@ -17,6 +18,7 @@ from carve_jax.model import LanguageModel
 TOKENIZER = ByteTokenizer()
 
 
+@pytest.mark.slow  # always: a probe by the command, in test_evaluate.py
 def test_an_untrained_model_finds_nothing():
     sizes = {"d_model": 8, "layers": 1, "mlp_dim": 8, "num_heads": 1, "key_dim": 4, "value_dim": 4}
     model = LanguageModel(LMConfig(**sizes, pattern=("linear_attention",)))

@@ -16,6 +16,7 @@ def test_what_is_eaten_follows_from_the_model():
     assert at_40 == pytest.approx(0.4 * at_100)
 
 
+@pytest.mark.slow  # always: its parts
 def test_a_small_suite(capsys):
     saved = []
     plan = Plan(

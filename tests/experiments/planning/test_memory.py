@@ -24,6 +24,7 @@ def here() -> ahead_of_time.Place:
     return ahead_of_time.on_device(jax.devices()[0])
 
 
+@pytest.mark.slow
 def test_the_rules_arguments_are_counted(here: ahead_of_time.Place) -> None:
     found = measure(here, ("rule",), ("chunked",), SHAPE, MODEL)["rule chunked"]
     shared = 6 * HALF  # query, key, value, the cotangent, and the log-decay in float32
