@@ -160,7 +160,7 @@ ABLATIONS = {
 }
 
 
-# Those that no published layer has; the others are tested as such layers by day.
+# Those of a kind of their own; the others are a published layer's, or two of these together.
 OWN = (
     *("content gate on a channel write", "bounded decay", "decay through log σ"),
     *("negative eigenvalues", "no gradient through content", "normalised content"),

@@ -129,7 +129,7 @@ def test_rows_of_different_lengths_continue_as_their_whole_forward_pass(pattern,
     assert len(np.unique(new)) > 3
 
 
-@pytest.mark.slow  # always: the single rows of tests/model/test_generate.py
+@pytest.mark.slow  # always: one short row
 @pytest.mark.parametrize("pattern", EACH, ids="-".join)
 def test_a_row_alone_continues_as_among_others(pattern):
     model, params = build(pattern)

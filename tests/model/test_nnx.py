@@ -54,7 +54,7 @@ def test_a_language_model_is_an_nnx_module():
         np.testing.assert_allclose(found, leaf, rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.slow
+@pytest.mark.slow  # always: as above
 def test_a_mixer_streams_through_its_cache():
     sizes = {"num_heads": 2, "key_dim": 8, "value_dim": 8, "implementation": "recurrent"}
     mixer, x = MIXERS["mamba3"](**sizes), random_normal(2, 6, 16)

@@ -70,7 +70,6 @@ def test_the_watchdog_tells_a_wait_whenever_it_has_doubled():
         assert "watchdog" not in {thread.name for thread in threading.enumerate()}
 
 
-@pytest.mark.slow  # always: a measured step's profile, in tests/experiments/benchmarks
 def test_a_profile_of_some_steps(tmp_path):
     _, lines = train(tiny_config(**ANY_LAYER, steps=4, profile_steps=(2, 3)), tmp_path)
     assert f"profile of steps 2 to 3: {tmp_path / 'profile'}" in lines
