@@ -21,6 +21,7 @@ from carve_jax.model import LanguageModel
 from carve_jax.ops.gated_delta import resolve_implementation
 from carve_jax.placement import state_shardings
 from carve_jax.training.checkpoints.checkpoint import Checkpoints
+from carve_jax.training.compiling import compiler_options
 from carve_jax.training.guard import Guard
 from carve_jax.training.loss import NO_SUMS, LossSums
 from carve_jax.training.on_mesh import (
@@ -143,6 +144,7 @@ def build_steps(settings: StepSettings, mesh: Mesh | None) -> Steps:
     chunk = settings.loss_chunk * (1 if mesh is None else mesh.size // mesh.shape["tensor"])
     loss = make_loss(model, loss_chunk=chunk, z_loss=settings.z_loss)
     init = make_init(model, optimizer, settings.seed, mesh, settings.guard)
+    options = compiler_options(mesh)
     shapes = jax.eval_shape(init)
     shardings = None if mesh is None else state_shardings(model.config, shapes, mesh)
     train_step = make_train_step(
@@ -153,6 +155,7 @@ def build_steps(settings: StepSettings, mesh: Mesh | None) -> Steps:
         state_shardings=shardings,
         guard=settings.guard,
         with_norms=settings.log_norms,
+        compiler_options=options,
     )
 
     def placed(function: Any) -> Any:
@@ -162,7 +165,7 @@ def build_steps(settings: StepSettings, mesh: Mesh | None) -> Steps:
         state_shapes=with_shardings(shapes, shardings),
         init=init,
         train_step=placed(train_step),
-        eval_sums=placed(jax.jit(loss)),
+        eval_sums=placed(jax.jit(loss, compiler_options=options)),
     )
 
 
@@ -245,9 +248,10 @@ def make_init(
         return init_state(model, optimizer, jax.random.key(seed), tokens, guard)
 
     # Placed as a restored state is, so that a run and its continuation are one program.
-    if mesh is None:
-        return jax.jit(init, out_shardings=one_device())
-    return jax.jit(init, out_shardings=state_shardings(model.config, jax.eval_shape(init), mesh))
+    where = (
+        one_device() if mesh is None else state_shardings(model.config, jax.eval_shape(init), mesh)
+    )
+    return jax.jit(init, out_shardings=where, compiler_options=compiler_options(mesh))
 
 
 def saved_with(run: Run, tokens: int, loss_sums: LossSums) -> dict[str, Any]:

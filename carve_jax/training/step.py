@@ -11,6 +11,7 @@ from flax import struct
 
 from carve_jax.model import LanguageModel
 from carve_jax.shapes import Array, Bool, Float32, Int32
+from carve_jax.training.compiling import CompilerOptions
 from carve_jax.training.guard import Guard, GuardState, Verdict
 from carve_jax.training.loss import LossSums, next_token_loss
 from carve_jax.training.norms import Norms, group_of, norms_by_group
@@ -158,12 +159,14 @@ def make_train_step(
     state_shardings: Any = None,
     guard: Guard | None = None,
     with_norms: bool = False,
+    compiler_options: CompilerOptions = None,
 ) -> Callable[[TrainState, Batch], tuple[TrainState, StepMetrics]]:
     """A jitted (state, batch) -> (state, metrics) that reuses the old state's memory.
 
     With `state_shardings`, a tree like the state, the new state lies as the old one did. A step
     whose loss or gradient is not finite leaves the state as it was but for `healthy`; a spike that
     `guard` skips, as it was but for the guard's own count. `with_norms` measures every layer's.
+    `compiler_options` are XLA's.
     """
     guard = guard or Guard()
 
@@ -198,6 +201,9 @@ def make_train_step(
         kept = dataclasses.replace(state, healthy=healthy, guard=counted)
         return select(state.healthy & good, updated, kept), metrics
 
-    if state_shardings is None:
-        return jax.jit(train_step, donate_argnums=0)
-    return jax.jit(train_step, donate_argnums=0, out_shardings=(state_shardings, None))
+    return jax.jit(
+        train_step,
+        donate_argnums=0,
+        out_shardings=(state_shardings, None),
+        compiler_options=compiler_options,
+    )
