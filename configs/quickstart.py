@@ -32,10 +32,10 @@ def get_config() -> ConfigDict:
     config.optimizer.peak_learning_rate = 3e-3
     config.batch_size = 8
     config.sequence_length = 256
-    config.steps = 500
+    config.steps = 200
     config.loss_chunk = 2048
-    config.eval_every = 125
+    config.eval_every = 100
     config.log_every = 20
-    config.checkpoint_every = 125
+    config.checkpoint_every = 100
     config.sample_prompt = "The import statement "
     return config

@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 
 FOLDER = Path(__file__).parent
-NO_COMMANDS = ("__init__", "__main__", "cli", "compile_cache")
+NO_COMMANDS = ("__init__", "__main__", "cli", "compile_cache", "freed_memory")
 USER_ERROR = 2
 
 

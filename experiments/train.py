@@ -31,6 +31,7 @@ from carve_jax.training.loop import train
 from carve_jax.training.processes import distributed
 from carve_jax.training.processes.messages import together
 from experiments import cli, compile_cache
+from experiments.freed_memory import keep_freed
 from experiments.planning.describe import describe, twin
 
 
@@ -109,4 +110,5 @@ def define_peers(definitions: flags.FlagValues) -> Callable[[], distributed.Peer
 
 
 if __name__ == "__main__":
+    keep_freed()
     cli.run(main)
