@@ -7,6 +7,7 @@ from typing import Any, NamedTuple, TypeVar
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import SingleDeviceSharding
 
 from carve_jax.mixers import MIXERS, SoftmaxAttention
 from carve_jax.mixers.base import Cache
@@ -80,7 +81,7 @@ def prefill(
         alignment = model.config.segment_alignment
         ragged = bool((lengths != lengths[0]).any()) or pad_to > 1
         together = lengths - lengths % alignment if ragged else lengths
-        decoding = _empty(model, len(rows), max_length)
+        decoding = beside(params, _empty(model, len(rows), max_length))
         if pad_to > 1:  # else no row is padded that need not be
             room = slots(model.config, decoding.cache)
             pad_to = -(-pad_to // alignment) * alignment
@@ -186,6 +187,18 @@ def read_token(
 ) -> tuple[Cache, Float32[Array, "B vocab"]]:
     """One token per row: the cache after it and the logits of the next."""
     return _read(model, params, tokens[:, None], cache)
+
+
+def beside(params: Any, tree: Tree) -> Tree:
+    """The tree on the one device that ``params`` are committed to, if they are.
+
+    What is computed from them is committed too, and with uncommitted arrays in its place JAX would
+    compile the first call of a function apart from the later ones.
+    """
+    leaf = jax.tree.leaves(params)[0]
+    if getattr(leaf, "committed", False) and isinstance(leaf.sharding, SingleDeviceSharding):
+        return jax.device_put(tree, leaf.sharding)
+    return tree
 
 
 def _empty(model: LanguageModel, batch: int, max_length: int) -> Decoding:

@@ -11,6 +11,7 @@ import numpy as np
 from carve_jax.decoding import (
     Decoding,
     Prompts,
+    beside,
     check_room,
     prefill,
     prompt_rows,
@@ -125,7 +126,8 @@ def decode(
         top_p=top_p,
     )
     tokens = np.zeros((batch, max_new_tokens), np.int32)
-    rows = Rows(decoding, jnp.zeros((batch,), jnp.int32), jnp.zeros((batch,), bool))
+    nothing = beside(params, (jnp.zeros((batch,), jnp.int32), jnp.zeros((batch,), bool)))
+    rows = Rows(decoding, *nothing)
     most = STEPS_A_CALL if on_token is None else 1
     made, done = 0, np.zeros((batch,), bool)
     while made < max_new_tokens and not done.all():

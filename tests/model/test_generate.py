@@ -5,7 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from carve_jax.generate import generate, sample
+from carve_jax.decoding import _read_chunk, prefill
+from carve_jax.generate import _advance, decode, generate, sample
 from carve_jax.model import LanguageModel, LMConfig
 from tests.mixers.parameters import random_parameters, random_tokens
 
@@ -70,6 +71,16 @@ def test_tokens_are_streamed_and_rows_stop_at_a_stop_token():
     both = generate(model, params, twins, **options)
     np.testing.assert_array_equal(both, new[:1].repeat(2, axis=0))
     assert len(steps) == 1 + np.flatnonzero(free[0] == stop)[0]
+
+
+def test_the_first_call_of_a_program_is_compiled_as_the_later_ones_are():
+    model, params = build(("gdn2",))
+    params = jax.device_put(params, jax.devices()[1])  # committed, as a run's parameters are
+    before = _read_chunk._cache_size(), _advance._cache_size()
+    decoding = prefill(model, params, prompt(16), max_length=20, chunk=8)
+    decode(model, params, decoding, max_new_tokens=3, on_token=lambda tokens: None)
+    compiled = _read_chunk._cache_size(), _advance._cache_size()
+    assert np.subtract(compiled, before).tolist() == [1, 1]
 
 
 def test_sampling_follows_the_key():
