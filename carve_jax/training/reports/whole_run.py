@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
+import numpy as np
 
 from carve_jax.data import Tokenizer
 from carve_jax.generate import generate
@@ -115,10 +115,10 @@ def sample(run: Run, params: Any, tokenizer: Tokenizer) -> str:
     tokens = generate(
         run.model,
         params,
-        jnp.asarray([[tokenizer.separator, *tokenizer.encode(prompt)]], jnp.int32),
+        [[tokenizer.separator, *tokenizer.encode(prompt)]],
         max_new_tokens=run.settings.sample_tokens,
         rng=jax.random.key(run.settings.seed),
         temperature=0.8,
         stop_tokens=(tokenizer.separator,),
     )
-    return prompt + tokenizer.decode(tokens[0])
+    return prompt + tokenizer.decode(np.asarray(tokens)[0])  # JAX would compile an iteration
