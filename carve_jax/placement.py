@@ -60,7 +60,7 @@ def pipeline_bubble(config: LMConfig, mesh: Mapping[str, int], batch_size: int) 
 def state_shardings(config: LMConfig, state: Any, mesh: Mesh) -> Any:
     """Shardings of parameters, or of a tree that holds several of their shape (as a `TrainState`).
 
-    Leaves that belong to no parameter are whole on every device.
+    Leaves that belong to no parameter are replicated.
 
     Raises:
       ValueError: a parameter without a place in ``sharding.PARAMETERS`` or its mixer's entry.
@@ -71,20 +71,26 @@ def state_shardings(config: LMConfig, state: Any, mesh: Mesh) -> Any:
 def state_specs(config: LMConfig, state: Any, mesh: Mapping[str, int]) -> Any:
     """The same as specs, for a mesh of these sizes."""
     mixers = dict(layer_names(config))
-    outside = _whole({"vocab": config.vocab_size}, mesh["tensor"])
+    outside = _replicated({"vocab": config.vocab_size}, mesh["tensor"])
     inside = {
-        name: _whole(MIXERS[name].may_stay_whole(config), mesh["tensor"]) for name in config.pattern
+        name: _replicated(MIXERS[name].may_be_replicated(config), mesh["tensor"])
+        for name in config.pattern
     }
 
     def place(path: tuple[Any, ...], leaf: Any) -> PartitionSpec:
         keys = [key.key for key in path if isinstance(key, jax.tree_util.DictKey)]
         if not keys or leaf.ndim == 0:
             return PartitionSpec()
-        known, whole, of, stacked = PARAMETERS["model"], outside, "model", keys[0] == "blocks"
+        known, replicated, of, stacked = PARAMETERS["model"], outside, "model", keys[0] == "blocks"
         if stacked:
             mixer, part, keys = mixers[keys[1]], keys[2], keys[2:]
             if part == "mixer":
-                known, whole, of, keys = MIXERS[mixer].parameters, inside[mixer], mixer, keys[1:]
+                known, replicated, of, keys = (
+                    MIXERS[mixer].parameters,
+                    inside[mixer],
+                    mixer,
+                    keys[1:],
+                )
             elif part == "mlp":
                 known, of, keys = PARAMETERS["mlp"], "mlp", keys[1:]
         axes = known.get(keys[0])
@@ -95,11 +101,11 @@ def state_specs(config: LMConfig, state: Any, mesh: Mapping[str, int]) -> Any:
             )
         if keys[-1] == "bias":
             axes = axes[-1:]
-        return spec(*((None, *axes) if stacked else axes), whole=whole)
+        return spec(*((None, *axes) if stacked else axes), replicated=replicated)
 
     return jax.tree.map_with_path(place, state)
 
 
-def _whole(sizes: Mapping[str, int], tensor: int) -> frozenset[str]:
+def _replicated(sizes: Mapping[str, int], tensor: int) -> frozenset[str]:
     """The logical axes of these sizes that ``tensor`` devices cannot cut evenly."""
     return frozenset(axis for axis, size in sizes.items() if size % tensor)

@@ -49,16 +49,18 @@ PARAMETERS: Mapping[str, Mapping[str, Axes]] = {
 """Logical axes of every parameter outside the mixers, each of which names those of its own."""
 
 
-def spec(*axes: str | None, whole: frozenset[str] = frozenset()) -> PartitionSpec:
-    """Where an array with these logical axes lies; those in ``whole`` are not cut here.
+def spec(*axes: str | None, replicated: frozenset[str] = frozenset()) -> PartitionSpec:
+    """Where an array with these logical axes lies; those in ``replicated`` are cut nowhere.
 
     Raises:
       ValueError: an unknown logical axis.
     """
-    unknown = [axis for axis in (*axes, *whole) if axis is not None and axis not in RULES]
+    unknown = [axis for axis in (*axes, *replicated) if axis is not None and axis not in RULES]
     if unknown:
         raise ValueError(f"unknown logical axis {unknown[0]!r}; there are {', '.join(RULES)}.")
-    return PartitionSpec(*(None if axis is None or axis in whole else RULES[axis] for axis in axes))
+    return PartitionSpec(
+        *(None if axis is None or axis in replicated else RULES[axis] for axis in axes)
+    )
 
 
 def make_mesh(sizes: Mapping[str, int], devices: Sequence[Any] | None = None) -> Mesh:

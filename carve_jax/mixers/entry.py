@@ -52,8 +52,8 @@ class Entry(abc.ABC):
     def cut_by_tensor(self, config: Config) -> dict[str, int]:
         """Sizes, by field, that the devices of the mesh's axis ``tensor`` must divide."""
 
-    def may_stay_whole(self, config: Config) -> dict[str, int]:
-        """Sizes of the logical axes that stay whole where ``tensor`` does not divide them."""
+    def may_be_replicated(self, config: Config) -> dict[str, int]:
+        """Sizes of the logical axes that are replicated where ``tensor`` does not divide them."""
         del config
         return {}
 

@@ -103,7 +103,7 @@ class GatedDelta(Entry):
             cut["num_key_heads"] = key_heads(config)
         return cut
 
-    def may_stay_whole(self, config: Config) -> dict[str, int]:
+    def may_be_replicated(self, config: Config) -> dict[str, int]:
         """Heads of queries and keys, and of gates."""
         by_key = self.layer_of(config).gates_per == "key"
         gate_heads = key_heads(config) if by_key else config.num_heads

@@ -274,7 +274,7 @@ class Mamba3(Entry):
         return {"rule": (1 + 4 * self._rank(config)) * self.state_size(config)}
 
     def cut_by_tensor(self, config: Config) -> dict[str, int]:
-        """Value heads; keys are whole on every device."""
+        """Value heads; keys are replicated."""
         return {"num_heads": config.num_heads}
 
     def _rank(self, config: Config) -> int:

@@ -156,7 +156,7 @@ class Softmax(Entry):
         """Query heads."""
         return {"attention_heads": config.query_heads}
 
-    def may_stay_whole(self, config: Config) -> dict[str, int]:
+    def may_be_replicated(self, config: Config) -> dict[str, int]:
         """Heads of keys and values."""
         return {"kv_heads": config.kv_heads}
 
