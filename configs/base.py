@@ -6,6 +6,8 @@ Other configs start from this one and say what they change.
 from ml_collections import ConfigDict
 from ml_collections.config_dict import placeholder
 
+from carve_jax.mixers.changes import SECTIONS
+
 
 def get_config() -> ConfigDict:
     """A CARVE model of 768 × 12 on the text every Python carries."""
@@ -84,8 +86,8 @@ def get_model() -> ConfigDict:
             "key_dim": 64,  # per head
             "value_dim": 64,  # per head
             "conv_width": 4,  # taps of the short convolutions
-            "gates": get_gates(),
-            "layer": get_layer(),
+            "gates": unset("gates"),  # what all mixers have otherwise than their published gates
+            "layer": unset("layer"),  # what all mixers have otherwise than their published layer
             "mimo_rank": 4,  # of mamba3_mimo
             "attention_heads": placeholder(int),  # of queries; unset: num_heads
             "attention_kv_heads": placeholder(int),  # unset: attention_heads
@@ -103,47 +105,10 @@ def get_model() -> ConfigDict:
     )
 
 
-def get_gates() -> ConfigDict:
-    """What all mixers have otherwise than their published gates: `carve_jax.GateSpec`'s fields."""
-    return ConfigDict(
-        {
-            "decay": placeholder(str),  # none | constant | scalar | channel
-            "decay_form": placeholder(str),  # softplus | logsigmoid | bounded
-            "decay_rank": placeholder(int),  # of the projection to a channel decay
-            "erase": placeholder(str),  # none | scalar | channel
-            "erase_bias": placeholder(float),  # initial value of a learned one
-            "write": placeholder(str),  # one | tied | timestep | scalar | channel
-            "content": placeholder(bool),  # CARVE's content gate
-            "content_source": placeholder(str),  # previous_chunk | two_chunks_back | previous_layer
-            "gate_chunk": placeholder(int),  # tokens in a gate chunk of the content gate
-            "content_rank": placeholder(int),  # of P_down and P_up
-            "content_scale": placeholder(float),  # of P_down's initial values
-            "content_norm": placeholder(bool),  # divide the content by its root mean square
-            "stop_gradient_content": placeholder(bool),  # no gradient through the content
-            "negative_eigenvalues": placeholder(bool),  # the erase gate ranges over [0, 2]
-            "closed_loop": placeholder(bool),  # Comba's
-        }
-    )
+def unset(section: str) -> ConfigDict:
+    """A section of the model with all its fields, none of them set: a mixer's own hold.
 
-
-def get_layer() -> ConfigDict:
-    """What all mixers have otherwise than their published layer: `carve_jax.LayerSpec`'s fields."""
-    return ConfigDict(
-        {
-            "short_conv": placeholder(bool),  # on queries, keys and values
-            "conv_bias": placeholder(bool),  # of those convolutions
-            "activation": placeholder(str),  # silu | none | elu_plus_one
-            "value_activation": placeholder(str),  # silu | none
-            "qk_norm": placeholder(str),  # l2 | none
-            "rope": placeholder(bool),  # rotary positions on queries and keys
-            "query_correction": placeholder(bool),  # Comba's
-            "scale": placeholder(float),  # of queries in the rule
-            "gates_per": placeholder(str),  # key | value
-            "output_norm": placeholder(str),  # head | layer
-            "output_gate": placeholder(str),  # none | full | low_rank
-            "gate_activation": placeholder(str),  # silu | sigmoid
-            "skip": placeholder(bool),  # add D ⊙ value to the output of the rule
-            "init": placeholder(str),  # xavier | fan_in
-            "least_rate": placeholder(float),  # the initial exp(A_log) is uniform from here to 16
-        }
-    )
+    `carve_jax.GateSpec` and `carve_jax.LayerSpec` have these fields and say what they mean.
+    """
+    kinds = SECTIONS[section].kinds
+    return ConfigDict({name: placeholder(kind) for name, kind in kinds.items()})

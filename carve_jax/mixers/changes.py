@@ -22,10 +22,12 @@ class Changes:
 
     Attributes:
         section: the name that messages give it, such as "gates".
+        spec: the class whose fields these are.
         kinds: type of each field where it is not None.
     """
 
     section: ClassVar[str]
+    spec: ClassVar[type]
     kinds: ClassVar[Mapping[str, type]]
 
     def __post_init__(self) -> None:
@@ -79,7 +81,12 @@ def _changes(name: str, section: str, spec: type[Spec]) -> type[Changes]:
         name,
         [(field, kind | None, None) for field, kind in kinds.items()],
         bases=(Changes,),
-        namespace={"section": section, "kinds": kinds, "__doc__": f"Changes of {spec.__name__}."},
+        namespace={
+            "section": section,
+            "spec": spec,
+            "kinds": kinds,
+            "__doc__": f"Changes of {spec.__name__}.",
+        },
         frozen=True,
     )
     made.__module__ = __name__

@@ -32,14 +32,16 @@ class GateSpec:
             "bounded", −5·σ(exp(A_log)·(projection + dt_bias)), which never falls below −5 and so
             admits the kernels' cheaper path.
         decay_rank: width of a channel decay's low-rank projection; None for the value channels.
-        erase: the erase gate σ(projection), one per head or one per key channel; "none" is 0.
+        erase: the erase gate σ(projection), one per head ("scalar") or one per key channel
+            ("channel"); "none" is 0.
         erase_bias: initial value of a learned bias of its projection, the same for all; None for a
             projection without one, as published.
         write: "one" is 1; "tied" is the erase gate itself; "timestep" is the decay's Δ;
             "scalar" and "channel" are σ(projection), one per value head or one per value channel.
         content: the erase gate also sees what the rule has read so far (CARVE).
-        content_source: whose outputs' mean that is. "previous_chunk", those of this layer's gate
-            chunk before (CARVE as published): each gate chunk waits for the one before it, in every
+        content_source: whose outputs' mean that is: "previous_chunk", "two_chunks_back" or
+            "previous_layer". The first, those of this layer's gate chunk before (CARVE as
+            published): each gate chunk waits for the one before it, in every
             pass. "two_chunks_back", those of the one before that: a gate chunk still waits, but may
             be prepared while the one before it is being read; it sees nothing of the last L to 2L
             tokens. "previous_layer", those of the gate chunk before in the last layer below that

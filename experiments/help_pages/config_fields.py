@@ -1,8 +1,14 @@
-"""The fields of a config with their types, defaults and the comments beside them in the source."""
+"""The fields of a config with their types, defaults and what their source says of them.
+
+That is the comment beside a field; of gates and layer, whose fields are those of a spec, the first
+sentence of the field's entry in the docstring of the spec.
+"""
 
 import ast
 import inspect
 import io
+import re
+import textwrap
 import tokenize
 from collections.abc import Iterator
 from types import ModuleType
@@ -10,6 +16,7 @@ from typing import NamedTuple
 
 from ml_collections import ConfigDict
 
+from carve_jax.mixers.changes import SECTIONS
 from configs import base
 
 
@@ -32,7 +39,22 @@ class Field(NamedTuple):
 def fields_of(module: ModuleType = base) -> list[Field]:
     """The fields of a module's `get_config()`, in the order of its source."""
     config: ConfigDict = module.get_config()
-    return [_field(config, name, told) for name, told in Comments(inspect.getsource(module)).all()]
+    found: list[Field] = []
+    for name, told in Comments(inspect.getsource(module)).all():
+        found.append(_field(config, name, told))
+        changes = SECTIONS.get(name.removeprefix("model."))
+        if changes is not None:
+            entries = attributes(changes.spec)
+            found += (_field(config, f"{name}.{field}", entries[field]) for field in changes.kinds)
+    return found
+
+
+def attributes(documented: type) -> dict[str, str]:
+    """The first sentence of each entry below `Attributes:` in the docstring of a class."""
+    told = inspect.cleandoc(documented.__doc__ or "").partition("Attributes:\n")[2]
+    entries = re.split(r"\n(?=\w+: )", textwrap.dedent(told))
+    pairs = (" ".join(entry.split()).partition(": ") for entry in entries)
+    return {name: re.split(r"\.(?= |$)", text)[0] for name, _, text in pairs}
 
 
 def plain(value: object) -> str | None:
@@ -61,7 +83,7 @@ class Comments:
     """Reads the fields and their comments from the source of a config.
 
     A comment stands behind a field or in the lines above it; of a section that a function makes,
-    the function's docstring is the comment.
+    and that has none, the function's docstring is the comment.
     """
 
     def __init__(self, source: str) -> None:
@@ -84,15 +106,18 @@ class Comments:
     def _entry(self, name: str, value: ast.expr, line: int) -> Iterator[tuple[str, str]]:
         made = self._functions.get(_called(value))
         if made is not None:
-            yield name, (ast.get_docstring(made) or "").partition("\n")[0]
+            yield name, self._told(line) or (ast.get_docstring(made) or "").partition("\n")[0]
             returned = made.body[-1]
             assert isinstance(returned, ast.Return)
             assert isinstance(returned.value, ast.Call)
             value = returned.value
         else:
             yield name, self._told(line)
-        if isinstance(value, ast.Call) and _called(value) == "ConfigDict":
-            assert isinstance(value.args[0], ast.Dict)
+        if (
+            isinstance(value, ast.Call)
+            and _called(value) == "ConfigDict"
+            and isinstance(value.args[0], ast.Dict)
+        ):
             for key, inner in zip(value.args[0].keys, value.args[0].values, strict=True):
                 assert isinstance(key, ast.Constant)
                 assert isinstance(key.value, str)
