@@ -123,6 +123,11 @@ class LMConfig:
         return next((e.segment_alignment(self) for e in entries if e.reads_layer_below(self)), None)
 
     @property
+    def has_full_attention(self) -> bool:
+        """Whether a layer sees all that came before, at a cost that grows with it."""
+        return any(MIXERS[name].sees_all() for name in self.pattern)
+
+    @property
     def query_heads(self) -> int:
         """Query heads of softmax attention."""
         return self.num_heads if self.attention_heads is None else self.attention_heads

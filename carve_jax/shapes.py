@@ -9,7 +9,8 @@
 | N    | value heads; a multiple of H, and equal to it unless values are grouped          |
 | K    | channels of a key head                                                           |
 | V    | channels of a value head                                                         |
-| Kg   | channels of a key-axis gate: K (one per channel) or 1 (one per head)             |
+| Kg   | channels of the decay: K (one per channel) or 1 (one per head)                   |
+| Ke   | channels of the erase gate: K or 1, whatever the decay's are                     |
 | Vg   | channels of a value-axis gate: V or 1                                            |
 | R    | rank of the content gate                                                         |
 | W    | width of the short convolution                                                   |

@@ -13,7 +13,7 @@ from carve_jax.config import COMPUTE_DTYPES
 from carve_jax.data.tokenizers.files import open_tokenizer
 from carve_jax.data.tokenizers.tokenizer import Tokenizer
 from carve_jax.errors import UserError
-from carve_jax.evaluation.scoring import Scorer, has_full_attention
+from carve_jax.evaluation.scoring import Scorer
 from carve_jax.model import LanguageModel
 from carve_jax.training.checkpoints.checkpoint import Checkpoints
 from carve_jax.training.run import Trained, load_trained
@@ -88,7 +88,7 @@ def load_evaluated_model(
         config.model.compute_dtype = dtype
         model = LanguageModel(dataclasses.replace(model.config, compute_dtype=dtype))
     limit = None if max_length is None else _whole("max_length", max_length)
-    if limit is None and has_full_attention(model.config):
+    if limit is None and model.config.has_full_attention:
         limit = config.sequence_length
     scorer = Scorer(
         model,

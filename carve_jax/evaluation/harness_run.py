@@ -19,9 +19,8 @@ from lm_eval.tasks import TaskManager
 from carve_jax.errors import UserError
 from carve_jax.evaluation.answers import Answers
 from carve_jax.evaluation.evaluated_model import EvaluatedModel
-from carve_jax.evaluation.harness_tasks import RECALL, RECALL_TOKENS
 from carve_jax.evaluation.lm_harness import CarveLM
-from carve_jax.evaluation.recall import recall_config
+from carve_jax.evaluation.recall import RECALL, RECALL_TOKENS, recall_config
 from carve_jax.evaluation.tasks import Figure, Options, Result, Task, exponential, mean, ratio
 from carve_jax.files import local_path, open_regular, told
 

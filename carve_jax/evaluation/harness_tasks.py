@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING
 
 from carve_jax.errors import UserError
+from carve_jax.evaluation.recall import RECALL
 from carve_jax.evaluation.tasks import Options, Task
 
 if TYPE_CHECKING:
@@ -25,17 +26,6 @@ COMMON_SENSE = {
     "social_iqa": "acc",
     "boolq": "acc",
 }
-# Recall in the real world (arXiv 2402.18668, 2407.05483): the answer stands in the prompt, of which
-# 2,000 tokens are kept. The harness's own triviaqa, nq_open and drop ask other questions.
-RECALL = {
-    "swde": "contains",
-    "squad_completion": "contains",
-    "fda": "contains",
-    "recall_triviaqa": "contains",
-    "recall_nq": "contains",
-    "recall_drop": "contains",
-}
-RECALL_TOKENS = 2000
 GROUPS = {"common_sense": COMMON_SENSE, "recall": RECALL}
 
 

@@ -143,16 +143,11 @@ class Scorer:
         return (context - 1) // alignment * alignment
 
 
-def has_full_attention(config: LMConfig) -> bool:
-    """Whether a layer sees all that came before, at a cost that grows with it."""
-    return "attention" in config.pattern
-
-
 def check_length(config: LMConfig, length: int, max_length: int | None) -> None:
     """Raises UserError for a row that is longer than it may be."""
     if max_length is None or length <= max_length:
         return
-    why = "the model has full attention and" if has_full_attention(config) else "it"
+    why = "the model has full attention and" if config.has_full_attention else "it"
     raise UserError(
         f"an input has {length:,} tokens, and {why} may have {max_length:,}: shorten the task's "
         "inputs, or give --max_length of at least that"

@@ -1,6 +1,6 @@
 """What every mixer shares: its interface, its initialisers and two small functions."""
 
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -11,6 +11,7 @@ from carve_jax.shapes import Array, Float, Int32
 Cache = Any  # A pytree of arrays, each with the batch as its first axis.
 
 
+@runtime_checkable
 class Mixer(Protocol):
     """A causal sequence mixer: tokens see their own document's past alone."""
 

@@ -65,6 +65,10 @@ class Entry(abc.ABC):
         """Floats of recurrent memory in one layer; 0 without any."""
         return config.num_heads * config.key_dim * config.value_dim
 
+    def sees_all(self) -> bool:
+        """Whether it looks at every token that came before, at a cost that grows with them."""
+        return False
+
     def content_lag(self, config: Config) -> int:
         """How many gate chunks back the outputs lie that its rule reads, 1 in CARVE; 0: none."""
         del config

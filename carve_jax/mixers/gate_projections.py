@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 from jax.nn.initializers import Initializer, constant
+from jax.typing import DTypeLike
 
 from carve_jax.mixers.base import fan_in_uniform, xavier_uniform
 from carve_jax.mixers.gates import (
@@ -104,7 +105,7 @@ class GateProjections(nn.Module):
         step = timestep(projected, bias)
         return log_decay(step, a_log), step
 
-    def _erase_logits(self, x: Array) -> Float[Array, "B T H Kg"]:
+    def _erase_logits(self, x: Array) -> Float[Array, "B T H Ke"]:
         channels = 1 if self.gates.erase == "scalar" else self.key_dim
         width, bias = self.gate_heads * channels, self.gates.erase_bias
         if bias is None:
@@ -113,7 +114,7 @@ class GateProjections(nn.Module):
             projection = self._linear("b_proj", width, True, bias_init=constant(bias))
         return self._heads(projection(x), self.gate_heads)
 
-    def _erase(self, x: Array) -> Float[Array, "B T H Kg"]:
+    def _erase(self, x: Array) -> Float[Array, "B T H Ke"]:
         if self.gates.erase == "none":
             return jnp.zeros((*x.shape[:2], self.gate_heads, 1), self.compute_dtype)
         return gate(self._erase_logits(x), self.gates.erase_scale)
@@ -141,7 +142,7 @@ class GateProjections(nn.Module):
         up = self.param("content_up", nn.initializers.zeros, up_shape, jnp.float32)
         return down.astype(dtype), up.astype(dtype)
 
-    def _content_init(self, rng: Array, shape: tuple[int, ...], dtype: jnp.dtype) -> Array:
+    def _content_init(self, rng: Array, shape: tuple[int, ...], dtype: DTypeLike) -> Array:
         return self.gates.content_scale * CONTENT_INIT(rng, shape, dtype)
 
     def _linear(

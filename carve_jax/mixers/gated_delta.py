@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
+from jax.typing import DTypeLike
 
 from carve_jax.mixers.base import fan_in_uniform, l2_normalize, rms_norm
 from carve_jax.mixers.gate_projections import GateProjections
@@ -185,7 +186,7 @@ class GatedDeltaMixer(GateProjections):
         activation = self.layer.value_activation if of_values else self.layer.activation
         return self._heads(ACTIVATIONS[activation](y), heads), tail
 
-    def _conv_bias_init(self, rng: Array, shape: tuple[int, ...], dtype: jnp.dtype) -> Array:
+    def _conv_bias_init(self, rng: Array, shape: tuple[int, ...], dtype: DTypeLike) -> Array:
         bound = self.conv_width**-0.5
         return jax.random.uniform(rng, shape, dtype, -bound, bound)
 

@@ -6,6 +6,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 
 from carve_jax.shapes import Array, Float, Float32
 
@@ -207,13 +208,13 @@ def retention_log_decay(heads: int) -> Float32[Array, " H"]:
 
 
 def init_a_log(
-    rng: Array, shape: tuple[int, ...], dtype: jnp.dtype = jnp.float32, *, least: float = 1.0
+    rng: Array, shape: tuple[int, ...], dtype: DTypeLike = jnp.float32, *, least: float = 1.0
 ) -> Array:
     """Log U(least, 16), the initial A_log."""
     return jnp.log(jax.random.uniform(rng, shape, dtype, least, 16.0))
 
 
-def init_dt_bias(rng: Array, shape: tuple[int, ...], dtype: jnp.dtype = jnp.float32) -> Array:
+def init_dt_bias(rng: Array, shape: tuple[int, ...], dtype: DTypeLike = jnp.float32) -> Array:
     """Softplus⁻¹ of exp(U(log 1e-3, log 1e-1)) floored at 1e-4: the initial dt_bias."""
     low, high = jnp.log(1e-3), jnp.log(1e-1)
     step = jnp.maximum(jnp.exp(jax.random.uniform(rng, shape, dtype, low, high)), 1e-4)

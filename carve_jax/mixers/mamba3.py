@@ -190,7 +190,7 @@ class Mamba3Mixer(nn.Module):
     def _float32(self, name: str, features: int, x: Array) -> Float32[Array, "B T features"]:
         return self._linear(name, features)(x).astype(jnp.float32)
 
-    def _heads(self, x: Float[Array, "B T N*V"]) -> Float[Array, "B T 1 N V"]:
+    def _heads(self, x: Float[Array, "B T values"]) -> Float[Array, "B T 1 N V"]:
         return x.reshape(*x.shape[:2], 1, self.num_heads, self.value_dim)
 
     def _mimo(self, name: str, initial: float) -> Float32[Array, "1 1 M N V"]:

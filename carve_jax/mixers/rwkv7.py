@@ -143,7 +143,7 @@ class RWKV7Mixer(nn.Module):
         output = self._normed(output) + (bonus * value.astype(jnp.float32)).reshape(
             *x.shape[:2], values
         )
-        hidden = jax.nn.sigmoid(self._linear("g_down", self._rank(5, x))(mixed["g"]))
+        hidden = jax.nn.sigmoid(self._linear("g_down", self._rank(5.0, x))(mixed["g"]))
         output = output * self._linear("g_up", values)(hidden).astype(jnp.float32)
         y = self._linear("o_proj", x.shape[-1], scale=self.output_scale)(
             output.astype(self.compute_dtype)
@@ -221,7 +221,7 @@ class RWKV7Mixer(nn.Module):
         vector = self.param(name, init, shape, jnp.float32)
         return vector.reshape(1, 1, self.key_heads, self.key_dim)
 
-    def _keys(self, x: Float[Array, "B T H*K"]) -> Float[Array, "B T H K"]:
+    def _keys(self, x: Float[Array, "B T keys"]) -> Float[Array, "B T H K"]:
         return x.reshape(*x.shape[:2], self.key_heads, self.key_dim)
 
     def _normed(self, output: Float[Array, "B T N V"]) -> Float32[Array, "B T N*V"]:

@@ -164,3 +164,7 @@ class Softmax(Entry):
         """None: its cache is of tokens."""
         del config
         return 0
+
+    def sees_all(self) -> bool:
+        """Unless it slides."""
+        return not self.sliding

@@ -4,6 +4,7 @@ from typing import Literal, NamedTuple, get_args
 
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 
 from carve_jax.shapes import Array, Bool, Float, Int32
 from pallas_kernels.device import capability
@@ -32,7 +33,7 @@ def init_attention_cache(
     head_dim: int,
     *,
     window: int | None = None,
-    dtype: jnp.dtype = jnp.float32,
+    dtype: DTypeLike = jnp.float32,
 ) -> AttentionCache:
     """An empty cache of `max_length` slots, or of `window` when that is less."""
     slots = max_length if window is None else min(window, max_length)

@@ -85,7 +85,9 @@ def removal_rule(
     return output[:, 1::2], state
 
 
-def _interleaved(first: Float[Array, "B T A C"], second: Float[Array, "B T A C"]) -> Array:
+def _interleaved(
+    first: Float[Array, "B T heads channels"], second: Float[Array, "B T heads channels"]
+) -> Array:
     """Each token's ``first`` and then its ``second``, as two tokens."""
     both = jnp.stack([first, second], axis=2)
     return both.reshape(both.shape[0], -1, *both.shape[3:])

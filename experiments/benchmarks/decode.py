@@ -49,7 +49,7 @@ def measure(name: str, plan: Plan) -> dict[str, Any]:
       device, of the process at its peak so far, and milliseconds a token.
     """
     model, params = random_model(name, plan)
-    full = "attention" in model.config.pattern
+    full = model.config.has_full_attention
     reached = [n for n in plan.lengths if not full or n <= plan.most_of_attention]
     lengths: dict[str, dict[str, float]] = {}
     for length in plan.lengths:

@@ -257,7 +257,7 @@ def test_unknown_tasks_and_missing_data_are_one_sentence(tasks, evaluated, monke
         find_tasks(["perplexty"], sources)
     assert list(find_tasks(["common_sense", "piqa", "recall"], sources)) == [
         *harness_tasks.COMMON_SENSE,
-        *harness_tasks.RECALL,
+        *recall.RECALL,
     ]
     for name in ("piqa", "recall_nq"):
         with pytest.raises(

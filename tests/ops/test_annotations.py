@@ -1,4 +1,4 @@
-"""The jaxtyping annotations of the ops are true of what runs: checked call by call, as traced.
+"""The jaxtyping annotations of ops, mixers and model are true of what runs, call by call as traced.
 
 In a process of its own, with jaxtyping's import hook, since wrong inputs must meet the ops' own
 errors everywhere else.
@@ -9,10 +9,17 @@ import sys
 
 import pytest
 
+from carve_jax import MIXERS
+
 PROGRAM = """
 import jax
 import jax.numpy as jnp
+import sys
 from jaxtyping import install_import_hook
+
+MIXERS = "base entry family gated_delta gate_projections gates layer mamba3 presets rwkv7 softmax"
+ROOMS = ["carve_jax.ops", "carve_jax.model", "carve_jax.decoding", "carve_jax.generate"]
+ROOMS += [f"carve_jax.mixers.{name}" for name in MIXERS.split()]  # changes.py has typing.Self
 
 with install_import_hook("carve_jax.ops", "beartype.beartype"):
     import carve_jax
@@ -62,6 +69,20 @@ check(rotation.cumulative_turns, of(2, 9, 3, 4))
 mimo = (of(2, 9, 2, 3, 8), of(2, 9, 2, 3, 8), of(2, 9, 2, 3, 16))
 check(trapezoid.trapezoidal_rule, *mimo, *[of(2, 9, 3)] * 3)
 
+for mixer in sys.argv[1:]:
+    grouped = 1 if mixer in ("gdn2", "carve") else None
+    config = carve_jax.LMConfig(
+        vocab_size=11, d_model=32, layers=1, pattern=(mixer,), mlp_dim=16, num_heads=2,
+        num_key_heads=grouped, key_dim=8, value_dim=16, chunk_size=16,
+    )
+    model, tokens = carve_jax.LanguageModel(config), of(2, 20, dtype="int32")
+    params = jax.eval_shape(model.init, jax.random.key(0), tokens)["params"]
+    def loss(params, tokens, documents):
+        return model.apply({"params": params}, tokens, segment_ids=documents)[0].sum()
+    jax.eval_shape(jax.grad(loss), params, tokens, tokens)
+    cache = jax.eval_shape(lambda: model.init_cache(2, 20))
+    jax.eval_shape(lambda *x: model.apply({"params": x[0]}, *x[1:]), params, tokens, cache)
+
 try:
     tiles.decay_factors(jnp.zeros((16, 8), "bfloat16"))
 except Exception as error:
@@ -69,9 +90,13 @@ except Exception as error:
 """
 
 
-def test_annotations_hold_and_are_looked_at(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    "mixers", [["carve"], pytest.param(sorted(MIXERS), marks=pytest.mark.slow)], ids=["one", "all"]
+)
+def test_annotations_hold_and_are_looked_at(mixers, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CARVE_PALLAS", "interpret")
     monkeypatch.setenv("JAX_PLATFORMS", "cpu")
-    done = subprocess.run([sys.executable, "-c", PROGRAM], capture_output=True, text=True)
+    command = [sys.executable, "-c", PROGRAM, *mixers]
+    done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]
     assert done.stdout.strip() == "TypeCheckError"

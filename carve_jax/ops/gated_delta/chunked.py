@@ -151,7 +151,7 @@ class Tiles(NamedTuple):
     key: Float32[Array, "tiles B N C K"]
     value: Float32[Array, "tiles B N C V"]
     log_decay: Float32[Array, "tiles B N C K"]
-    erase: Float32[Array, "tiles B N C Kg"]
+    erase: Float32[Array, "tiles B N C Ke"]
     write: Float32[Array, "tiles B N C Vg"]
 
 

@@ -25,7 +25,7 @@ def gated_delta_rule_over(
     key: Float[Array, "B T H K"],
     value: Float[Array, "B T N V"],
     log_decay: Float[Array, "B T H Kg"],
-    erase: Float[Array, "B T H Kg"],
+    erase: Float[Array, "B T H Ke"],
     write: Float[Array, "B T N Vg"],
     *,
     initial_state: Float32[Array, "B N K V"] | None = None,

@@ -30,7 +30,7 @@ class RuleInputs(NamedTuple):
     key: Float[Array, "B T H K"]
     value: Float[Array, "B T N V"]
     log_decay: Float[Array, "B T H Kg"]
-    erase: Float[Array, "B T H Kg"]
+    erase: Float[Array, "B T H Ke"]
     write: Float[Array, "B T N Vg"]
 
 
@@ -40,7 +40,7 @@ def rule_step(
     key: Float[Array, "B N K"],
     value: Float[Array, "B N V"],
     log_decay: Float[Array, "B N Kg"],
-    erase: Float[Array, "B N Kg"],
+    erase: Float[Array, "B N Ke"],
     write: Float[Array, "B N Vg"],
     value_erase: Float[Array, "B N V"] | None = None,
 ) -> tuple[Float[Array, "B N K V"], Float[Array, "B N V"]]:
