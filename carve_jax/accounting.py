@@ -19,11 +19,11 @@ class Costs(NamedTuple):
     """The costs of one model; sizes in numbers of elements unless they say bytes.
 
     Attributes:
-      parameters: by part, and "total" (``count_parameters``).
+      parameters: by part, and "total" (`count_parameters`).
       mixers: of each mixer in the pattern, its parameters by name, over all of its layers.
       state: of each recurrent mixer, floats of recurrent memory in one layer.
       cache_bytes: of the whole model for one sequence, by its length.
-      forward_flops: a token in a sequence of ``context`` tokens, by part.
+      forward_flops: a token in a sequence of `context` tokens, by part.
       activation_bytes: a token of such a sequence, kept from forward to backward.
       context: tokens of a sequence.
     """
@@ -46,10 +46,10 @@ class Costs(NamedTuple):
 
 
 def costs(config: LMConfig, *, context: int, cache_lengths: tuple[int, ...] = ()) -> Costs:
-    """The costs of a model in training on sequences of ``context`` tokens (a multiple of 256).
+    """The costs of a model in training on sequences of `context` tokens (a multiple of 256).
 
     Raises:
-      ValueError: ``context`` is no multiple of 256.
+      ValueError: `context` is no multiple of 256.
     """
     if context < 1 or context % 256:
         raise ValueError(f"context={context}; it must be a multiple of 256.")
@@ -115,9 +115,9 @@ def forward_flops(config: LMConfig, context: int) -> dict[str, float]:
 
 
 def activation_bytes(config: LMConfig, context: int) -> float:
-    """Bytes a token that backward keeps of the blocks in a sequence of ``context`` tokens.
+    """Bytes a token that backward keeps of the blocks in a sequence of `context` tokens.
 
-    Counted on the traced program (this device's implementation of the rule, ``config.remat``);
+    Counted on the traced program (this device's implementation of the rule, `config.remat`);
     what does not depend on the sequence, such as parameters, is taken out by tracing shorter ones
     too: residuals are linear in the length, or a quadratic where some mixer is attention.
     """

@@ -63,7 +63,7 @@ def state_shardings(config: LMConfig, state: Any, mesh: Mesh) -> Any:
     Leaves that belong to no parameter are whole on every device.
 
     Raises:
-      ValueError: a parameter without a place in ``sharding.PARAMETERS`` or its mixer's entry.
+      ValueError: a parameter without a place in `sharding.PARAMETERS` or its mixer's entry.
     """
     return named(mesh, state_specs(config, state, mesh.shape))
 
@@ -101,5 +101,5 @@ def state_specs(config: LMConfig, state: Any, mesh: Mapping[str, int]) -> Any:
 
 
 def _whole(sizes: Mapping[str, int], tensor: int) -> frozenset[str]:
-    """The logical axes of these sizes that ``tensor`` devices cannot cut evenly."""
+    """The logical axes of these sizes that `tensor` devices cannot cut evenly."""
     return frozenset(axis for axis, size in sizes.items() if size % tensor)

@@ -45,9 +45,9 @@ class GatedDelta(Entry):
     """A mixer of the family.
 
     Attributes:
-        source: where it was published.
-        gates: the gates it is published with.
-        layer: what surrounds the rule there.
+      source: where it was published.
+      gates: the gates it is published with.
+      layer: what surrounds the rule there.
     """
 
     source: str
@@ -76,7 +76,7 @@ class GatedDelta(Entry):
         return config.layer.applied(self.layer)
 
     def of_model(self, config: Config) -> GatedDeltaMixer:
-        """See ``Entry``."""
+        """See `Entry`."""
         return GatedDeltaMixer(
             gates=self.gates_of(config),
             layer=self.layer_of(config),
@@ -110,11 +110,11 @@ class GatedDelta(Entry):
         return {"key_heads": key_heads(config), "gate_heads": gate_heads}
 
     def content_lag(self, config: Config) -> int:
-        """See ``Entry``."""
+        """See `Entry`."""
         return self.gates_of(config).content_lag
 
     def reads_layer_below(self, config: Config) -> bool:
-        """See ``Entry``."""
+        """See `Entry`."""
         return self.gates_of(config).reads_layer_below
 
     def segment_alignment(self, config: Config) -> int:
