@@ -55,7 +55,7 @@ def prefill(
       prompts: an array, or rows of different lengths, each of at least one token.
       max_length: room for tokens in a row, prompt and continuation (full attention, and a window
         longer than that, hold no more). To go on it may be left out, or ask for more room.
-      chunk: most tokens a call; with a content gate and different lengths it is rounded down
+      chunk: most tokens per call; with a content gate and different lengths it is rounded down
         to a multiple of the gate chunk, of which it takes one at least.
       decoding: goes on from there, and is used up (its arrays are donated). Rows then read what
         the shortest prompt has in chunks, and the rest token by token.

@@ -91,7 +91,7 @@ class GatedDelta(Entry):
             raise ValueError(f"key_dim={config.key_dim}; RoPE needs an even number.")
 
     def forward_flops(self, config: Config, context: int) -> dict[str, float]:
-        """Decay, read, write and output: 7·K·V a head; 5·K·V without erase."""
+        """Decay, read, write and output: 7·K·V per head; 5·K·V without erase."""
         del context
         each = 5 if self.gates_of(config).erase == "none" else 7
         return {"rule": each * self.state_size(config)}

@@ -194,7 +194,7 @@ class Mamba3Mixer(nn.Module):
         return x.reshape(*x.shape[:2], 1, self.num_heads, self.value_dim)
 
     def _mimo(self, name: str, initial: float) -> Float32[Array, "1 1 M N V"]:
-        """A gain a rank, head and channel; 1 for SISO."""
+        """One gain for each rank, head and channel; all are 1 for SISO."""
         if self.mimo_rank == 1:
             return jnp.ones((1, 1, 1, 1, 1), jnp.float32)
         shape = (self.num_heads, self.mimo_rank, self.value_dim)
@@ -269,7 +269,7 @@ class Mamba3(Entry):
             )
 
     def forward_flops(self, config: Config, context: int) -> dict[str, float]:
-        """Decay, and for each of M ranks write and output: (1 + 4·M)·K·V a head."""
+        """Decay, and for each of M ranks write and output: (1 + 4·M)·K·V per head."""
         del context
         return {"rule": (1 + 4 * self._rank(config)) * self.state_size(config)}
 

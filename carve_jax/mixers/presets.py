@@ -28,7 +28,7 @@ from carve_jax.mixers.softmax import Softmax
 _NO_CONV: dict[str, Any] = {"short_conv": False, "value_activation": "none", "qk_norm": "none"}
 
 GDN2 = GatedDelta("arXiv 2605.22791, eq. 9 and 10")
-"""Gated DeltaNet-2: every gate a channel's own::
+"""Gated DeltaNet-2: every channel has gates of its own::
 
     q = l2(silu(conv(x W_q)))                       # [K]
     k = l2(silu(conv(x W_k)))                       # [K]

@@ -293,7 +293,7 @@ class RWKV7(Entry):
         return RWKV7Mixer(width=config.d_model, **recurrent_fields(config))
 
     def forward_flops(self, config: Config, context: int) -> dict[str, float]:
-        """Decay, read, removal, write and output: 9·K·V a head."""
+        """Decay, read, removal, write and output: 9·K·V per head."""
         del context
         return {"rule": 9 * self.state_size(config)}
 

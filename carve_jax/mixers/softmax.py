@@ -147,7 +147,7 @@ class Softmax(Entry):
             )
 
     def forward_flops(self, config: Config, context: int) -> dict[str, float]:
-        """4·E a head and token seen, the mean over a causal row."""
+        """4·E per head and token seen, which is averaged over a causal row."""
         window = min(config.window, context) if self.sliding else context
         seen = window - window * (window - 1) / (2 * context)
         return {"attention": 4 * config.query_heads * config.head_dim * seen}

@@ -103,7 +103,7 @@ class Guard:
 
         Args:
           state: before the step.
-          loss: in nats a token.
+          loss: in nats per token.
           grad_norm: before clipping.
           finite: whether all of the step is; one that is not is always a spike.
           has_targets: whether any loss was counted; a step without has no figures to remember.

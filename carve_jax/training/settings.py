@@ -342,7 +342,7 @@ def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 def differences(
     old: dict[str, Any], new: dict[str, Any], but: frozenset[str] = RESUMABLE
 ) -> list[str]:
-    """One clause a field that differs between flat configs, `but` for those that may.
+    """One clause for each field that differs between flat configs, `but` for those that may.
 
     Where token files lie, and whether they are verified, may differ too: the digests of their
     shards, kept with every checkpoint, say whether they are the same.

@@ -15,7 +15,7 @@ SHAPE = {
 
 
 class Step(NamedTuple):
-    """Figures of CARVE and of GDN-2: tokens a second and peak bytes."""
+    """Figures of CARVE and of GDN-2: tokens per second and peak bytes."""
 
     carve: tuple[float, float]
     gdn2: tuple[float, float]

@@ -168,7 +168,7 @@ def random_problem(length: int, chunk: int, strength: float, rows: int, width: i
 def relay(chunks: int) -> Problem:
     """The worst case: what each gate chunk does hangs, by a threshold, on what the last one did.
 
-    A number in memory grows by 0.37 a gate chunk, until its reading, above 1, has it erased.
+    A number in memory grows by 0.37 per gate chunk, until its reading, above 1, has it erased.
     """
     channels, chunk = 2, 4
     shape = (1, chunks * chunk, 1, channels)

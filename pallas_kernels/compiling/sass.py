@@ -38,7 +38,7 @@ class CountError(ValueError):
 
 @dataclass(frozen=True)
 class Loop:
-    """A loop as executed: from its first instruction to the jump back, `trips` times an entry."""
+    """A loop as executed: from its first instruction to the jump back, `trips` times per entry."""
 
     first: int
     last: int

@@ -48,7 +48,7 @@ def _distance() -> np.ndarray:
 
 
 def _upper() -> np.ndarray:
-    """−1 or 0 a row, as in the kernels: the columns of a register are alike."""
+    """−1 or 0 in each row, as in the kernels: the columns of a register are alike."""
     rows = np.arange(SHAPE[0])[:, None] & 1
     return np.broadcast_to(-rows, SHAPE).astype(np.int32)
 

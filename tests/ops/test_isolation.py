@@ -25,7 +25,7 @@ def arrays():
     return {
         "query": normal(1, T, 2, 4),
         "key": key / jnp.linalg.norm(key, axis=-1, keepdims=True),
-        "value": normal(1, T, 4, 4),  # two value heads a key head
+        "value": normal(1, T, 4, 4),  # two value heads per key head
         "log_decay": -jnp.abs(normal(1, T, 2, 4)),
         "erase": jax.nn.sigmoid(normal(1, T, 2, 4)),
         "write": jax.nn.sigmoid(normal(1, T, 4, 1)),
