@@ -73,7 +73,7 @@ def parameter_shapes(config: LMConfig) -> Any:
 
 
 def mixer_parameters(config: LMConfig, params: Any) -> dict[str, dict[str, int]]:
-    """Of each mixer in the pattern, numbers of parameters by name, over all of its layers."""
+    """Numbers of parameters of each mixer in the pattern, by name, over all of its layers."""
     found: dict[str, collections.Counter[str]] = {}
     for name, mixer in layer_names(config):
         counts = found.setdefault(mixer, collections.Counter())

@@ -114,7 +114,7 @@ def extend(model: LanguageModel, decoding: Decoding, max_length: int) -> Decodin
 
 
 def slots(config: LMConfig, cache: Cache) -> int | None:
-    """Tokens a row of this cache can hold; None where no layer sets a bound."""
+    """The tokens that a row of this cache can hold; None where no layer sets a bound."""
     bounds = []
     for name, mixer_name in layer_names(config):
         mixer = MIXERS[mixer_name].of_model(config)

@@ -203,7 +203,7 @@ def _brief(value: Any) -> str:
 
 
 def _flat(fields: dict[str, Any]) -> dict[str, Any]:
-    """Fields by dotted name."""
+    """The fields by dotted name."""
     flat: dict[str, Any] = {}
     for name, value in fields.items():
         inner = value if name in SECTIONS and isinstance(value, dict) else None

@@ -69,7 +69,7 @@ def state_shardings(config: LMConfig, state: Any, mesh: Mesh) -> Any:
 
 
 def state_specs(config: LMConfig, state: Any, mesh: Mapping[str, int]) -> Any:
-    """The same as specs, for a mesh of these sizes."""
+    """The shardings of `state_shardings` as specs, for a mesh of these sizes."""
     mixers = dict(layer_names(config))
     outside = _whole({"vocab": config.vocab_size}, mesh["tensor"])
     inside = {

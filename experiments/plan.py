@@ -149,7 +149,7 @@ def main(argv: list[str]) -> None:
 
 
 def _conditions(target: Target, rates: Rates) -> dict[str, Any]:
-    """Of a record: when, for what chips, and at which rates."""
+    """Conditions of a record: when, for what chips, and at which rates."""
     return {
         "date": datetime.date.today().isoformat(),
         "chip": target.name,

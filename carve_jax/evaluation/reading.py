@@ -20,7 +20,7 @@ LEAST_SCORED = 16
 
 
 class Score(NamedTuple):
-    """Of a continuation.
+    """The score of a continuation.
 
     Attributes:
       log_likelihood: in nats, summed over its tokens in float64.

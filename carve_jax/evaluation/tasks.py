@@ -86,7 +86,7 @@ class NamedTasks(NamedTuple):
     table: Mapping[str, Task]
 
     def groups(self) -> Mapping[str, Mapping[str, str]]:
-        """None."""
+        """No groups: a table has none."""
         return {}
 
     def find(self, name: str) -> Task | None:

@@ -110,7 +110,7 @@ def singular_values(read: Trace) -> Float32[np.ndarray, "layers T N values"]:
 def _read_traced(
     model: LanguageModel, params: Any, tokens: Int32[Array, " T"], *, states: bool
 ) -> dict[str, dict[str, Array | None]]:
-    """By layer of the pattern, the fields of `Trace` with axes tokens and repeats in front."""
+    """The fields of `Trace` by layer of the pattern, with axes tokens and repeats in front."""
     mixers = {name: mixer for name, mixer in layer_names(model.config) if mixer in FAMILY}
 
     def step(cache: Any, token: Array) -> tuple[Any, Any]:

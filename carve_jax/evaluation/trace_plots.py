@@ -21,7 +21,7 @@ from carve_jax.shapes import Float
 SHARE, SIGNED = "viridis", "PuOr"
 DPI = 110
 MOST_LABELS = 72
-"""Of more tokens than this every second is labelled, or every third, and so on."""
+"""Where there are more tokens than this, every second is labelled, or every third, and so on."""
 
 
 class _Panel(NamedTuple):

@@ -238,12 +238,12 @@ class RWKV7Mixer(nn.Module):
 
 
 def _ramp(width: int) -> Float32[Array, " width"]:
-    """From 0 to 1 over the channels."""
+    """A line from 0 to 1 over the channels."""
     return jnp.arange(width, dtype=jnp.float32) / max(1, width - 1)
 
 
 def _zigzag(width: int, key_dim: int) -> Float32[Array, " width"]:
-    """From −1 to 1 over the channels of each head, its square with its sign."""
+    """A line from −1 to 1 over the channels of each head, squared with its sign kept."""
     line = 2 * (jnp.arange(width) % key_dim) / max(1, key_dim - 1) - 1
     return line * jnp.abs(line)
 

@@ -31,7 +31,7 @@ class SoftmaxAttention(nn.Module):
       num_heads: query heads.
       head_dim: channels of a head; even.
       kv_heads: heads of keys and values, a divisor of `num_heads`; None for all.
-      window: tokens a token sees, itself included; None for all.
+      window: tokens that a token sees, itself included; None for all.
       rope_theta: base of the rotary embedding.
       output_scale: factor of the output projection's initial values, 1/√(2·layers) in a model.
       compute_dtype: "float32" or "bfloat16"; softmax is float32.

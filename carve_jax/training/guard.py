@@ -129,7 +129,7 @@ class Guard:
         return Verdict(spike, loss, loss_limit, grad_norm_limit, in_a_row), after
 
     def why(self, verdict: Verdict, grad_norm: float) -> str:
-        """In words, why a step (on the host) is a spike."""
+        """Says in words why a step (on the host) is a spike."""
         found = []
         for name, value, limit in (
             ("loss", float(verdict.loss), float(verdict.loss_limit)),

@@ -101,7 +101,7 @@ def rows(found: list[Costs], context: int) -> list[tuple[Any, ...]]:
 
 
 def number(value: float) -> str:
-    """With thousands separated, whole."""
+    """The value as a whole number, thousands separated."""
     return f"{round(value):,}"
 
 

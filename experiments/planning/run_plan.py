@@ -96,7 +96,7 @@ def compile_step(config: ConfigDict, steps: Steps) -> jax.stages.Compiled:
 
 
 def sent_bytes(found: list[Collective]) -> dict[str, float]:
-    """Of each kind of collective, bytes that a device sends in a step."""
+    """Bytes that a device sends per step, by kind of collective."""
     sent: dict[str, float] = {}
     for each in found:
         sent[each.kind] = sent.get(each.kind, 0.0) + each.sent * each.turns

@@ -59,7 +59,7 @@ def table(record: dict[str, Any]) -> str:
 
 
 def parts_sent(models: list[dict[str, Any]]) -> list[tuple[str, list[float]]]:
-    """Of what is sent, the part for the head inside the loss, if XLA's names tell it."""
+    """The part of what is sent that is for the head inside the loss, if XLA's names tell it."""
     sizes = [
         sum(c["sent"] * c["turns"] for c in m["collectives"] if "/head/" in c["name"])
         for m in models

@@ -50,7 +50,7 @@ def probe() -> dict[str, Any]:
 
 
 def make_slots(plan: Plan, facts: dict[str, Any], jobs: int | None) -> list[dict[str, str]]:
-    """For each run at once, what its environment has besides the sweep's own.
+    """What the environment of each concurrent run has besides the sweep's own.
 
     A GPU run has as many devices as its mesh; on CPUs a run has one core if several run at once.
     Where more runs of one device are asked for than there are GPUs, they share them, and each has

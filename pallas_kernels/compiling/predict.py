@@ -131,12 +131,12 @@ class Measured(NamedTuple):
 
     @property
     def error(self) -> float:
-        """Of the predicted time, a share of the measured one."""
+        """Error of the predicted time, as a share of the measured time."""
         return self.prediction.total_ms / self.milliseconds - 1
 
     @property
     def count_error(self) -> float:
-        """Of the counted instructions, a share of those executed."""
+        """Error of the counted instructions, as a share of those executed."""
         return self.counted_instructions / self.instructions - 1
 
 

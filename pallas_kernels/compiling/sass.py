@@ -62,7 +62,7 @@ class Execution:
 
     @property
     def total(self) -> int:
-        """Of all categories."""
+        """Instructions of all categories."""
         return self.instructions.total()
 
 

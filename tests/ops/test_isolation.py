@@ -126,8 +126,8 @@ def without_isolation(monkeypatch):
     ],
 )
 def test_gradients_are_those_without_what_is_broken(rule, implementation, monkeypatch):
-    """Of every number, with the loss over all tokens: of other documents and heads, and of the
-    broken one's tokens before; behind there is none. And finite inputs keep every bit."""
+    """Holds for every number with the loss over all tokens: those of other documents and heads, and
+    of the broken one's tokens before; behind there is none. Finite inputs keep every bit."""
     inputs, rule, token, end = (
         (arrays(), plain, 12, 27) if rule == "gated_delta" else (carve_arrays(), carve, 14, 24)
     )

@@ -188,7 +188,7 @@ class Throughput:
         self._waited += seconds
 
     def rate(self) -> float | None:
-        """Tokens a second since `restart`, or None before a step was timed."""
+        """Tokens per second since `restart`, or None before a step was timed."""
         if self._start is None or self._tokens == 0:
             return None
         return self._tokens / (time.perf_counter() - self._start)
