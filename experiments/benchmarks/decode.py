@@ -86,7 +86,7 @@ def print_heading() -> None:
     """The names of the columns."""
     print(
         f"{'pattern':<12} {'tokens':>8} {'cache KB':>12} {'live MB':>9} {'peak RSS MB':>12} "
-        f"{'ms a token':>11}"
+        f"{'ms/token':>11}"
     )
 
 

@@ -194,5 +194,5 @@ def print_growth(name: str, figures: Mapping[str, Any]) -> None:
     for length, at in figures["lengths"].items():
         print(
             f"  {int(length):>10,} tokens {at['seconds']:>9.2f} s "
-            f"{at['microseconds_a_token']:>9.1f} µs a token {at['resident_bytes'] / 1e6:>8.0f} MB"
+            f"{at['microseconds_a_token']:>9.1f} µs per token {at['resident_bytes'] / 1e6:>8.0f} MB"
         )
