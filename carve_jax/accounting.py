@@ -19,12 +19,12 @@ class Costs(NamedTuple):
     """The costs of one model; sizes in numbers of elements unless they say bytes.
 
     Attributes:
-      parameters: by part, and "total" (``count_parameters``).
+      parameters: by part, and "total" (`count_parameters`).
       mixers: of each mixer in the pattern, its parameters by name, over all of its layers.
       state: of each recurrent mixer, floats of recurrent memory in one layer.
       cache_bytes: of the whole model for one sequence, by its length.
-      forward_flops: a token in a sequence of ``context`` tokens, by part.
-      activation_bytes: a token of such a sequence, kept from forward to backward.
+      forward_flops: floating-point operations per token in a sequence of `context` tokens, by part.
+      activation_bytes: bytes per token of such a sequence, kept from forward to backward.
       context: tokens of a sequence.
     """
 
@@ -46,10 +46,10 @@ class Costs(NamedTuple):
 
 
 def costs(config: LMConfig, *, context: int, cache_lengths: tuple[int, ...] = ()) -> Costs:
-    """The costs of a model in training on sequences of ``context`` tokens (a multiple of 256).
+    """The costs of a model in training on sequences of `context` tokens (a multiple of 256).
 
     Raises:
-      ValueError: ``context`` is no multiple of 256.
+      ValueError: `context` is no multiple of 256.
     """
     if context < 1 or context % 256:
         raise ValueError(f"context={context}; it must be a multiple of 256.")
@@ -73,7 +73,7 @@ def parameter_shapes(config: LMConfig) -> Any:
 
 
 def mixer_parameters(config: LMConfig, params: Any) -> dict[str, dict[str, int]]:
-    """Of each mixer in the pattern, numbers of parameters by name, over all of its layers."""
+    """Numbers of parameters of each mixer in the pattern, by name, over all of its layers."""
     found: dict[str, collections.Counter[str]] = {}
     for name, mixer in layer_names(config):
         counts = found.setdefault(mixer, collections.Counter())
@@ -97,9 +97,9 @@ def cache_bytes(config: LMConfig, length: int) -> int:
 def forward_flops(config: LMConfig, context: int) -> dict[str, float]:
     """Floating-point operations per token of one forward pass, by part.
 
-    "projections" are two a parameter of every matrix (embedding apart), "rule" what the recurrence
-    itself needs (an implementation may do more), "attention" what softmax attention does; each
-    mixer's entry counts its own.
+    "projections" are two per parameter of every matrix (the embedding apart), "rule" is what the
+    recurrence itself needs (an implementation may do more), and "attention" is what softmax
+    attention does; each mixer's entry counts its own.
     """
     params = parameter_shapes(config)
     matrices = [
@@ -115,9 +115,9 @@ def forward_flops(config: LMConfig, context: int) -> dict[str, float]:
 
 
 def activation_bytes(config: LMConfig, context: int) -> float:
-    """Bytes a token that backward keeps of the blocks in a sequence of ``context`` tokens.
+    """Bytes per token that backward keeps of the blocks in a sequence of `context` tokens.
 
-    Counted on the traced program (this device's implementation of the rule, ``config.remat``);
+    Counted on the traced program (this device's implementation of the rule, `config.remat`);
     what does not depend on the sequence, such as parameters, is taken out by tracing shorter ones
     too: residuals are linear in the length, or a quadratic where some mixer is attention.
     """

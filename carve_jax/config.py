@@ -26,37 +26,37 @@ FORMER: Mapping[str, Any] = {
 
 @dataclasses.dataclass(frozen=True)
 class LMConfig:
-    """Sizes and choices of a ``LanguageModel``; plain Python values. Invalid ones: ValueError.
+    """Sizes and choices of a `LanguageModel`; plain Python values. Invalid ones: ValueError.
 
     Attributes:
-        vocab_size: tokens in the vocabulary.
-        d_model: width of the residual stream.
-        layers: residual blocks, a multiple of the pattern's length.
-        pattern: names of mixers (``MIXERS``), repeated through the layers.
-        mlp_dim: hidden width of the SwiGLU MLP.
-        num_heads: value heads of the gated delta mixers.
-        num_key_heads: their heads of queries and keys; None for ``num_heads``.
-        key_dim: channels of a key head.
-        value_dim: channels of a value head.
-        conv_width: taps of their short convolution.
-        gates: what all of them have otherwise than their presets' gates (``GateSpec``): a mapping
-            of fields, kept as ``GateChanges``.
-        layer: the same of their layer (``LayerSpec``), kept as ``LayerChanges``.
-        mimo_rank: rank of "mamba3_mimo".
-        attention_heads: query heads of softmax attention; None for ``num_heads``.
-        attention_kv_heads: its heads of keys and values; None for ``attention_heads``.
-        attention_head_dim: channels of its heads; None for ``d_model // attention_heads``.
-        window: tokens seen by "swa", the token itself included.
-        rope_theta: base of the rotary embedding.
-        norm_eps: of every RMSNorm.
-        tie_embeddings: the output head is the embedding, transposed.
-        remat: what backward computes again: "none", each block ("full"), or all of a block but
-            its matrix products ("dots"), its gated delta rule ("rule") or both ("rule_and_dots").
-        scan_layers: compile one repeat of the pattern and loop over it; False unrolls the loop.
-            Function and parameters are the same.
-        compute_dtype: "float32" or "bfloat16"; parameters and states are float32.
-        implementation: of the gated delta rule; None for the best one here.
-        chunk_size: tokens in a tile of the rule; changes no result but by rounding.
+      vocab_size: tokens in the vocabulary.
+      d_model: width of the residual stream.
+      layers: residual blocks, a multiple of the pattern's length.
+      pattern: names of mixers (`MIXERS`), repeated through the layers.
+      mlp_dim: hidden width of the SwiGLU MLP.
+      num_heads: value heads of the gated delta mixers.
+      num_key_heads: their heads of queries and keys; None for `num_heads`.
+      key_dim: channels of a key head.
+      value_dim: channels of a value head.
+      conv_width: taps of their short convolution.
+      gates: what all of them have otherwise than their presets' gates (`GateSpec`): a mapping
+        of fields, kept as `GateChanges`.
+      layer: the same of their layer (`LayerSpec`), kept as `LayerChanges`.
+      mimo_rank: rank of "mamba3_mimo".
+      attention_heads: query heads of softmax attention; None for `num_heads`.
+      attention_kv_heads: its heads of keys and values; None for `attention_heads`.
+      attention_head_dim: channels of its heads; None for `d_model // attention_heads`.
+      window: tokens seen by "swa", the token itself included.
+      rope_theta: base of the rotary embedding.
+      norm_eps: of every RMSNorm.
+      tie_embeddings: the output head is the embedding, transposed.
+      remat: what backward computes again: "none", each block ("full"), or all of a block but
+        its matrix products ("dots"), its gated delta rule ("rule") or both ("rule_and_dots").
+      scan_layers: compile one repeat of the pattern and loop over it; False unrolls the loop.
+        Function and parameters are the same.
+      compute_dtype: "float32" or "bfloat16"; parameters and states are float32.
+      implementation: of the gated delta rule; None for the best one here.
+      chunk_size: tokens in a tile of the rule; changes no result but by rounding.
     """
 
     vocab_size: int = 257
@@ -116,7 +116,7 @@ class LMConfig:
     def content_chunk(self) -> int | None:
         """L of the gates that read the layer below; None where none does.
 
-        Heads and channels of values are the model's, and L is that of ``gates``, so that what one
+        Heads and channels of values are the model's, and L is that of `gates`, so that what one
         layer hands up has the shape that the next one reads.
         """
         entries = [MIXERS[name] for name in self.pattern]
@@ -180,11 +180,11 @@ class LMConfig:
 def with_sections(model: Mapping[str, Any]) -> dict[str, Any]:
     """An LMConfig's saved fields, with those of gates and layer in their sections.
 
-    Before they had sections, fields of the gates lay beside the sizes (``FORMER``). A default of
+    Before they had sections, fields of the gates lay beside the sizes (`FORMER`). A default of
     that time is what every preset has, and becomes None; so does a field that was not there yet.
 
     Args:
-        model: plain values, such as JSON gives back; what is no section is left as it is.
+      model: plain values, such as JSON gives back; what is no section is left as it is.
     """
     fields = {name: value for name, value in model.items() if name not in FORMER}
     former = {name: value for name, value in model.items() if FORMER.get(name, value) != value}

@@ -22,9 +22,9 @@ class Decoding(NamedTuple):
     """Rows read so far: a tree of arrays, from which decoding goes on.
 
     Attributes:
-        cache: as ``model.init_cache`` makes it.
-        logits: of each row's next token.
-        position: tokens read in each row.
+      cache: as `model.init_cache` makes it.
+      logits: of each row's next token.
+      position: tokens read in each row.
     """
 
     cache: Cache
@@ -42,7 +42,7 @@ def prefill(
     decoding: Decoding | None = None,
     pad_to: int = 1,
 ) -> Decoding:
-    """Read one prompt per row, in calls of ``chunk`` tokens, so that memory does not grow with T.
+    """Read one prompt per row, in calls of `chunk` tokens, so that memory does not grow with T.
 
     Prompts of one length are read as they are. Others are padded on the left to one length, and
     the padding is a document of its own, which no mixer lets the prompt see. With a content gate
@@ -50,26 +50,26 @@ def prefill(
     by token, while the rows that are through wait.
 
     Args:
-        model: the model.
-        params: its parameters.
-        prompts: an array, or rows of different lengths, each of at least one token.
-        max_length: room for tokens in a row, prompt and continuation (full attention, and a window
-            longer than that, hold no more). To go on it may be left out, or ask for more room.
-        chunk: most tokens a call; with a content gate and different lengths it is rounded down
-            to a multiple of the gate chunk, of which it takes one at least.
-        decoding: goes on from there, and is used up (its arrays are donated). Rows then read what
-            the shortest prompt has in chunks, and the rest token by token.
-        pad_to: length that rows are padded to at least, as far as there is room; batches of like
-            lengths then share their programs. Above 1, rows of one length are padded too, and read
-            as those of different lengths.
+      model: the model.
+      params: its parameters.
+      prompts: an array, or rows of different lengths, each of at least one token.
+      max_length: room for tokens in a row, prompt and continuation (full attention, and a window
+        longer than that, hold no more). To go on it may be left out, or ask for more room.
+      chunk: most tokens per call; with a content gate and different lengths it is rounded down
+        to a multiple of the gate chunk, of which it takes one at least.
+      decoding: goes on from there, and is used up (its arrays are donated). Rows then read what
+        the shortest prompt has in chunks, and the rest token by token.
+      pad_to: length that rows are padded to at least, as far as there is room; batches of like
+        lengths then share their programs. Above 1, rows of one length are padded too, and read
+        as those of different lengths.
 
     Returns:
-        The rows after their prompts; ``logits`` are those of each row's last token.
+      The rows after their prompts; `logits` are those of each row's last token.
 
     Raises:
-        ValueError: when a prompt is empty, longer than the room there is or outside the
-            vocabulary, there are more or fewer of them than rows, or a number is out of range.
-        TypeError: when prompts are not integers.
+      ValueError: when a prompt is empty, longer than the room there is or outside the
+        vocabulary, there are more or fewer of them than rows, or a number is out of range.
+      TypeError: when prompts are not integers.
     """
     rows = prompt_rows(model, prompts)
     if chunk < 1:
@@ -101,7 +101,7 @@ def prefill(
 
 
 def extend(model: LanguageModel, decoding: Decoding, max_length: int) -> Decoding:
-    """The same rows with room for ``max_length`` tokens; what is constant stays as it is."""
+    """The same rows with room for `max_length` tokens; what is constant stays as it is."""
     batch = len(decoding.position)
     wanted = jax.eval_shape(lambda: model.init_cache(batch, max_length))
 
@@ -114,7 +114,7 @@ def extend(model: LanguageModel, decoding: Decoding, max_length: int) -> Decodin
 
 
 def slots(config: LMConfig, cache: Cache) -> int | None:
-    """Tokens a row of this cache can hold; None where no layer sets a bound."""
+    """The tokens that a row of this cache can hold; None where no layer sets a bound."""
     bounds = []
     for name, mixer_name in layer_names(config):
         mixer = MIXERS[mixer_name].of_model(config)
@@ -190,7 +190,7 @@ def read_token(
 
 
 def beside(params: Any, tree: Tree) -> Tree:
-    """The tree on the one device that ``params`` are committed to, if they are.
+    """The tree on the one device that `params` are committed to, if they are.
 
     What is computed from them is committed too, and with uncommitted arrays in its place JAX would
     compile the first call of a function apart from the later ones.
@@ -215,7 +215,7 @@ def _read_together(
     decoding: Decoding,
     pad_to: int,
 ) -> Decoding:
-    """Read the first ``together[i]`` tokens of each row so that all end at once.
+    """Read the first `together[i]` tokens of each row so that all end at once.
 
     Where they differ, these are multiples of the alignment and the caches are empty.
     """
@@ -248,7 +248,7 @@ def _read_rest(
     read: Int32[np.ndarray, " B"],
     decoding: Decoding,
 ) -> Decoding:
-    """Read what follows the first ``read[i]`` tokens of each row."""
+    """Read what follows the first `read[i]` tokens of each row."""
     counts = np.array([len(row) for row in rows], np.int32) - read.astype(np.int32)
     if not counts.any():
         return decoding
@@ -282,7 +282,7 @@ def _read_chunk(
     segment_ids: Int32[Array, "B T"] | None,
     waiting: Bool[Array, " B"] | None,
 ) -> tuple[Cache, Float32[Array, "B vocab"]]:
-    """Read ``tokens``; rows that are still ``waiting`` for their prompt leave nothing behind."""
+    """Read `tokens`; rows that are still `waiting` for their prompt leave nothing behind."""
     updated, logits = _read(model, params, tokens, cache, segment_ids)
     if waiting is not None:
         # They came with an empty cache: whatever a prompt finds there would be its own past.
@@ -292,7 +292,7 @@ def _read_chunk(
 
 
 def _like(empty: Array, leaf: Array) -> Array:
-    """The empty leaf of one token's room, for as much room as ``leaf`` has."""
+    """The empty leaf of one token's room, for as much room as `leaf` has."""
     return jnp.broadcast_to(empty, leaf.shape)
 
 
@@ -305,7 +305,7 @@ def _read_in_steps(
     cache: Cache,
     logits: Float32[Array, "B vocab"],
 ) -> tuple[Cache, Float32[Array, "B vocab"]]:
-    """Read the first ``counts[i]`` tokens of each row, one after the other."""
+    """Read the first `counts[i]` tokens of each row, one after the other."""
 
     def step(index: Array, carry: tuple[Cache, Array]) -> tuple[Cache, Array]:
         cache, logits = carry

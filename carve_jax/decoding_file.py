@@ -37,17 +37,17 @@ MARK = 256  # numbers of each parameter that tell parameters apart
 def save_decoding(
     path: str | Path, decoding: Decoding, config: LMConfig, *, params: Any = None
 ) -> None:
-    """Write ``decoding`` to a file, which has its name only when it is whole.
+    """Write `decoding` to a file, which has its name only when it is whole.
 
     Args:
-        path: the file; one that exists is replaced.
-        decoding: rows read by a model of this configuration; it stays usable.
-        config: the model's.
-        params: the model's parameters; if given, the file goes with them alone.
+      path: the file; one that exists is replaced.
+      decoding: rows read by a model of this configuration; it stays usable.
+      config: the model's.
+      params: the model's parameters; if given, the file goes with them alone.
 
     Raises:
-        ValueError: when ``decoding`` does not belong to a model of this configuration.
-        OSError: when the file cannot be written; one that exists stays as it was.
+      ValueError: when `decoding` does not belong to a model of this configuration.
+      OSError: when the file cannot be written; one that exists stays as it was.
     """
     path = local_path(path, "the saved decoding")
     batch, max_length = len(decoding.position), _max_length(decoding)
@@ -75,17 +75,17 @@ def save_decoding(
 
 
 def load_decoding(path: str | Path, config: LMConfig, *, params: Any = None) -> Decoding:
-    """Read what ``save_decoding`` wrote, on the default device.
+    """Read what `save_decoding` wrote, on the default device.
 
     Args:
-        path: the file.
-        config: of the model that will go on; it may differ from the one that was saved in what
-            changes no result (implementation, tiles, remat, scan).
-        params: its parameters; if given, a file that names others is refused.
+      path: the file.
+      config: of the model that will go on; it may differ from the one that was saved in what
+        changes no result (implementation, tiles, remat, scan).
+      params: its parameters; if given, a file that names others is refused.
 
     Raises:
-        ValueError: when the file is no saved decoding, is damaged, or belongs to another model.
-        OSError: when it cannot be read.
+      ValueError: when the file is no saved decoding, is damaged, or belongs to another model.
+      OSError: when it cannot be read.
     """
     path = local_path(path, "the saved decoding")
     with open_regular(path) as file:
@@ -113,7 +113,7 @@ def _read_header(path: Path, file: BinaryIO) -> dict[str, Any]:
     """The line that describes the arrays: whole by its checksum, yet anybody may have written it.
 
     Raises:
-        ValueError: when it is not what ``save_decoding`` writes.
+      ValueError: when it is not what `save_decoding` writes.
     """
     try:
         header = parse_json(file.readline(LARGEST_HEADER).decode("utf-8"))
@@ -133,7 +133,7 @@ def _read_header(path: Path, file: BinaryIO) -> dict[str, Any]:
 
 
 def _max_length(decoding: Decoding) -> int:
-    """Room for which ``init_cache`` makes caches of these shapes."""
+    """Room for which `init_cache` makes caches of these shapes."""
     found = jax.tree.leaves(decoding.cache, is_leaf=lambda node: isinstance(node, AttentionCache))
     rings = [node for node in found if isinstance(node, AttentionCache)]
     return max((ring.key.shape[2] for ring in rings), default=1)
@@ -203,7 +203,7 @@ def _brief(value: Any) -> str:
 
 
 def _flat(fields: dict[str, Any]) -> dict[str, Any]:
-    """Fields by dotted name."""
+    """The fields by dotted name."""
     flat: dict[str, Any] = {}
     for name, value in fields.items():
         inner = value if name in SECTIONS and isinstance(value, dict) else None

@@ -39,32 +39,32 @@ def generate(
     on_token: OnToken | None = None,
     prefill_chunk: int = 2048,
 ) -> Int32[Array, "B new"]:
-    """Continue each prompt by ``max_new_tokens`` tokens.
+    """Continue each prompt by `max_new_tokens` tokens.
 
     The cache is updated in place, so that memory does not grow with what is generated (with full
     attention in the pattern, the cache has room for prompt and continuation from the start). At
-    temperature 0 the tokens are those of the argmax of ``model.apply`` on the whole sequence.
+    temperature 0 the tokens are those of the argmax of `model.apply` on the whole sequence.
 
     Args:
-        model: the model.
-        params: its parameters.
-        prompt_tokens: an array, or a list of rows of different lengths.
-        max_new_tokens: tokens to add.
-        rng: key for sampling; needed when ``temperature`` is above 0.
-        temperature: divides the logits; 0 takes the likeliest token.
-        top_k: sample from the k likeliest tokens.
-        top_p: sample from the fewest tokens whose probability sums to at least ``top_p``.
-        stop_tokens: a row that produces one of them repeats it to the end; when all rows have,
-            no more steps are run.
-        on_token: called after each step with its tokens [B], for streaming.
-        prefill_chunk: most tokens of the prompts read in one call.
+      model: the model.
+      params: its parameters.
+      prompt_tokens: an array, or a list of rows of different lengths.
+      max_new_tokens: tokens to add.
+      rng: key for sampling; needed when `temperature` is above 0.
+      temperature: divides the logits; 0 takes the likeliest token.
+      top_k: sample from the k likeliest tokens.
+      top_p: sample from the fewest tokens whose probability sums to at least `top_p`.
+      stop_tokens: a row that produces one of them repeats it to the end; when all rows have,
+        no more steps are run.
+      on_token: called after each step with its tokens [B], for streaming.
+      prefill_chunk: most tokens of the prompts read in one call.
 
     Returns:
-        The new tokens, without the prompt.
+      The new tokens, without the prompt.
 
     Raises:
-        ValueError: when an argument is out of its range.
-        TypeError: when ``prompt_tokens`` or stop tokens are not integers.
+      ValueError: when an argument is out of its range.
+      TypeError: when `prompt_tokens` or stop tokens are not integers.
     """
     rows = prompt_rows(model, prompt_tokens)
     _check_arguments(model, max_new_tokens, rng, temperature, top_k, top_p, stop_tokens)
@@ -100,17 +100,17 @@ def decode(
     stop_tokens: Sequence[int] = (),
     on_token: OnToken | None = None,
 ) -> tuple[Int32[Array, "B new"], Decoding]:
-    """Go on from ``decoding``, which is used up (its arrays are donated); see ``generate``.
+    """Go on from `decoding`, which is used up (its arrays are donated); see `generate`.
 
-    Without ``on_token`` many steps are run in one call. The tokens drawn depend on ``rng`` and on
+    Without `on_token` many steps are run in one call. The tokens drawn depend on `rng` and on
     their count from here: to go on with a sample, give another key.
 
     Returns:
-        The new tokens, and the rows after them. All tokens returned have been read; a row that
-        stopped has read up to its stop token, once, and nothing after it.
+      The new tokens, and the rows after them. All tokens returned have been read; a row that
+      stopped has read up to its stop token, once, and nothing after it.
 
     Raises:
-        ValueError: when an argument is out of its range, or the tokens do not fit the cache.
+      ValueError: when an argument is out of its range, or the tokens do not fit the cache.
     """
     _check_arguments(model, max_new_tokens, rng, temperature, top_k, top_p, stop_tokens)
     batch = len(decoding.position)
@@ -152,7 +152,7 @@ def sample(
 ) -> Int32[Array, " B"]:
     """One token per row: the likeliest at temperature 0, else drawn from what top_k and top_p keep.
 
-    ``top_p`` counts the probabilities that are left after temperature and ``top_k``.
+    `top_p` counts the probabilities that are left after temperature and `top_k`.
     """
     if temperature == 0.0:
         return jnp.argmax(logits, axis=-1).astype(jnp.int32)
@@ -196,10 +196,10 @@ def _advance(
     top_k: int | None,
     top_p: float | None,
 ) -> tuple[Rows, Int32[Array, "B steps"], Int32[Array, ""]]:
-    """Choose and read up to ``count`` tokens; those chosen, and how many they are.
+    """Choose and read up to `count` tokens; those chosen, and how many they are.
 
     Stops after the step in which the last row is done. Holding back single rows copies the
-    cache, so it is done by a program of its own (``some_done``), and until then the first row
+    cache, so it is done by a program of its own (`some_done`), and until then the first row
     that is done ends the call.
     """
 

@@ -38,7 +38,7 @@ REMAT_POLICY = {
 
 
 class SwiGLU(nn.Module):
-    """``down(SiLU(gate x) ⊙ up x)`` without biases."""
+    """`down(SiLU(gate x) ⊙ up x)` without biases."""
 
     config: LMConfig
 
@@ -60,7 +60,7 @@ class Stream(NamedTuple):
     Attributes:
       x: the residual stream.
       content: of each gate chunk, for the erase gates of the next layer that reads the one below
-        (``GateSpec.content_source``); None where no layer does.
+        (`GateSpec.content_source`); None where no layer does.
     """
 
     x: Float[Array, "B T D"]
@@ -68,7 +68,7 @@ class Stream(NamedTuple):
 
 
 class Block(nn.Module):
-    """``x + mixer(norm x)``, then ``x + mlp(norm x)``."""
+    """`x + mixer(norm x)`, then `x + mlp(norm x)`."""
 
     config: LMConfig
     mixer_name: str
@@ -88,7 +88,7 @@ class Block(nn.Module):
         cache: Cache,
         segment_ids: Int32[Array, "B T"] | None,
     ) -> tuple[Stream, Cache]:
-        """One residual block; see ``Mixer`` for the cache."""
+        """One residual block; see `Mixer` for the cache."""
         x, content = stream
         # Between tokens: x + mixer(norm x) [B, T, D].
         if content is not None and MIXERS[self.mixer_name].reads_layer_below(self.config):
@@ -139,11 +139,11 @@ def layer_names(config: LMConfig) -> list[tuple[str, str]]:
 
 
 class LanguageModel(nn.Module):
-    """A causal language model; purely functional, without random numbers after ``init``.
+    """A causal language model; purely functional, without random numbers after `init`.
 
-    ``init(rng, tokens)`` gives float32 parameters ``embed/embedding``,
-    ``blocks/layer_<i>_<mixer>/{mixer,mlp,mixer_norm,mlp_norm}`` with the repeats of the pattern
-    as first axis, ``final_norm/scale`` and, unless embeddings are tied, ``head/kernel``.
+    `init(rng, tokens)` gives float32 parameters `embed/embedding`,
+    `blocks/layer_<i>_<mixer>/{mixer,mlp,mixer_norm,mlp_norm}` with the repeats of the pattern
+    as first axis, `final_norm/scale` and, unless embeddings are tied, `head/kernel`.
     """
 
     config: LMConfig
@@ -188,15 +188,15 @@ class LanguageModel(nn.Module):
         """Logits of each next token, and the next cache (None if none was given).
 
         Args:
-            tokens: ids below ``vocab_size``; others give NaN.
-            cache: from ``init_cache`` or an earlier call; it belongs to the first document of
-                each row. Any split of a sequence into calls gives what one call gives.
-            segment_ids: non-decreasing document numbers of packed rows; documents start at
-                multiples of ``config.segment_alignment``.
+          tokens: ids below `vocab_size`; others give NaN.
+          cache: from `init_cache` or an earlier call; it belongs to the first document of
+            each row. Any split of a sequence into calls gives what one call gives.
+          segment_ids: non-decreasing document numbers of packed rows; documents start at
+            multiples of `config.segment_alignment`.
 
         Raises:
-            ValueError: when a shape does not fit, or the tokens do not fit the cache.
-            TypeError: when ``tokens`` are not integers.
+          ValueError: when a shape does not fit, or the tokens do not fit the cache.
+          TypeError: when `tokens` are not integers.
         """
         x, cache = self.hidden(tokens, cache, segment_ids)
         return self.logits(x), cache
@@ -238,10 +238,10 @@ class LanguageModel(nn.Module):
 
     @nn.nowrap
     def init_cache(self, batch: int, max_length: int) -> dict[str, Cache]:
-        """An empty cache for rows of up to ``max_length`` tokens; needs no parameters.
+        """An empty cache for rows of up to `max_length` tokens; needs no parameters.
 
         Its leaves have the repeats of the pattern as first axis and the batch as second. Only
-        those of full attention grow with ``max_length``.
+        those of full attention grow with `max_length`.
         """
         if batch < 1 or max_length < 1:
             raise ValueError(
@@ -257,7 +257,7 @@ class LanguageModel(nn.Module):
 def count_parameters(params: Any) -> dict[str, int]:
     """Numbers of parameters by part: mixer, mlp, embedding, head, norm and total.
 
-    ``params`` is a tree of arrays or of shapes, as ``jax.eval_shape`` gives.
+    `params` is a tree of arrays or of shapes, as `jax.eval_shape` gives.
     """
     counts: collections.Counter[str] = collections.Counter(dict.fromkeys(PARTS.values(), 0))
     for path, leaf in jax.tree_util.tree_leaves_with_path(params):

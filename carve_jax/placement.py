@@ -63,13 +63,13 @@ def state_shardings(config: LMConfig, state: Any, mesh: Mesh) -> Any:
     Leaves that belong to no parameter are replicated.
 
     Raises:
-      ValueError: a parameter without a place in ``sharding.PARAMETERS`` or its mixer's entry.
+      ValueError: a parameter without a place in `sharding.PARAMETERS` or its mixer's entry.
     """
     return named(mesh, state_specs(config, state, mesh.shape))
 
 
 def state_specs(config: LMConfig, state: Any, mesh: Mapping[str, int]) -> Any:
-    """The same as specs, for a mesh of these sizes."""
+    """The shardings of `state_shardings` as specs, for a mesh of these sizes."""
     mixers = dict(layer_names(config))
     outside = _replicated({"vocab": config.vocab_size}, mesh["tensor"])
     inside = {
@@ -107,5 +107,5 @@ def state_specs(config: LMConfig, state: Any, mesh: Mapping[str, int]) -> Any:
 
 
 def _replicated(sizes: Mapping[str, int], tensor: int) -> frozenset[str]:
-    """The logical axes of these sizes that ``tensor`` devices cannot cut evenly."""
+    """The logical axes of these sizes that `tensor` devices cannot cut evenly."""
     return frozenset(axis for axis, size in sizes.items() if size % tensor)

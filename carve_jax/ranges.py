@@ -43,7 +43,7 @@ class Range(NamedTuple):
         return above and (value < self.most if self.open_most else value <= self.most)
 
     def __str__(self) -> str:
-        """In words, such as "a whole number of at least 1 and at most 1,000,000"."""
+        """The range in words, such as "a whole number of at least 1 and at most 1,000,000"."""
         least = f"{'above' if self.open_least else 'of at least'} {self.least:,}"
         most = f" and {'below' if self.open_most else 'at most'} {self.most:,}"
         return f"{'a whole' if self.whole else 'a'} number {least}{most}{self.note}"

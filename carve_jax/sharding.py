@@ -1,10 +1,10 @@
 """How a model lies on a mesh of devices: one file of names and rules.
 
-A mesh has the axes ``data`` (rows of the batch), ``fsdp`` (rows too; parameters and optimizer
-moments are kept in parts and gathered when they are used), ``tensor`` (heads and MLP) and
-``sequence`` (the tokens of a row). Arrays are described by logical axes, which ``RULES`` puts on
+A mesh has the axes `data` (rows of the batch), `fsdp` (rows too; parameters and optimizer
+moments are kept in parts and gathered when they are used), `tensor` (heads and MLP) and
+`sequence` (the tokens of a row). Arrays are described by logical axes, which `RULES` puts on
 axes of the mesh. Nothing here has an effect unless a mesh with these axes is set
-(``jax.set_mesh``), so modules may call it anywhere.
+(`jax.set_mesh`), so modules may call it anywhere.
 """
 
 import math
@@ -50,7 +50,7 @@ PARAMETERS: Mapping[str, Mapping[str, Axes]] = {
 
 
 def spec(*axes: str | None, replicated: frozenset[str] = frozenset()) -> PartitionSpec:
-    """Where an array with these logical axes lies; those in ``replicated`` are cut nowhere.
+    """Where an array with these logical axes lies; those in `replicated` are cut nowhere.
 
     Raises:
       ValueError: an unknown logical axis.
@@ -67,7 +67,7 @@ def make_mesh(sizes: Mapping[str, int], devices: Sequence[Any] | None = None) ->
     """The mesh of these sizes, −1 being whatever the devices leave.
 
     Args:
-      sizes: of some of ``AXES``; the others are 1.
+      sizes: of some of `AXES`; the others are 1.
       devices: all by default; each is used.
 
     Raises:
@@ -96,10 +96,10 @@ def make_mesh(sizes: Mapping[str, int], devices: Sequence[Any] | None = None) ->
 def row_share(devices: np.ndarray, process: int) -> tuple[int, int]:
     """Which share of a batch's rows the devices of a process hold, and of how many equal shares.
 
-    Processes whose devices differ along ``tensor`` or ``sequence`` alone hold the same rows.
+    Processes whose devices differ along `tensor` or `sequence` alone hold the same rows.
 
     Args:
-      devices: of a mesh, in the shape of ``AXES``.
+      devices: of a mesh, in the shape of `AXES`.
       process: its index.
 
     Raises:
@@ -123,7 +123,7 @@ def row_share(devices: np.ndarray, process: int) -> tuple[int, int]:
 
 
 def constrain(x: Array, *axes: str | None) -> Array:
-    """``x``, which lies where these logical axes say; as it is where no mesh is set."""
+    """`x`, which lies where these logical axes say; as it is where no mesh is set."""
     mesh = current_mesh()
     return x if mesh is None else jax.lax.with_sharding_constraint(x, spec(*axes))
 
@@ -143,10 +143,10 @@ def axis_size(axis: str) -> int:
 
 
 def per_device(function: Callable[..., Any], in_specs: Any, out_specs: Any) -> Callable[..., Any]:
-    """``function`` run by each device on its own part of the arguments, without communication.
+    """`function` run by each device on its own part of the arguments, without communication.
 
-    The arguments are cut as ``in_specs`` says (a tree of ``spec``s), the results put together as
-    ``out_specs`` says. Without a mesh it is ``function`` itself.
+    The arguments are cut as `in_specs` says (a tree of `spec`s), the results put together as
+    `out_specs` says. Without a mesh it is `function` itself.
     """
     mesh = current_mesh()
     if mesh is None:
@@ -157,7 +157,7 @@ def per_device(function: Callable[..., Any], in_specs: Any, out_specs: Any) -> C
 
 
 def named(mesh: Mesh, tree: Any) -> Any:
-    """A tree of specs as shardings on ``mesh``."""
+    """A tree of specs as shardings on `mesh`."""
     return jax.tree.map(
         lambda leaf: NamedSharding(mesh, leaf), tree, is_leaf=lambda x: isinstance(x, PartitionSpec)
     )

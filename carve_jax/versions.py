@@ -19,8 +19,8 @@ EXTRAS = ("", "gpu", "torch", "parquet", "eval")  # of those who use it, not of 
 
 
 def untested() -> list[str]:
-    """What is installed outside the tested ranges, one clause a package; of what is not installed,
-    nothing is said."""
+    """What is installed outside the tested ranges, one clause for each package; nothing is said of
+    what is not installed."""
     try:
         lines = metadata.requires(PACKAGE) or []
     except metadata.PackageNotFoundError:  # run from a checkout that is not installed

@@ -42,7 +42,7 @@ def get_config() -> ConfigDict:
     # Devices by what they share: rows; rows and parameters; heads and MLP; tokens of a row.
     # -1: all the devices that are left.
     config.mesh = ConfigDict({"data": 1, "fsdp": 1, "tensor": 1, "sequence": 1})
-    config.batch_size = 128  # rows; the official recipe has 0.5M tokens a batch
+    config.batch_size = 128  # rows; the official recipe has 0.5M tokens per batch
     config.sequence_length = 4096  # tokens of a row
     config.steps = 10_000  # in all, those of earlier processes included
     config.seed = 0  # of the initial parameters and the order of the data

@@ -14,8 +14,9 @@ JSON goes to experiments/results/ unless --output says where. Suites:
         per token, at the lengths of --tokens.
   ruler  whole models asked one of RULER's probes, at the lengths of --tokens: seconds, and bytes of
         caches and process.
-  evaluate  scores and continuations as experiments.evaluate makes them: tokens a second as a share
-        of the forward pass's, and seconds and bytes for one document at the lengths of --tokens.
+  evaluate  scores and continuations as experiments.evaluate makes them: tokens per second as a
+        share of the forward pass's, and seconds and bytes for one document at the lengths of
+        --tokens.
   data  token files read into batches, against what carve_1b3 on eight H100s would eat, and text
         prepared by 1, 2, … processes.
 

@@ -12,8 +12,8 @@ the kernels (XLA_FLAGS=--xla_force_host_platform_device_count=8 makes it eight d
 is another backend's. Chips: h100 and h200 are compiled for; a100-80 and b200 are estimated from an
 H100's program. --rates takes what `experiments.benchmark --suite=gpu` measured in place of the
 datasheet. Without --mesh it is the config's, or fsdp over all chips. Overrides hold for both
-configs. --price is of one chip an hour, --utilisation the share of the chips' peak that the model's
-arithmetic is assumed to reach.
+configs. --price is that of one chip per hour, --utilisation the share of the chips' peak that the
+model's arithmetic is assumed to reach.
 
 --anatomy takes the compiled step apart instead: FLOPs, bytes and milliseconds of projections, MLP,
 attention, loss, convolutions, gates and norms, the rule forward, again and backward, optimizer,
@@ -149,7 +149,7 @@ def main(argv: list[str]) -> None:
 
 
 def _conditions(target: Target, rates: Rates) -> dict[str, Any]:
-    """Of a record: when, for what chips, and at which rates."""
+    """Conditions of a record: when, for what chips, and at which rates."""
     return {
         "date": datetime.date.today().isoformat(),
         "chip": target.name,

@@ -72,5 +72,5 @@ def _shift(gate: Content, content: Array) -> Array:
 
 
 def _rounded(x: Array, dtype: Any) -> Array:
-    """To the precision of a dtype; its gradient is not rounded."""
+    """Rounds to the precision of a dtype; the gradient is not rounded."""
     return x + jax.lax.stop_gradient(x.astype(dtype).astype(jnp.float32) - x)

@@ -61,7 +61,7 @@ def padded(channels: int) -> int:
 
 
 # The largest K·V whose products fit in a block's shared memory (sm_100: tensor memory), as compiled
-# (`python -m pallas_kernels.aot --compiler=triton`), by compute capability: 227 KB a block on 9.0
+# (`python -m pallas_kernels.aot --compiler=triton`), by compute capability: 227 KB per block on 9.0
 # and 10.0, 163 on 8.0, 99 on 8.6, 8.9 and 12.0.
 _SMALL = {"bfloat16": 1 << 14, "float16": 1 << 13, "float32": 1 << 13}
 LARGEST_STATE = {

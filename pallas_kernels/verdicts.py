@@ -49,7 +49,7 @@ class Check(NamedTuple):
 
     @property
     def label(self) -> str:
-        """For a table."""
+        """The check's name in a table."""
         words = [self.rule, self.backend, self.dtype, f"{self.key_channels}x{self.value_channels}"]
         if self.tiles is not None:
             words += [f"chunk {self.tiles.chunk}", self.tiles.product]
@@ -148,7 +148,7 @@ def _driver() -> str:
 
 @functools.cache
 def sources_digest() -> str:
-    """Of this package's files: kernels, tiles and the test itself."""
+    """Digest of this package's files: kernels, tiles and the test itself."""
     digest = hashlib.sha256()
     root = Path(__file__).parent
     for path in sorted([*root.rglob("*.py"), root / "tiles.json"]):
@@ -178,7 +178,7 @@ def read(check: Check) -> Verdict | None:
 
 
 def _seal(stored: dict[str, Any]) -> str:
-    """Of all that is kept: one digit makes a kernel that is off one that is not."""
+    """Digest of all that is kept: one wrong digit would pass a kernel that is off."""
     content = {name: value for name, value in stored.items() if name != "sha256"}
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 

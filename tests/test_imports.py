@@ -97,7 +97,7 @@ def wrong_arrow(room: str, other: str) -> bool:
 
 
 def rooms_imported() -> dict[str, set[str]]:
-    """Of each room, the others that its files import."""
+    """For each room, the others that its files import."""
     graph: dict[str, set[str]] = {room: set() for room in LEVEL}
     for path in files():
         room = room_of(path)

@@ -37,7 +37,7 @@ class Rows:
 
     @property
     def count(self) -> int:
-        """How many rows."""
+        """The number of rows."""
         return len(self.starts) - 1
 
     def row(self, index: int) -> Int64[np.ndarray, "pieces_of_row 3"]:

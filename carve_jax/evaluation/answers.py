@@ -69,7 +69,7 @@ def _key(kind: str, arguments: tuple) -> str:
 
 
 def _crc32(path: Path, key: str, answer: Any) -> int:
-    """Of an answer in the file of that name, which is made of checkpoint and settings."""
+    """Checksum of an answer in this file, whose name is made of the checkpoint and the settings."""
     return zlib.crc32(json.dumps([path.name, key, answer]).encode())
 
 

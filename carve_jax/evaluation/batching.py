@@ -10,9 +10,9 @@ LEAST_LENGTH = 32
 
 
 def bucket(length: int, least: int = LEAST_LENGTH) -> int:
-    """The least of ``least`` · {1, 1.5, 2, 3, 4, 6, …} that holds ``length``.
+    """The least of `least` · {1, 1.5, 2, 3, 4, 6, …} that holds `length`.
 
-    ``least`` is even.
+    `least` is even.
     """
     size = least
     while size < length:
@@ -24,13 +24,13 @@ def bucket(length: int, least: int = LEAST_LENGTH) -> int:
 
 
 def padded(length: int, most: int, least: int = LEAST_LENGTH) -> int:
-    """What a row is padded to: a `bucket`, behind as many whole calls of ``most`` as it needs."""
+    """What a row is padded to: a `bucket`, behind as many whole calls of `most` as it needs."""
     whole = (length - 1) // most * most
     return whole + min(most, bucket(length - whole, least))
 
 
 def power_of_two(count: int) -> int:
-    """The least power of two that is at least ``count``."""
+    """The least power of two that is at least `count`."""
     return 1 << max(0, count - 1).bit_length()
 
 

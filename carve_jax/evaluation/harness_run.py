@@ -144,7 +144,7 @@ def _unavailable_reason(name: str, error: Exception) -> str:
 
 
 def _by_size(tasks: Mapping[str, Any], figures: Iterable[str]) -> Iterable[str]:
-    """Of the names of figures, those of likelihoods over the bytes or words of whole texts."""
+    """The names of those figures that are likelihoods over the bytes or words of whole texts."""
     for name in figures:
         task, _, metric = name.rpartition("/")
         aggregations = (tasks[task] if task else next(iter(tasks.values()))).aggregation()

@@ -97,7 +97,7 @@ class CarveLM(TemplateLM):
     def create_from_arg_string(
         cls, arg_string: str, additional_config: dict | None = None
     ) -> "CarveLM":
-        """As `create_from_arg_obj`, of NAME=VALUE,…"""
+        """As `create_from_arg_obj`, from the text NAME=VALUE,…"""
         pairs = [part.partition("=")[::2] for part in arg_string.split(",") if part]
         return cls.create_from_arg_obj(dict(pairs), additional_config)
 
@@ -137,7 +137,7 @@ class CarveLM(TemplateLM):
     def loglikelihood(
         self, requests: list[Any], disable_tqdm: bool = False
     ) -> list[tuple[float, bool]]:
-        """Of each (context, continuation): log P(continuation | separator, context), and whether
+        """For each (context, continuation): log P(continuation | separator, context), and whether
         all its tokens are the likeliest. Contexts may be empty."""
 
         def score(requests: list[Any], keep: Keep) -> list[tuple[float, bool]]:
@@ -162,7 +162,7 @@ class CarveLM(TemplateLM):
         return [(*score,) for score in scores]
 
     def loglikelihood_rolling(self, requests: list[Any], disable_tqdm: bool = False) -> list[float]:
-        """Of each text: log P(text | separator)."""
+        """For each text: log P(text | separator)."""
         texts = (text for (text,) in (request.args for request in requests))
         self.lossless = self.lossless and all(
             self.tok_decode(self.tok_encode(text)) == text for text in texts

@@ -20,7 +20,7 @@ LEAST_SCORED = 16
 
 
 class Score(NamedTuple):
-    """Of a continuation.
+    """The score of a continuation.
 
     Attributes:
       log_likelihood: in nats, summed over its tokens in float64.
@@ -216,7 +216,7 @@ def score_targets(
     targets: Int32[Array, "B S"],
     most: int = 4096,
 ) -> tuple[Float32[Array, "B S"], Bool[Array, "B S"]]:
-    """Log-likelihoods of the targets, and which are likeliest; logits of ``most`` exist at once."""
+    """Log-likelihoods of the targets, and which are likeliest; logits of `most` exist at once."""
     batch, length = targets.shape
     width = min(length, max(1, most // batch))
     pieces = -(-length // width)

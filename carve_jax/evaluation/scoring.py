@@ -71,7 +71,7 @@ class Scorer:
         requests: Sequence[Request],
         on_score: Callable[[int, Score], None] = lambda number, score: None,
     ) -> list[Score]:
-        """One score a request; an empty continuation has log-likelihood 0 and is greedy.
+        """One score for each request; an empty continuation has log-likelihood 0 and is greedy.
 
         Args:
           requests: in any order.

@@ -86,7 +86,7 @@ class NamedTasks(NamedTuple):
     table: Mapping[str, Task]
 
     def groups(self) -> Mapping[str, Mapping[str, str]]:
-        """None."""
+        """No groups: a table has none."""
         return {}
 
     def find(self, name: str) -> Task | None:
@@ -146,7 +146,7 @@ def mean(values: Sequence[float] | np.ndarray) -> Figure:
 def ratio(
     numerators: Sequence[float] | np.ndarray, denominators: Sequence[float] | np.ndarray
 ) -> Figure:
-    """Σ numerators / Σ denominators over independent units, say nats a token over documents.
+    """Σ numerators / Σ denominators over independent units, say nats per token over documents.
 
     The standard error is that of the linearised ratio (delta method):
     √(n/(n−1) · Σ (a − r·b)²) / Σ b.

@@ -27,21 +27,21 @@ KEY_AXIS = ("query", "key", "log_decay", "erase")
 class Trace(NamedTuple):
     """One row read token by token, as float32 NumPy arrays on the host.
 
-    The axes are layers (those of ``layers``), tokens, value heads, and channels. A gate that is one
+    The axes are layers (those of `layers`), tokens, value heads, and channels. A gate that is one
     a head stands at each of its channels; key heads that values share stand at each value head.
 
     Attributes:
-        layers: the layers traced, such as "0 carve": those of the gated delta family. Mamba-3 and
-            attention have no such state and are left out.
-        tokens: the row.
-        query, key, value: what the rule reads, the query not yet scaled.
-        log_decay: g ≤ 0; exp g of a key channel of the state is kept.
-        erase: b, in [0, 1] (or [0, 2]) of a key channel.
-        write: w of a value channel.
-        content: m, which the token's erase gate saw; 0 in layers without a content gate.
-        output: o, the rule's own: scaled, before any norm or gate.
-        state_norm: Frobenius norm of the state after the token.
-        state: S after the token; None where it was not asked for.
+      layers: the layers traced, such as "0 carve": those of the gated delta family. Mamba-3 and
+        attention have no such state and are left out.
+      tokens: the row.
+      query, key, value: what the rule reads, the query not yet scaled.
+      log_decay: g ≤ 0; exp g of a key channel of the state is kept.
+      erase: b, in [0, 1] (or [0, 2]) of a key channel.
+      write: w of a value channel.
+      content: m, which the token's erase gate saw; 0 in layers without a content gate.
+      output: o, the rule's own: scaled, before any norm or gate.
+      state_norm: Frobenius norm of the state after the token.
+      state: S after the token; None where it was not asked for.
     """
 
     layers: tuple[str, ...]
@@ -64,14 +64,14 @@ def trace(
     """Read one row as decoding does, a token at a time, and keep what each layer did.
 
     Args:
-        model: with at least one layer of the gated delta family.
-        params: its parameters.
-        tokens: ids of the row.
-        states: keep every state, layers · T · N · K · V floats; without them only their norms.
+      model: with at least one layer of the gated delta family.
+      params: its parameters.
+      tokens: ids of the row.
+      states: keep every state, layers · T · N · K · V floats; without them only their norms.
 
     Raises:
-        UserError: no layer of the model has such a state.
-        ValueError, TypeError: tokens that are no row of the model's vocabulary.
+      UserError: no layer of the model has such a state.
+      ValueError, TypeError: tokens that are no row of the model's vocabulary.
     """
     names = [name for name, mixer in layer_names(model.config) if mixer in FAMILY]
     if not names:
@@ -99,7 +99,7 @@ def singular_values(read: Trace) -> Float32[np.ndarray, "layers T N values"]:
     """Singular values of every state, largest first: how many directions the memory holds.
 
     Raises:
-        UserError: the trace has no states.
+      UserError: the trace has no states.
     """
     if read.state is None:
         raise UserError("this trace kept no states: make it by trace(…, states=True)")
@@ -110,7 +110,7 @@ def singular_values(read: Trace) -> Float32[np.ndarray, "layers T N values"]:
 def _read_traced(
     model: LanguageModel, params: Any, tokens: Int32[Array, " T"], *, states: bool
 ) -> dict[str, dict[str, Array | None]]:
-    """By layer of the pattern, the fields of `Trace` with axes tokens and repeats in front."""
+    """The fields of `Trace` by layer of the pattern, with axes tokens and repeats in front."""
     mixers = {name: mixer for name, mixer in layer_names(model.config) if mixer in FAMILY}
 
     def step(cache: Any, token: Array) -> tuple[Any, Any]:

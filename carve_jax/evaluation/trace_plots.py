@@ -1,8 +1,8 @@
 """Pictures of a trace: gates, contents and states of a model, token by token.
 
 Gates are drawn in viridis, signed quantities in a diverging map about 0; both can be read by
-colour-blind eyes. A notebook shows a `Figure` after ``%matplotlib inline``;
-elsewhere ``figure.savefig(path)`` writes it.
+colour-blind eyes. A notebook shows a `Figure` after `%matplotlib inline`;
+elsewhere `figure.savefig(path)` writes it.
 """
 
 from collections.abc import Sequence
@@ -21,7 +21,7 @@ from carve_jax.shapes import Float
 SHARE, SIGNED = "viridis", "PuOr"
 DPI = 110
 MOST_LABELS = 72
-"""Of more tokens than this every second is labelled, or every third, and so on."""
+"""Where there are more tokens than this, every second is labelled, or every third, and so on."""
 
 
 class _Panel(NamedTuple):
@@ -44,16 +44,16 @@ def plot_gates(
     """All gates of one head above one another: one column per token, one row per channel.
 
     Args:
-        read: the trace.
-        labels: one word per token.
-        layer: index into ``read.layers``.
-        head: a value head.
-        title: over all, before layer and head, such as what was read.
-        beside: traces of the same model whose pictures this one is compared with: their values
-            count for its colour scales, so that all of them have the same.
+      read: the trace.
+      labels: one word per token.
+      layer: index into `read.layers`.
+      head: a value head.
+      title: over all, before layer and head, such as what was read.
+      beside: traces of the same model whose pictures this one is compared with: their values
+        count for its colour scales, so that all of them have the same.
 
     Raises:
-        UserError: no such layer or head, or another number of labels than tokens.
+      UserError: no such layer or head, or another number of labels than tokens.
     """
     layers, _, heads = read.state_norm.shape
     if not (0 <= layer < layers and 0 <= head < heads):
@@ -109,16 +109,16 @@ def plot_by_head(
     """One quantity in small multiples: one row of pictures per layer, one column per head.
 
     Args:
-        values: a field of a trace, such as ``read.erase``, or what is made of one: a difference of
-            two, or ``singular_values(read)``. All pictures share one scale.
-        labels: one word per token.
-        layers: one name per layer: ``read.layers``.
-        channels: what a row of a picture is, such as "key channel".
-        top: end of the scale, such as 1 for gates; the largest value if left out.
-        title: over all.
+      values: a field of a trace, such as `read.erase`, or what is made of one: a difference of
+        two, or `singular_values(read)`. All pictures share one scale.
+      labels: one word per token.
+      layers: one name per layer: `read.layers`.
+      channels: what a row of a picture is, such as "key channel".
+      top: end of the scale, such as 1 for gates; the largest value if left out.
+      title: over all.
 
     Raises:
-        UserError: another number of labels than tokens.
+      UserError: another number of labels than tokens.
     """
     rows, tokens, heads, _ = values.shape
     signed = bool(values.min() < 0)
@@ -150,15 +150,15 @@ def plot_states(
     """The memory itself after some tokens, as matrices of key by value channels on one scale.
 
     Args:
-        states: of one head: ``read.state[layer, :, head]``, or what a rule returned.
-        labels: one word per token.
-        at: after which tokens to show it; by default eight, evenly spread.
-        top: end of the scale; the largest entry shown if left out. Pictures that are to be compared
-            need the same.
-        title: over all.
+      states: of one head: `read.state[layer, :, head]`, or what a rule returned.
+      labels: one word per token.
+      at: after which tokens to show it; by default eight, evenly spread.
+      top: end of the scale; the largest entry shown if left out. Pictures that are to be compared
+        need the same.
+      title: over all.
 
     Raises:
-        UserError: another number of labels than tokens, or a token that is not there.
+      UserError: another number of labels than tokens, or a token that is not there.
     """
     tokens = len(states)
     _check_labels(labels, tokens)

@@ -24,12 +24,12 @@ class Slot(NamedTuple):
     """A tensor of the state dict and the parameters in it.
 
     Attributes:
-        theirs: name of the tensor.
-        ours: paths of the parameters.
-        transform: how they lie in it.
-        repeat: index in the parameters' first axis, the repeats of a model's pattern; None
-            for parameters that have no such axis.
-        optional: it may be left out, since it repeats another (tied embeddings).
+      theirs: name of the tensor.
+      ours: paths of the parameters.
+      transform: how they lie in it.
+      repeat: index in the parameters' first axis, the repeats of a model's pattern; None
+        for parameters that have no such axis.
+      optional: it may be left out, since it repeats another (tied embeddings).
     """
 
     theirs: str
@@ -57,23 +57,23 @@ def from_torch(
     Nothing is rounded: elements are moved, and float16 and bfloat16 widened to float32. Options
     that leave no trace in the weights are the target's to say, and must be right: negative
     eigenvalues, the form of KDA's decay, the window and rotary base of attention, the epsilons of
-    the norms (``norm_eps``, 1e-6 by default in flash-linear-attention's models).
+    the norms (`norm_eps`, 1e-6 by default in flash-linear-attention's models).
 
     Args:
-        weights: names to arrays (of NumPy, JAX or PyTorch, which is not imported), a .safetensors
-            file, or a folder of such files, whose names are disjoint.
-        target: what the weights are for: a whole model, by its ``LMConfig`` or ``LanguageModel``,
-            or one mixer, whose width is taken from the weights.
-        layout: one of ``LAYOUTS``: "fla", "gdn2_official", "gdn2_official_packed".
+      weights: names to arrays (of NumPy, JAX or PyTorch, which is not imported), a .safetensors
+        file, or a folder of such files, whose names are disjoint.
+      target: what the weights are for: a whole model, by its `LMConfig` or `LanguageModel`,
+        or one mixer, whose width is taken from the weights.
+      layout: one of `LAYOUTS`: "fla", "gdn2_official", "gdn2_official_packed".
 
     Returns:
-        The tree of float32 parameters that ``target.init`` gives, with these values.
+      The tree of float32 parameters that `target.init` gives, with these values.
 
     Raises:
-        InteropError: when the target has no place in the layout; when names are missing,
-            unexpected or misshapen, in which case all of them are listed; when a file cannot be
-            read. Nothing is converted then.
-        ImportError: when a path is given and safetensors is not installed.
+      InteropError: when the target has no place in the layout; when names are missing,
+        unexpected or misshapen, in which case all of them are listed; when a file cannot be
+        read. Nothing is converted then.
+      ImportError: when a path is given and safetensors is not installed.
     """
     _check_layout(layout)
     given = open_weights(weights)
@@ -101,22 +101,22 @@ def from_torch(
 def to_torch(
     params: Mapping[str, Any], target: Target, layout: str = "fla", dtype: Any = None
 ) -> dict[str, np.ndarray]:
-    """A state dict of NumPy arrays from parameters: ``from_torch`` backwards.
+    """A state dict of NumPy arrays from parameters: `from_torch` backwards.
 
-    ``{name: torch.from_numpy(array) for …}`` makes it PyTorch's (bfloat16, which NumPy lacks,
-    goes through a file: ``save_safetensors``). Tied embeddings are given under both names.
+    `{name: torch.from_numpy(array) for …}` makes it PyTorch's (bfloat16, which NumPy lacks,
+    goes through a file: `save_safetensors`). Tied embeddings are given under both names.
 
     Args:
-        params: parameters of ``target``.
-        target: the model or mixer they belong to.
-        layout: one of ``LAYOUTS``.
-        dtype: float32, bfloat16 or float16, to which values are rounded; None for their own.
+      params: parameters of `target`.
+      target: the model or mixer they belong to.
+      layout: one of `LAYOUTS`.
+      dtype: float32, bfloat16 or float16, to which values are rounded; None for their own.
 
     Returns:
-        Names to arrays, each contiguous and with memory of its own.
+      Names to arrays, each contiguous and with memory of its own.
 
     Raises:
-        InteropError: when the target has no place in the layout, or the parameters are not its.
+      InteropError: when the target has no place in the layout, or the parameters are not its.
     """
     _check_layout(layout)
     flat = traverse_util.flatten_dict(dict(params), sep="/")
@@ -142,11 +142,11 @@ def save_safetensors(
     layout: str = "fla",
     dtype: Any = None,
 ) -> None:
-    """Write ``to_torch(params, target, layout, dtype)`` to a .safetensors file.
+    """Write `to_torch(params, target, layout, dtype)` to a .safetensors file.
 
     Raises:
-        InteropError: as ``to_torch``.
-        ImportError: when safetensors is not installed.
+      InteropError: as `to_torch`.
+      ImportError: when safetensors is not installed.
     """
     package = safetensors()
     state = to_torch(params, target, layout, dtype)
@@ -207,7 +207,7 @@ def _slots(target: Target, layout_name: str, shapes: Mapping[str, Shape]) -> lis
     """Every tensor of the state dict, in the order of the layers.
 
     Raises:
-        InteropError: when a parameter has no place in the layout.
+      InteropError: when a parameter has no place in the layout.
     """
     if _is_mixer(target):
         assert not isinstance(target, LMConfig | LanguageModel)

@@ -9,9 +9,9 @@ class InteropError(UserError):
     """Weights that do not fit: one sentence, then every name that is at fault.
 
     Attributes:
-        missing: names that are needed and were not given.
-        unexpected: names that were given and have no place.
-        misshapen: names of the wrong shape or dtype, each with what was given and expected.
+      missing: names that are needed and were not given.
+      unexpected: names that were given and have no place.
+      misshapen: names of the wrong shape or dtype, each with what was given and expected.
     """
 
     def __init__(

@@ -24,7 +24,7 @@ def layer_entries(mixer: Mixer, layout_name: str) -> tuple[Entry, ...]:
     """The table of a mixer's layer.
 
     Raises:
-        InteropError: when the layout has no such layer.
+      InteropError: when the layout has no such layer.
     """
     layout = LAYOUTS[layout_name]
     if isinstance(mixer, SoftmaxAttention):

@@ -1,7 +1,7 @@
 """The layouts: which PyTorch tensor holds which of our parameters, and how it is laid out.
 
-One table serves both directions. An ``Entry`` says that the tensor ``theirs`` holds our parameters
-``ours``; its ``Transform`` makes the one of the other and back, by moving elements alone.
+One table serves both directions. An `Entry` says that the tensor `theirs` holds our parameters
+`ours`; its `Transform` makes the one of the other and back, by moving elements alone.
 """
 
 import dataclasses
@@ -19,8 +19,8 @@ class Transform(NamedTuple):
     """How one PyTorch tensor holds one or several of our parameters.
 
     Attributes:
-        join: our parameters to the tensor.
-        split: the tensor, with the shapes of our parameters, to those parameters.
+      join: our parameters to the tensor.
+      split: the tensor, with the shapes of our parameters, to those parameters.
     """
 
     join: Callable[[Sequence[np.ndarray]], np.ndarray]
@@ -116,12 +116,12 @@ class Layer(NamedTuple):
     """A layer that a layout holds, and what a mixer must be to be that layer.
 
     Attributes:
-        name: its class there.
-        preset: the mixer of ours (``MIXERS``) that it is.
-        changes: what it has otherwise than the preset, by field of ``GateSpec``/``LayerSpec``.
-        options: fields it leaves open, with their values; such options leave no trace in the
-            weights, so it is for the mixer to say which is meant.
-        grouped: it may have more value heads than key heads.
+      name: its class there.
+      preset: the mixer of ours (`MIXERS`) that it is.
+      changes: what it has otherwise than the preset, by field of `GateSpec`/`LayerSpec`.
+      options: fields it leaves open, with their values; such options leave no trace in the
+        weights, so it is for the mixer to say which is meant.
+      grouped: it may have more value heads than key heads.
     """
 
     name: str
@@ -136,16 +136,16 @@ class Layout:
     """Names of a whole model's tensors.
 
     Attributes:
-        source: whose layout it is.
-        embedding: name of the embedding.
-        block: prefix of a residual block, with a place for its number.
-        mixer: prefix of its mixer, after that of the block.
-        around: its norms and MLP.
-        final: the norm before the head.
-        head: name of the output head.
-        layers: the recurrent layers it holds.
-        attention: the table of its softmax attention, given the number of query groups.
-        attention_name: the class of that layer.
+      source: whose layout it is.
+      embedding: name of the embedding.
+      block: prefix of a residual block, with a place for its number.
+      mixer: prefix of its mixer, after that of the block.
+      around: its norms and MLP.
+      final: the norm before the head.
+      head: name of the output head.
+      layers: the recurrent layers it holds.
+      attention: the table of its softmax attention, given the number of query groups.
+      attention_name: the class of that layer.
     """
 
     source: str
@@ -241,8 +241,8 @@ LAYOUTS: Mapping[str, Layout] = {
 }
 """The layouts by name.
 
-"fla" is flash-linear-attention 0.6.0: its layers ``GatedDeltaNet2``, ``KimiDeltaAttention``,
-``GatedDeltaNet``, ``DeltaNet`` and ``Attention``, and its ``…ForCausalLM`` models of them.
-"gdn2_official" is the code published with GDN-2 (NVlabs/GatedDeltaNet-2, ``lit_gpt``);
+"fla" is flash-linear-attention 0.6.0: its layers `GatedDeltaNet2`, `KimiDeltaAttention`,
+`GatedDeltaNet`, `DeltaNet` and `Attention`, and its `…ForCausalLM` models of them.
+"gdn2_official" is the code published with GDN-2 (NVlabs/GatedDeltaNet-2, `lit_gpt`);
 "gdn2_official_packed" is the same with the MLP's two first layers in one, as xformers packs them.
 """

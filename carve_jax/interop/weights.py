@@ -27,12 +27,12 @@ def open_weights(source: Mapping[str, Any] | str | os.PathLike[str]) -> dict[str
     """The tensors of a state dict, a .safetensors file or a folder of such files, by name.
 
     Args:
-        source: names to arrays (NumPy's, JAX's, PyTorch's), or a path.
+      source: names to arrays (NumPy's, JAX's, PyTorch's), or a path.
 
     Raises:
-        InteropError: when there is no such file, or it cannot be read, or something in the
-            mapping is no tensor.
-        ImportError: when a path is given and the package safetensors is not installed.
+      InteropError: when there is no such file, or it cannot be read, or something in the
+        mapping is no tensor.
+      ImportError: when a path is given and the package safetensors is not installed.
     """
     if isinstance(source, Mapping):
         return {name: _of_array(str(name), value) for name, value in source.items()}

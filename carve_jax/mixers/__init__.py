@@ -1,4 +1,4 @@
-"""Sequence mixers (Flax Linen), thin over the pure functions in ``carve_jax.ops``."""
+"""Sequence mixers (Flax Linen), thin over the pure functions in `carve_jax.ops`."""
 
 from carve_jax.mixers.base import Mixer
 from carve_jax.mixers.entry import Entry

@@ -21,7 +21,7 @@ class Mixer(Protocol):
         cache: Cache | None = None,
         segment_ids: Int32[Array, "B T"] | None = None,
     ) -> tuple[Float[Array, "B T D"], Cache | None]:
-        """Mix ``x``; with a cache, go on from it and return the next one, else return None.
+        """Mix `x`; with a cache, go on from it and return the next one, else return None.
 
         A cache belongs to the row's first document. Any split of a sequence into calls gives
         what one call gives.
@@ -29,7 +29,7 @@ class Mixer(Protocol):
         ...
 
     def init_cache(self, batch: int, max_length: int) -> Cache:
-        """An empty cache for sequences of up to ``max_length`` tokens; needs no parameters."""
+        """An empty cache for sequences of up to `max_length` tokens; needs no parameters."""
         ...
 
 
@@ -44,7 +44,7 @@ def fan_in_uniform(scale: float = 1.0) -> Initializer:
 
 
 def l2_normalize(x: Float[Array, "*rest K"], eps: float = 1e-6) -> Float[Array, "*rest K"]:
-    """``x / √(Σx² + eps)`` over the last axis, computed in float32, in x's dtype."""
+    """`x / √(Σx² + eps)` over the last axis, computed in float32, in x's dtype."""
     wide = x.astype(jnp.float32)
     inverse = jax.lax.rsqrt(jnp.sum(wide * wide, axis=-1, keepdims=True) + eps)
     return (wide * inverse).astype(x.dtype)
@@ -56,7 +56,7 @@ def rms_norm(
     eps: float,
     gate: Float[Array, "*rest V"] | None = None,
 ) -> Float[Array, "*rest V"]:
-    """``x / √(mean x² + eps) · weight``, times ``gate`` if given; in float32, in x's dtype."""
+    """`x / √(mean x² + eps) · weight`, times `gate` if given; in float32, in x's dtype."""
     wide = x.astype(jnp.float32)
     inverse = jax.lax.rsqrt(jnp.mean(wide * wide, axis=-1, keepdims=True) + eps)
     normed = wide * inverse * jnp.expand_dims(weight, range(x.ndim - 1))

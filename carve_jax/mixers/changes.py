@@ -1,6 +1,6 @@
 """What a model has otherwise than its mixers are published with: optional fields of their specs.
 
-``GateChanges`` and ``LayerChanges`` have the fields of ``GateSpec`` and ``LayerSpec``, each None
+`GateChanges` and `LayerChanges` have the fields of `GateSpec` and `LayerSpec`, each None
 unless it is changed. They are made from these classes, so that a field is written there alone.
 """
 
@@ -21,9 +21,9 @@ class Changes:
     """Fields of a spec, of which None leaves what a mixer is published with; frozen.
 
     Attributes:
-        section: the name that messages give it, such as "gates".
-        spec: the class whose fields these are.
-        kinds: type of each field where it is not None.
+      section: the name that messages give it, such as "gates".
+      spec: the class whose fields these are.
+      kinds: type of each field where it is not None.
     """
 
     section: ClassVar[str]
@@ -43,8 +43,8 @@ class Changes:
         """The changes in a mapping of fields, or those that are already.
 
         Raises:
-            ValueError: a field that there is not.
-            TypeError: neither the one nor the other.
+          ValueError: a field that there is not.
+          TypeError: neither the one nor the other.
         """
         if isinstance(given, cls):
             return given
@@ -67,7 +67,7 @@ class Changes:
         """The spec with these changes.
 
         Raises:
-            ValueError: they mean nothing together.
+          ValueError: they mean nothing together.
         """
         return dataclasses.replace(spec, **self.given())
 

@@ -14,16 +14,16 @@ BY_HEADS: Axes = ("embed", "heads")
 
 
 class Entry(abc.ABC):
-    """A mixer's entry in ``MIXERS``. Called with sizes, it is the mixer's constructor.
+    """A mixer's entry in `MIXERS`. Called with sizes, it is the mixer's constructor.
 
     Attributes:
-        source: where it was published.
-        parameters: logical axes (``sharding.RULES``) of every parameter by the name it has in the
-            mixer; of a bias, the last of them.
-        undecayed: parameters that weight decay leaves alone, besides those called ``…_bias``: what
-            sets a time scale, an offset or a gain.
-        uncut_sequence: why a mesh may not cut its sequence, as the subject and verb of a sentence;
-            None where it may.
+      source: where it was published.
+      parameters: logical axes (`sharding.RULES`) of every parameter by the name it has in the
+        mixer; of a bias, the last of them.
+      undecayed: parameters that weight decay leaves alone, besides those called `…_bias`: what
+        sets a time scale, an offset or a gain.
+      uncut_sequence: why a mesh may not cut its sequence, as the subject and verb of a sentence;
+        None where it may.
     """
 
     source: str
@@ -44,16 +44,16 @@ class Entry(abc.ABC):
         """Floating-point operations per token of one layer, projections apart, by part.
 
         Args:
-            config: of the model.
-            context: tokens of a sequence.
+          config: of the model.
+          context: tokens of a sequence.
         """
 
     @abc.abstractmethod
     def cut_by_tensor(self, config: Config) -> dict[str, int]:
-        """Sizes, by field, that the devices of the mesh's axis ``tensor`` must divide."""
+        """Sizes, by field, that the devices of the mesh's axis `tensor` must divide."""
 
     def may_be_replicated(self, config: Config) -> dict[str, int]:
-        """Sizes of the logical axes that are replicated where ``tensor`` does not divide them."""
+        """Sizes of the logical axes that are replicated where `tensor` does not divide them."""
         del config
         return {}
 
@@ -77,7 +77,7 @@ class Entry(abc.ABC):
     def reads_layer_below(self, config: Config) -> bool:
         """Whether it takes content from the layer below and hands its own up.
 
-        Such a mixer has ``with_content``, ``__call__`` with a fourth argument and a third result.
+        Such a mixer has `with_content`, `__call__` with a fourth argument and a third result.
         """
         del config
         return False

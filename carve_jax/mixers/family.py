@@ -45,9 +45,9 @@ class GatedDelta(Entry):
     """A mixer of the family.
 
     Attributes:
-        source: where it was published.
-        gates: the gates it is published with.
-        layer: what surrounds the rule there.
+      source: where it was published.
+      gates: the gates it is published with.
+      layer: what surrounds the rule there.
     """
 
     source: str
@@ -76,7 +76,7 @@ class GatedDelta(Entry):
         return config.layer.applied(self.layer)
 
     def of_model(self, config: Config) -> GatedDeltaMixer:
-        """See ``Entry``."""
+        """See `Entry`."""
         return GatedDeltaMixer(
             gates=self.gates_of(config),
             layer=self.layer_of(config),
@@ -91,7 +91,7 @@ class GatedDelta(Entry):
             raise ValueError(f"key_dim={config.key_dim}; RoPE needs an even number.")
 
     def forward_flops(self, config: Config, context: int) -> dict[str, float]:
-        """Decay, read, write and output: 7·K·V a head; 5·K·V without erase."""
+        """Decay, read, write and output: 7·K·V per head; 5·K·V without erase."""
         del context
         each = 5 if self.gates_of(config).erase == "none" else 7
         return {"rule": each * self.state_size(config)}
@@ -110,11 +110,11 @@ class GatedDelta(Entry):
         return {"key_heads": key_heads(config), "gate_heads": gate_heads}
 
     def content_lag(self, config: Config) -> int:
-        """See ``Entry``."""
+        """See `Entry`."""
         return self.gates_of(config).content_lag
 
     def reads_layer_below(self, config: Config) -> bool:
-        """See ``Entry``."""
+        """See `Entry`."""
         return self.gates_of(config).reads_layer_below
 
     def segment_alignment(self, config: Config) -> int:

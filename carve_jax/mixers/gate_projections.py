@@ -34,13 +34,13 @@ class GateProjections(nn.Module):
     """The part of a gated delta layer that makes its gates; the layer itself adds the rest.
 
     Attributes:
-        gates: which gates there are and what they depend on.
-        num_heads: value heads, N.
-        key_dim: channels of a key head, K.
-        value_dim: channels of a value head, V.
-        layer: what surrounds the rule.
-        num_key_heads: key heads, H, a divisor of N; None for N.
-        compute_dtype: "float32" or "bfloat16".
+      gates: which gates there are and what they depend on.
+      num_heads: value heads, N.
+      key_dim: channels of a key head, K.
+      value_dim: channels of a value head, V.
+      layer: what surrounds the rule.
+      num_key_heads: key heads, H, a divisor of N; None for N.
+      compute_dtype: "float32" or "bfloat16".
     """
 
     gates: GateSpec

@@ -44,20 +44,20 @@ class GatedDeltaMixer(GateProjections):
 
     Projections; short convolutions; activation and norm of queries and keys; the rule; a gated
     RMSNorm; output projection. As it stands it is the layer of GDN-2 (arXiv 2605.22791); with the
-    content gate it is CARVE (arXiv 2606.27229); ``presets`` has the others. Parameters are
-    float32, products are in ``compute_dtype``, log-decay and state in float32.
+    content gate it is CARVE (arXiv 2606.27229); `presets` has the others. Parameters are
+    float32, products are in `compute_dtype`, log-decay and state in float32.
 
-    Where the collection ``intermediates`` is mutable, what the rule reads (``rule_inputs``, a
-    ``RuleInputs``) and what it gives (``rule_output``) are sown there; elsewhere nothing is.
+    Where the collection `intermediates` is mutable, what the rule reads (`rule_inputs`, a
+    `RuleInputs`) and what it gives (`rule_output`) are sown there; elsewhere nothing is.
 
     Attributes:
-        conv_width: taps of the short convolution, W.
-        norm_eps: of the output's RMSNorm.
-        output_scale: factor of the output projection's initial values where ``layer.init`` is
-            "fan_in": 1/√(2·layers) in a model.
-        implementation: of the rule; None for the best one here.
-        chunk_size: tokens in a tile of the rule.
-        others: of ``GateProjections``.
+      conv_width: taps of the short convolution, W.
+      norm_eps: of the output's RMSNorm.
+      output_scale: factor of the output projection's initial values where `layer.init` is
+        "fan_in": 1/√(2·layers) in a model.
+      implementation: of the rule; None for the best one here.
+      chunk_size: tokens in a tile of the rule.
+      others: of `GateProjections`.
     """
 
     conv_width: int = 4
@@ -68,7 +68,7 @@ class GatedDeltaMixer(GateProjections):
 
     @nn.nowrap
     def init_cache(self, batch: int, max_length: int) -> GatedDeltaCache:
-        """An empty cache, of one size whatever ``max_length`` is."""
+        """An empty cache, of one size whatever `max_length` is."""
         del max_length
         dtype = jnp.dtype(self.compute_dtype)
         key_width, value_width = self.key_heads * self.key_dim, self.num_heads * self.value_dim
@@ -94,7 +94,7 @@ class GatedDeltaMixer(GateProjections):
         cache: GatedDeltaCache | None = None,
         segment_ids: Int32[Array, "B T"] | None = None,
     ) -> tuple[Float[Array, "B T D"], GatedDeltaCache | None]:
-        """Mix ``x``; see ``Mixer``. Where content comes from the layer below, there is none."""
+        """Mix `x`; see `Mixer`. Where content comes from the layer below, there is none."""
         return self.with_content(x, cache, segment_ids)[:2]
 
     @nn.compact
@@ -107,12 +107,12 @@ class GatedDeltaMixer(GateProjections):
     ) -> tuple[
         Float[Array, "B T D"], GatedDeltaCache | None, Float32[Array, "B chunks N V"] | None
     ]:
-        """Mix ``x`` under the content that the layer below hands up.
+        """Mix `x` under the content that the layer below hands up.
 
         Args:
-          x, cache, segment_ids: as in ``Mixer``.
-          below: content of each gate chunk that the call touches (``ops.layer_content``); None for
-            a layer that has none below. Read where ``gates.reads_layer_below`` alone.
+          x, cache, segment_ids: as in `Mixer`.
+          below: content of each gate chunk that the call touches (`ops.layer_content`); None for
+            a layer that has none below. Read where `gates.reads_layer_below` alone.
 
         Returns:
           The output, the next cache, and the content for the layer above (None where no layer

@@ -26,39 +26,38 @@ class GateSpec:
     """Which gates a mixer of the family has; every ablation is a value. Invalid ones: ValueError.
 
     Attributes:
-        decay: log-decay g of the state, one per head ("scalar") or one per key channel ("channel");
-            "none" is 0, "constant" RetNet's log(1 − 2^(−5−h)) of head h.
-        decay_form: what a scalar or channel decay is made of: "softplus", −exp(A_log)·Δ with
-            Δ = softplus(projection + dt_bias); "logsigmoid", log σ(projection + bias) / 16 (GLA);
-            "bounded", −5·σ(exp(A_log)·(projection + dt_bias)), which never falls below −5 and so
-            admits the kernels' cheaper path.
-        decay_rank: width of a channel decay's low-rank projection; None for the value channels.
-        erase: the erase gate σ(projection), one per head ("scalar") or one per key channel
-            ("channel"); "none" is 0.
-        erase_bias: initial value of a learned bias of its projection, the same for all; None for a
-            projection without one, as published.
-        write: "one" is 1; "tied" is the erase gate itself; "timestep" is the decay's Δ;
-            "scalar" and "channel" are σ(projection), one per value head or one per value channel.
-        content: the erase gate also sees what the rule has read so far (CARVE).
-        content_source: whose outputs' mean that is: "previous_chunk", "two_chunks_back" or
-            "previous_layer". The first, those of this layer's gate chunk before (CARVE as
-            published): each gate chunk waits for the one before it, in every
-            pass. "two_chunks_back", those of the one before that: a gate chunk still waits, but may
-            be prepared while the one before it is being read; it sees nothing of the last L to 2L
-            tokens. "previous_layer", those of the gate chunk before in the last layer below that
-            has a content gate: b is known before the rule begins, which so runs as GDN-2's, in
-            parallel; the gate sees what that layer's memory returned and never what its own holds.
-            The first such layer has no content, b = σ(x), and its two projections do nothing.
-        gate_chunk: L, tokens in a gate chunk of the content gate.
-        content_rank: R, rank of the content gate.
-        content_scale: factor of P_down's initial values, which at 1 keep the root mean square of
-            the content; above 0, for P_up starts at zero.
-        content_norm: divide the content by its root mean square.
-        stop_gradient_content: no gradient through the content.
-        negative_eigenvalues: the erase gate ranges over [0, 2] instead of [0, 1], so that an
-            edit may flip the sign of what it finds (arXiv 2411.12537).
-        closed_loop: the edit takes away a learned share, one per head, of what it finds in the
-            state as it was before its decay (Comba).
+      decay: log-decay g of the state, one per head ("scalar") or one per key channel ("channel");
+        "none" is 0, "constant" RetNet's log(1 − 2^(−5−h)) of head h.
+      decay_form: what a scalar or channel decay is made of: "softplus", −exp(A_log)·Δ with
+        Δ = softplus(projection + dt_bias); "logsigmoid", log σ(projection + bias) / 16 (GLA);
+        "bounded", −5·σ(exp(A_log)·(projection + dt_bias)), which never falls below −5 and so
+        admits the kernels' cheaper path.
+      decay_rank: width of a channel decay's low-rank projection; None for the value channels.
+      erase: the erase gate σ(projection), one per head ("scalar") or one per key channel
+        ("channel"); "none" is 0.
+      erase_bias: initial value of a learned bias of its projection, the same for all; None for a
+        projection without one, as published.
+      write: "one" is 1; "tied" is the erase gate itself; "timestep" is the decay's Δ;
+        "scalar" and "channel" are σ(projection), one per value head or one per value channel.
+      content: the erase gate also sees what the rule has read so far (CARVE).
+      content_source: whose outputs' mean that is: "previous_chunk", "two_chunks_back" or
+        "previous_layer". The first, those of this layer's gate chunk before (CARVE as
+        published): each gate chunk waits for the one before it, in every pass. "two_chunks_back", those of the one before that: a gate chunk still waits, but may
+        be prepared while the one before it is being read; it sees nothing of the last L to 2L
+        tokens. "previous_layer", those of the gate chunk before in the last layer below that
+        has a content gate: b is known before the rule begins, which so runs as GDN-2's, in
+        parallel; the gate sees what that layer's memory returned and never what its own holds.
+        The first such layer has no content, b = σ(x), and its two projections do nothing.
+      gate_chunk: L, tokens in a gate chunk of the content gate.
+      content_rank: R, rank of the content gate.
+      content_scale: factor of P_down's initial values, which at 1 keep the root mean square of
+        the content; above 0, for P_up starts at zero.
+      content_norm: divide the content by its root mean square.
+      stop_gradient_content: no gradient through the content.
+      negative_eigenvalues: the erase gate ranges over [0, 2] instead of [0, 1], so that an
+        edit may flip the sign of what it finds (arXiv 2411.12537).
+      closed_loop: the edit takes away a learned share, one per head, of what it finds in the
+        state as it was before its decay (Comba).
     """
 
     decay: str = "channel"
@@ -195,8 +194,8 @@ def closed_loop_erase(
 ) -> Float[Array, "B T H 1"]:
     """σ(share)·erase·exp(−log_decay): what the decay has taken from the state is given back.
 
-    The rule reads exp(log_decay)·S, and so finds σ(share)·erase of S itself. ``log_decay`` is at
-    least ``CLOSED_LOOP_FLOOR``.
+    The rule reads exp(log_decay)·S, and so finds σ(share)·erase of S itself. `log_decay` is at
+    least `CLOSED_LOOP_FLOOR`.
     """
     scale = jax.nn.sigmoid(share)[None, None, :, None] * jnp.exp(-log_decay)
     return (erase.astype(jnp.float32) * scale).astype(erase.dtype)

@@ -21,25 +21,25 @@ class LayerSpec:
     """The layer around the rule; the defaults are GDN-2's. Invalid choices raise ValueError.
 
     Attributes:
-        short_conv: depthwise causal convolutions on queries, keys and values.
-        conv_bias: they have a bias.
-        activation: of queries and keys: "silu", "none" or "elu_plus_one" (a feature map, φ > 0).
-        value_activation: of values: "silu" or "none".
-        qk_norm: "l2" (each query and key has norm 1) or "none".
-        rope: rotary positions on queries and keys.
-        query_correction: subtract from each query a learned multiple, one per key head, of its
-            token's key (Comba).
-        scale: of queries in the rule; None for K**-0.5.
-        gates_per: decay and erase gate are one per "key" head or one per "value" head, which differ
-            where values are grouped.
-        output_norm: RMSNorm of each "head", then the gate; or the gate, then RMSNorm over the
-            whole "layer" (Mamba-2).
-        output_gate: "none", "full" (a projection) or "low_rank" (two, with a bias).
-        gate_activation: of the output gate, "silu" or "sigmoid".
-        skip: add D ⊙ value to the rule's output, one learned D per value head.
-        init: of the projections: "xavier", uniform with gain 2^-2.5; or "fan_in", ±1/√fan_in,
-            PyTorch's default, with the output projection divided by √(2·layers).
-        least_rate: the initial exp(A_log) is uniform from here to 16.
+      short_conv: depthwise causal convolutions on queries, keys and values.
+      conv_bias: they have a bias.
+      activation: of queries and keys: "silu", "none" or "elu_plus_one" (a feature map, φ > 0).
+      value_activation: of values: "silu" or "none".
+      qk_norm: "l2" (each query and key has norm 1) or "none".
+      rope: rotary positions on queries and keys.
+      query_correction: subtract from each query a learned multiple, one per key head, of its
+        token's key (Comba).
+      scale: of queries in the rule; None for K**-0.5.
+      gates_per: decay and erase gate are one per "key" head or one per "value" head, which differ
+        where values are grouped.
+      output_norm: RMSNorm of each "head", then the gate; or the gate, then RMSNorm over the
+        whole "layer" (Mamba-2).
+      output_gate: "none", "full" (a projection) or "low_rank" (two, with a bias).
+      gate_activation: of the output gate, "silu" or "sigmoid".
+      skip: add D ⊙ value to the rule's output, one learned D per value head.
+      init: of the projections: "xavier", uniform with gain 2^-2.5; or "fan_in", ±1/√fan_in,
+        PyTorch's default, with the output projection divided by √(2·layers).
+      least_rate: the initial exp(A_log) is uniform from here to 16.
     """
 
     short_conv: bool = True

@@ -28,7 +28,7 @@ class Mamba3Cache(NamedTuple):
 
 
 class Mamba3Mixer(nn.Module):
-    """The Mamba-3 layer (arXiv 2603.15569; official code state-spaces/mamba, ``mamba3.py``).
+    """The Mamba-3 layer (arXiv 2603.15569; official code state-spaces/mamba, `mamba3.py`).
 
     In pseudo-code, for one head; a, dt, trap, angle and z are projections of x, and there is no
     short convolution::
@@ -44,27 +44,27 @@ class Mamba3Mixer(nn.Module):
         y = concatenate heads of o
         return y W_o
 
-    With ``mimo_rank`` M > 1 (MIMO) a head writes M key-value pairs per token into one state and
+    With `mimo_rank` M > 1 (MIMO) a head writes M key-value pairs per token into one state and
     reads it M times: v_r = x ⊙ mimo_x[r], z_r = z ⊙ mimo_z[r], y = Σ_r mimo_o[r] ⊙ y_r. Rank 1
-    (SISO) has no ``mimo_*``. Rotated pairs are channels (2i, 2i+1) for any rank; the official
+    (SISO) has no `mimo_*`. Rotated pairs are channels (2i, 2i+1) for any rank; the official
     MIMO kernel pairs i with i + K/2, which is a permutation of the channels of B and C.
 
-    Parameters are float32, products are in ``compute_dtype``; gates, angles, norms and state are
+    Parameters are float32, products are in `compute_dtype`; gates, angles, norms and state are
     float32. The official option of a norm before the output projection is left out.
 
     Attributes:
-        num_heads: value heads, N.
-        key_dim: channels of a key head, K (the state size).
-        value_dim: channels of a value head, V.
-        num_key_heads: heads of B and C (groups), H, a divisor of N; None for N. The official
-            layer has 1.
-        mimo_rank: M; the official MIMO layer has 4.
-        rope_fraction: part of a head's key channels that is rotated, above 0 and at most 1.
-        norm_eps: of the RMSNorm of B and C.
-        output_scale: factor of the output projection's initial values.
-        compute_dtype: "float32" or "bfloat16".
-        implementation: of the rule; None for the best one here.
-        chunk_size: tokens in a tile of the rule, to which a token of rank M counts as M.
+      num_heads: value heads, N.
+      key_dim: channels of a key head, K (the state size).
+      value_dim: channels of a value head, V.
+      num_key_heads: heads of B and C (groups), H, a divisor of N; None for N. The official
+        layer has 1.
+      mimo_rank: M; the official MIMO layer has 4.
+      rope_fraction: part of a head's key channels that is rotated, above 0 and at most 1.
+      norm_eps: of the RMSNorm of B and C.
+      output_scale: factor of the output projection's initial values.
+      compute_dtype: "float32" or "bfloat16".
+      implementation: of the rule; None for the best one here.
+      chunk_size: tokens in a tile of the rule, to which a token of rank M counts as M.
     """
 
     num_heads: int
@@ -91,7 +91,7 @@ class Mamba3Mixer(nn.Module):
 
     @nn.nowrap
     def init_cache(self, batch: int, max_length: int) -> Mamba3Cache:
-        """An empty cache, of one size whatever ``max_length`` is."""
+        """An empty cache, of one size whatever `max_length` is."""
         del max_length
         sizes = (self.mimo_rank, self.num_heads, self.key_dim, self.value_dim)
         state = init_trapezoid_state(batch, *sizes, jnp.dtype(self.compute_dtype))
@@ -104,7 +104,7 @@ class Mamba3Mixer(nn.Module):
         cache: Mamba3Cache | None = None,
         segment_ids: Int32[Array, "B T"] | None = None,
     ) -> tuple[Float[Array, "B T D"], Mamba3Cache | None]:
-        """Mix ``x``; see ``Mixer``."""
+        """Mix `x`; see `Mixer`."""
         self._check(x, cache)
         timestep, log_decay, trapezoid = self._gates(x)
         increment = jnp.tanh(self._float32("angle_proj", self.rotated_pairs, x)) / 2
@@ -194,7 +194,7 @@ class Mamba3Mixer(nn.Module):
         return x.reshape(*x.shape[:2], 1, self.num_heads, self.value_dim)
 
     def _mimo(self, name: str, initial: float) -> Float32[Array, "1 1 M N V"]:
-        """A gain a rank, head and channel; 1 for SISO."""
+        """One gain for each rank, head and channel; all are 1 for SISO."""
         if self.mimo_rank == 1:
             return jnp.ones((1, 1, 1, 1, 1), jnp.float32)
         shape = (self.num_heads, self.mimo_rank, self.value_dim)
@@ -241,8 +241,8 @@ class Mamba3(Entry):
     """Mamba-3.
 
     Attributes:
-        source: where it was published.
-        mimo: of the rank that a model's configuration gives (as published 4), else of rank 1.
+      source: where it was published.
+      mimo: of the rank that a model's configuration gives (as published 4), else of rank 1.
     """
 
     source: str
@@ -257,7 +257,7 @@ class Mamba3(Entry):
         return Mamba3Mixer(**({"mimo_rank": 4} if self.mimo else {}) | fields)
 
     def of_model(self, config: Config) -> Mamba3Mixer:
-        """See ``Entry``."""
+        """See `Entry`."""
         return Mamba3Mixer(mimo_rank=self._rank(config), **recurrent_fields(config))
 
     def check(self, config: Config) -> None:
@@ -269,7 +269,7 @@ class Mamba3(Entry):
             )
 
     def forward_flops(self, config: Config, context: int) -> dict[str, float]:
-        """Decay, and for each of M ranks write and output: (1 + 4·M)·K·V a head."""
+        """Decay, and for each of M ranks write and output: (1 + 4·M)·K·V per head."""
         del context
         return {"rule": (1 + 4 * self._rank(config)) * self.state_size(config)}
 

@@ -1,7 +1,7 @@
 """The mixers by name: each one's entry, with its published gates, layer and initialisation.
 
 The pseudo-code of an entry is that of one head unless it says otherwise. Vectors are rows, σ is the
-logistic function, ``conv`` a causal depthwise convolution of width 4, ``l2`` and ``rms`` divide by
+logistic function, `conv` a causal depthwise convolution of width 4, `l2` and `rms` divide by
 a norm over the channels of a head. The layer of GDN-2 is written out; the others of the family are
 read beside it: a line that is missing is the one of GDN-2.
 
@@ -28,7 +28,7 @@ from carve_jax.mixers.softmax import Softmax
 _NO_CONV: dict[str, Any] = {"short_conv": False, "value_activation": "none", "qk_norm": "none"}
 
 GDN2 = GatedDelta("arXiv 2605.22791, eq. 9 and 10")
-"""Gated DeltaNet-2: every gate a channel's own::
+"""Gated DeltaNet-2: every channel has gates of its own::
 
     q = l2(silu(conv(x W_q)))                       # [K]
     k = l2(silu(conv(x W_k)))                       # [K]
@@ -207,9 +207,9 @@ MIXERS: Mapping[str, Entry] = {
     "attention": Softmax("arXiv 1706.03762; RoPE: arXiv 2104.09864"),
     "swa": Softmax("arXiv 2004.05150; RoPE: arXiv 2104.09864", sliding=True),
 }
-"""Entries by name, each of which builds its mixer: ``MIXERS["carve"](num_heads=4, key_dim=64,
-value_dim=64)``.
+"""Entries by name, each of which builds its mixer: `MIXERS["carve"](num_heads=4, key_dim=64,
+value_dim=64)`.
 
-Those of the gated delta family take the fields of ``GateSpec`` and ``LayerSpec`` too:
-``MIXERS["gdn2"](…, write="scalar")``.
+Those of the gated delta family take the fields of `GateSpec` and `LayerSpec` too:
+`MIXERS["gdn2"](…, write="scalar")`.
 """

@@ -38,7 +38,7 @@ class RWKV7Cache(NamedTuple):
 class RWKV7Mixer(nn.Module):
     """The time mixing of RWKV-7 (arXiv 2503.14456), as the first layer has it.
 
-    In pseudo-code, for one head; ``lerp(x, μ)`` is x + (x_before − x) ⊙ μ, with x_before the
+    In pseudo-code, for one head; `lerp(x, μ)` is x + (x_before − x) ⊙ μ, with x_before the
     token before, and every name has a μ of its own::
 
         r, k, v = lerp(x, μ_r) W_r, lerp(x, μ_k) W_k, lerp(x, μ_v) W_v
@@ -56,19 +56,19 @@ class RWKV7Mixer(nn.Module):
     Left out: the layers after the first mix their values with those of the first, which a mixer
     by itself does not see. The channel mixing is the model's MLP. Vectors start as those of the
     official first layer, matrices uniform in ±1/√fan_in. Parameters are float32, products are in
-    ``compute_dtype``; gates, norm and state are float32.
+    `compute_dtype`; gates, norm and state are float32.
 
     Attributes:
-        num_heads: value heads, N.
-        key_dim: channels of a key head, K.
-        value_dim: channels of a value head, V.
-        num_key_heads: heads of all but the values, H, a divisor of N; None for N, as published.
-        width: of the input, D; None for N·V, as published.
-        norm_eps: of the group norm, times V.
-        output_scale: factor of the output projection's initial values.
-        compute_dtype: "float32" or "bfloat16".
-        implementation: of the rule; None for the best one here.
-        chunk_size: tokens in a tile of the rule, to which a token counts as two.
+      num_heads: value heads, N.
+      key_dim: channels of a key head, K.
+      value_dim: channels of a value head, V.
+      num_key_heads: heads of all but the values, H, a divisor of N; None for N, as published.
+      width: of the input, D; None for N·V, as published.
+      norm_eps: of the group norm, times V.
+      output_scale: factor of the output projection's initial values.
+      compute_dtype: "float32" or "bfloat16".
+      implementation: of the rule; None for the best one here.
+      chunk_size: tokens in a tile of the rule, to which a token counts as two.
     """
 
     num_heads: int
@@ -89,7 +89,7 @@ class RWKV7Mixer(nn.Module):
 
     @nn.nowrap
     def init_cache(self, batch: int, max_length: int) -> RWKV7Cache:
-        """An empty cache, of one size whatever ``max_length`` is."""
+        """An empty cache, of one size whatever `max_length` is."""
         del max_length
         width = self.num_heads * self.value_dim if self.width is None else self.width
         shape = (batch, self.num_heads, self.key_dim, self.value_dim)
@@ -103,7 +103,7 @@ class RWKV7Mixer(nn.Module):
         cache: RWKV7Cache | None = None,
         segment_ids: Int32[Array, "B T"] | None = None,
     ) -> tuple[Float[Array, "B T D"], RWKV7Cache | None]:
-        """Mix ``x``; see ``Mixer``."""
+        """Mix `x`; see `Mixer`."""
         if self.num_heads % self.key_heads:
             raise ValueError(
                 f"num_key_heads={self.key_heads} does not divide num_heads={self.num_heads}."
@@ -180,7 +180,7 @@ class RWKV7Mixer(nn.Module):
         return run(arrays, gates, state, segment_ids)
 
     def _lerp(self, name: str, x: Array, before: Array) -> Float[Array, "B T D"]:
-        """``x`` mixed with the token before, each channel by a share of its own."""
+        """`x` mixed with the token before, each channel by a share of its own."""
 
         def ramp(rng: Array, shape: tuple[int, ...], dtype: Any) -> Array:
             del rng
@@ -202,7 +202,7 @@ class RWKV7Mixer(nn.Module):
         )
 
     def _rank(self, times: float, x: Array) -> int:
-        """Width of a low-rank projection: ``times`` · √D in whole thirty-seconds."""
+        """Width of a low-rank projection: `times` · √D in whole thirty-seconds."""
         return max(32, round(times * x.shape[-1] ** 0.5 / 32) * 32)
 
     def _gate(self, name: str, hidden: Array, bias: Any) -> Float32[Array, "B T H K"]:
@@ -238,12 +238,12 @@ class RWKV7Mixer(nn.Module):
 
 
 def _ramp(width: int) -> Float32[Array, " width"]:
-    """From 0 to 1 over the channels."""
+    """A line from 0 to 1 over the channels."""
     return jnp.arange(width, dtype=jnp.float32) / max(1, width - 1)
 
 
 def _zigzag(width: int, key_dim: int) -> Float32[Array, " width"]:
-    """From −1 to 1 over the channels of each head, its square with its sign."""
+    """A line from −1 to 1 over the channels of each head, squared with its sign kept."""
     line = 2 * (jnp.arange(width) % key_dim) / max(1, key_dim - 1) - 1
     return line * jnp.abs(line)
 
@@ -289,11 +289,11 @@ class RWKV7(Entry):
         return RWKV7Mixer(**fields)
 
     def of_model(self, config: Config) -> RWKV7Mixer:
-        """See ``Entry``."""
+        """See `Entry`."""
         return RWKV7Mixer(width=config.d_model, **recurrent_fields(config))
 
     def forward_flops(self, config: Config, context: int) -> dict[str, float]:
-        """Decay, read, removal, write and output: 9·K·V a head."""
+        """Decay, read, removal, write and output: 9·K·V per head."""
         del context
         return {"rule": 9 * self.state_size(config)}
 

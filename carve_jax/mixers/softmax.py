@@ -22,19 +22,19 @@ class SoftmaxAttention(nn.Module):
         q, k = rope(x W_q), rope(x W_k)             # [head_dim]
         v = x W_v                                   # [head_dim]
         for every token t:
-            seen = the tokens of its document up to t, or the last ``window`` of them
+            seen = the tokens of its document up to t, or the last `window` of them
             o = softmax(q · kᵀ of seen / √head_dim) v of seen
         y = concatenate heads of o
         return y W_o
 
     Attributes:
-        num_heads: query heads.
-        head_dim: channels of a head; even.
-        kv_heads: heads of keys and values, a divisor of ``num_heads``; None for all.
-        window: tokens a token sees, itself included; None for all.
-        rope_theta: base of the rotary embedding.
-        output_scale: factor of the output projection's initial values, 1/√(2·layers) in a model.
-        compute_dtype: "float32" or "bfloat16"; softmax is float32.
+      num_heads: query heads.
+      head_dim: channels of a head; even.
+      kv_heads: heads of keys and values, a divisor of `num_heads`; None for all.
+      window: tokens that a token sees, itself included; None for all.
+      rope_theta: base of the rotary embedding.
+      output_scale: factor of the output projection's initial values, 1/√(2·layers) in a model.
+      compute_dtype: "float32" or "bfloat16"; softmax is float32.
     """
 
     num_heads: int
@@ -47,7 +47,7 @@ class SoftmaxAttention(nn.Module):
 
     @nn.nowrap
     def init_cache(self, batch: int, max_length: int) -> AttentionCache:
-        """An empty ring of ``max_length`` tokens, or of the window when that is less."""
+        """An empty ring of `max_length` tokens, or of the window when that is less."""
         return init_attention_cache(
             batch,
             max_length,
@@ -64,7 +64,7 @@ class SoftmaxAttention(nn.Module):
         cache: AttentionCache | None = None,
         segment_ids: Int32[Array, "B T"] | None = None,
     ) -> tuple[Float[Array, "B T D"], AttentionCache | None]:
-        """Mix ``x``; see ``Mixer``."""
+        """Mix `x`; see `Mixer`."""
 
         def linear(name: str, features: int, scale: float = 1.0) -> nn.Dense:
             dtype = jnp.dtype(self.compute_dtype)
@@ -104,8 +104,8 @@ class Softmax(Entry):
     """Softmax attention.
 
     Attributes:
-        source: where it was published.
-        sliding: over the window that a model's configuration gives, else over everything.
+      source: where it was published.
+      sliding: over the window that a model's configuration gives, else over everything.
     """
 
     source: str
@@ -118,7 +118,7 @@ class Softmax(Entry):
         return SoftmaxAttention(**({"window": 2048} if self.sliding else {}) | fields)
 
     def of_model(self, config: Config) -> SoftmaxAttention:
-        """See ``Entry``."""
+        """See `Entry`."""
         return SoftmaxAttention(
             num_heads=config.query_heads,
             kv_heads=config.kv_heads,
@@ -147,7 +147,7 @@ class Softmax(Entry):
             )
 
     def forward_flops(self, config: Config, context: int) -> dict[str, float]:
-        """4·E a head and token seen, the mean over a causal row."""
+        """4·E per head and token seen, which is averaged over a causal row."""
         window = min(config.window, context) if self.sliding else context
         seen = window - window * (window - 1) / (2 * context)
         return {"attention": 4 * config.query_heads * config.head_dim * seen}

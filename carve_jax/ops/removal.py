@@ -41,23 +41,23 @@ def removal_rule(
     along k, and neither decays nor erases. The rule sees a token as two, and reads at the second.
 
     Args:
-        query: not scaled; of the dtype of removal, key and value.
-        removal: κ, the key whose value is removed.
-        key: k, the key that is written.
-        value: v; its heads may be a multiple of the others.
-        log_decay: at most 0 and not far below: 1/w is formed.
-        strength: a in [0, 1], raised to 1e-6 where it is below.
-        initial_state: what an earlier call returned, which belongs to the row's first segment;
-            None for zero. Any split of a sequence into calls gives what one call gives.
-        segment_ids: non-decreasing runs; a new one does not see the state.
-        chunk_size: tokens of a tile of the rule, of which a token here makes two.
-        implementation: as in ``gated_delta_rule``.
+      query: not scaled; of the dtype of removal, key and value.
+      removal: κ, the key whose value is removed.
+      key: k, the key that is written.
+      value: v; its heads may be a multiple of the others.
+      log_decay: at most 0 and not far below: 1/w is formed.
+      strength: a in [0, 1], raised to 1e-6 where it is below.
+      initial_state: what an earlier call returned, which belongs to the row's first segment;
+        None for zero. Any split of a sequence into calls gives what one call gives.
+      segment_ids: non-decreasing runs; a new one does not see the state.
+      chunk_size: tokens of a tile of the rule, of which a token here makes two.
+      implementation: as in `gated_delta_rule`.
 
     Returns:
-        Output in the dtype of value, and the state after the last token.
+      Output in the dtype of value, and the state after the last token.
 
     Raises:
-        ValueError, TypeError, NotImplementedError: as ``gated_delta_rule``.
+      ValueError, TypeError, NotImplementedError: as `gated_delta_rule`.
     """
     arrays = {"query": query, "removal": removal, "key": key, "value": value}
     arrays |= {"log_decay": log_decay, "strength": strength}
@@ -88,6 +88,6 @@ def removal_rule(
 def _interleaved(
     first: Float[Array, "B T heads channels"], second: Float[Array, "B T heads channels"]
 ) -> Array:
-    """Each token's ``first`` and then its ``second``, as two tokens."""
+    """Each token's `first` and then its `second`, as two tokens."""
     both = jnp.stack([first, second], axis=2)
     return both.reshape(both.shape[0], -1, *both.shape[3:])

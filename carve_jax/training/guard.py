@@ -103,7 +103,7 @@ class Guard:
 
         Args:
           state: before the step.
-          loss: in nats a token.
+          loss: in nats per token.
           grad_norm: before clipping.
           finite: whether all of the step is; one that is not is always a spike.
           has_targets: whether any loss was counted; a step without has no figures to remember.
@@ -129,7 +129,7 @@ class Guard:
         return Verdict(spike, loss, loss_limit, grad_norm_limit, in_a_row), after
 
     def why(self, verdict: Verdict, grad_norm: float) -> str:
-        """In words, why a step (on the host) is a spike."""
+        """Says in words why a step (on the host) is a spike."""
         found = []
         for name, value, limit in (
             ("loss", float(verdict.loss), float(verdict.loss_limit)),

@@ -91,7 +91,7 @@ def next_token_loss(
 
 
 def report(sums: LossSums) -> dict[str, float]:
-    """`loss` (nats a token) and, for text, `bits_per_byte`; takes sums already on the host.
+    """`loss` (nats per token) and, for text, `bits_per_byte`; takes sums already on the host.
 
     Without any target there is no loss: it is NaN, and not the best there could be.
     """

@@ -20,8 +20,8 @@ def perplexity(loss_sums: SumsFn, params: Any, batches: Iterable[Mapping[str, An
       batches: dictionaries of arrays as `DataPipeline.eval_batches()` gives them.
 
     Returns:
-      `loss` (nats a token), `perplexity`, `accuracy`, `tokens`, and for text `bits_per_byte` and
-      `bytes`. Sums over batches are float64.
+      `loss` (nats per token), `perplexity`, `accuracy`, `tokens`, and for text `bits_per_byte`
+      and `bytes`. Sums over batches are float64.
 
     Raises:
       UserError: no token counts, so there is nothing to measure.

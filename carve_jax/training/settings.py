@@ -51,7 +51,7 @@ RANGES = {
     },
     **TABLE,
 }
-"""Of every number of a config, those of gates and layer included."""
+"""The range of every number of a config, those of gates and layer included."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -180,7 +180,7 @@ def read_settings(config: ConfigDict) -> Settings:
 
 
 def read_batches(config: ConfigDict) -> BatchSettings:
-    """The same of the batches alone: all that a trained model's config need say besides its model.
+    """Reads the batches' settings, all that a trained model's config need hold beside its model.
 
     Raises:
       UserError: a field of them that is missing or out of range.
@@ -342,7 +342,7 @@ def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 def differences(
     old: dict[str, Any], new: dict[str, Any], but: frozenset[str] = RESUMABLE
 ) -> list[str]:
-    """One clause a field that differs between flat configs, `but` for those that may.
+    """One clause for each field that differs between flat configs, `but` for those that may.
 
     Where token files lie, and whether they are verified, may differ too: the digests of their
     shards, kept with every checkpoint, say whether they are the same.

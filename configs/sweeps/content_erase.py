@@ -1,15 +1,15 @@
 """Content erase: a gate that sees memory against gates that do not, below and above the load.
 
 The claim that it is to answer, with its criterion and what was expected, is written in
-experiments/claims/content_signal.py. A gate that does not see memory keeps two rows of the state a
-key: two keys fit the four rows that GDN-2 and CARVE have (`below`), three do not (`above`).
-`gdn2_6` has as many numbers as CARVE carries in all (4 × 4, its content of 4, and the running sum
-of 4), `gdn2_8` more; `carve_norm` divides the content by its root mean square, `carve_blind` has
-none. A seed has solved a task from 0.98 of the answers on.
+experiments/claims/content_signal.py. A gate that does not see memory keeps two rows of the state
+for each key: two keys fit the four rows that GDN-2 and CARVE have (`below`), three do not
+(`above`). `gdn2_6` has as many numbers as CARVE carries in all (4 × 4, its content of 4, and the
+running sum of 4), `gdn2_8` more; `carve_norm` divides the content by its root mean square,
+`carve_blind` has none. A seed has solved a task from 0.98 of the answers on.
 
-The task is that of configs/content_erase.py in half as large batches: with 3 writes a key in place
-of 5 a blind gate may tell the sums apart, and with 1,000 steps CARVE's later seeds do not come to
-the end (2026-11-25: from step 225 to 825).
+The task is that of configs/content_erase.py in half as large batches: with 3 writes per key in
+place of 5 a blind gate may tell the sums apart, and with 1,000 steps CARVE's later seeds do not
+come to the end (2026-11-25: from step 225 to 825).
 
 Duration: 216 runs, 72 of them of tuning. A run of the load above took 93 s of one of two busy
 cores, start and compilation included (2026-11-28); all together should take some two hours of a

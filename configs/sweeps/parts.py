@@ -38,7 +38,7 @@ def value(
 def mixer(name: str, title: str, **model: Any) -> dict[str, Any]:
     """The variant with that mixer in all layers, and any other fields of the model changed.
 
-    Sections of the model are mappings: ``gates={"write": "scalar"}``.
+    Sections of the model are mappings: `gates={"write": "scalar"}`.
     """
     overrides: dict[str, Any] = {"model.pattern": (name,)}
     for field, new in model.items():

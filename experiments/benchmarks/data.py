@@ -1,6 +1,6 @@
 """The data suite: token files read into batches, against what training would eat; and their making.
 
-What is eaten follows from shapes and a datasheet: tokens a second of 8 H100s = 8 × utilisation ×
+What is eaten follows from shapes and a datasheet: tokens per second of 8 H100s = 8 × utilisation ×
 989 TFLOP/s (dense bfloat16, NVIDIA H100 SXM datasheet) / operations per token of training. What is
 read is measured here, on documents of log-normal length with a mean near 1,000 tokens, as that of
 web text is (FineWeb-Edu, arXiv 2406.17557: 1.3T tokens).
@@ -91,7 +91,7 @@ def data_suite(repeats: int, save: Callable[[dict[str, Any]], None], plan: Plan)
 
 
 def demand() -> dict[str, Any]:
-    """Tokens a second that training carve_1b3 on eight H100s would eat, at each utilisation."""
+    """Tokens per second that training carve_1b3 on eight H100s would eat, at each utilisation."""
     config = carve_1b3.get_config()
     flops = 3 * sum(forward_flops(make_model_config(config), config.sequence_length).values())
     return {
@@ -123,7 +123,7 @@ def write_documents(directory: Path, plan: Plan) -> None:
 
 
 def measure_reading(directory: Path, plan: Plan, repeats: int) -> dict[str, Any]:
-    """Tokens a second into batches of carve_1b3's shape: medians of rounds, taken in turns.
+    """Tokens per second into batches of carve_1b3's shape: medians of rounds, taken in turns.
 
     A round opens the files anew, so each block's checksum is worked out when it is first read; the
     files themselves are in the page cache. One of eight processes makes an eighth of each batch;
@@ -181,7 +181,7 @@ def _second_time(iterator: BatchIterator, batches: int) -> BatchIterator:
 
 
 def measure_preparing(directory: Path, plan: Plan) -> dict[str, Any]:
-    """Tokens a second from JSON lines, with a byte-level BPE, by the number of workers.
+    """Tokens per second from JSON lines, with a byte-level BPE, by the number of workers.
 
     The text is Python's own, over and over. The start of the processes is in the seconds.
     """

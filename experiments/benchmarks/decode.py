@@ -1,4 +1,4 @@
-"""The decode suite: memory and time a token while a model writes 100,000 of them.
+"""The decode suite: memory and time per token while a model writes 100,000 of them.
 
 Each pattern is decoded in a process of its own, so that its peak of memory is its own. What does
 not grow between the first and the last length is constant. Full attention, whose cache grows with
@@ -46,7 +46,7 @@ def measure(name: str, plan: Plan) -> dict[str, Any]:
     Returns:
       `parameter_bytes`, and under `lengths`: bytes of a cache with room for that length; and where
       it was reached, those of the cache there was (with room for the last), of all arrays on the
-      device, of the process at its peak so far, and milliseconds a token.
+      device, of the process at its peak so far, and milliseconds per token.
     """
     model, params = random_model(name, plan)
     full = model.config.has_full_attention
@@ -71,7 +71,7 @@ def measure(name: str, plan: Plan) -> dict[str, Any]:
 def _decode_to(
     model: LanguageModel, params: Any, decoding: Decoding, length: int
 ) -> tuple[Decoding, float]:
-    """Decodes a row to this length; seconds a token over the last of them."""
+    """Decodes a row to this length; seconds per token over the last of them."""
     steps = length - int(decoding.position[0])
     # What is compiled, or grows, is over before the clock starts.
     timed = min(TIMED, max(1, steps - STEPS_A_CALL))
@@ -86,7 +86,7 @@ def print_heading() -> None:
     """The names of the columns."""
     print(
         f"{'pattern':<12} {'tokens':>8} {'cache KB':>12} {'live MB':>9} {'peak RSS MB':>12} "
-        f"{'ms a token':>11}"
+        f"{'ms/token':>11}"
     )
 
 

@@ -23,7 +23,7 @@ from experiments.measuring.timing import (
 from pallas_kernels.decode.step import decode_step
 from pallas_kernels.decode.step_sizes import StepInputs
 
-NOMINAL_RATE = 3e12  # bytes a second; decides how many steps a loop takes
+NOMINAL_RATE = 3e12  # bytes per second; decides how many steps a loop takes
 
 
 @dataclasses.dataclass(frozen=True)
@@ -111,7 +111,7 @@ def decode_contender(plan: DecodePlan, batch: int, backend: str, steps: int) -> 
 def measure_decode(
     plan: DecodePlan, copy_rate: float, repeats: int, turn_seconds: float
 ) -> dict[str, Any]:
-    """Seconds a step and the share of the copy's bytes a second, for each batch and backend.
+    """Seconds per step and the share of the copy's bytes per second, for each batch and backend.
 
     A state that is smaller than the chip's cache (batch 1: 1 MiB) is read from there, and its
     share may exceed 1: only large batches speak of the memory. A loop whose program needs more than
@@ -119,7 +119,7 @@ def measure_decode(
 
     Args:
       plan: what is decoded.
-      copy_rate: bytes a second of a copy.
+      copy_rate: bytes per second of a copy.
       repeats, turn_seconds: as `median_seconds` takes them.
     """
     figures: dict[str, Any] = {"batches": {}, "left_out": {}}

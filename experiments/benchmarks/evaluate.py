@@ -1,7 +1,7 @@
 """The evaluate suite: what an evaluation keeps of a forward pass's throughput, at what length.
 
-Shares are tokens a second of an evaluation (tokens that are given and asked for, without padding)
-over those of plain forward passes with all logits at full batches of 512 tokens a row. They may
+Shares are tokens per second of an evaluation (tokens that are given and asked for, without padding)
+over those of plain forward passes with all logits at full batches of 512 tokens per row. They may
 exceed 1: logits are computed where they are asked for alone, and a shared context is read once.
 Compilation is over before the clock starts, as it is once for thousands of requests.
 """
@@ -103,7 +103,7 @@ def choice_requests(plan: Plan, vocabulary: int) -> list[Request]:
 
 
 def measure_shares(model: LanguageModel, params: Any, plan: Plan, repeats: int) -> dict[str, Any]:
-    """Tokens a second of each kind of evaluation, and their share of the forward pass's."""
+    """Tokens per second of each kind of evaluation, and their share of the forward pass's."""
     vocabulary = model.config.vocab_size
     draw = np.random.default_rng(1)
     choices = choice_requests(plan, vocabulary)
@@ -194,5 +194,5 @@ def print_growth(name: str, figures: Mapping[str, Any]) -> None:
     for length, at in figures["lengths"].items():
         print(
             f"  {int(length):>10,} tokens {at['seconds']:>9.2f} s "
-            f"{at['microseconds_a_token']:>9.1f} µs a token {at['resident_bytes'] / 1e6:>8.0f} MB"
+            f"{at['microseconds_a_token']:>9.1f} µs per token {at['resident_bytes'] / 1e6:>8.0f} MB"
         )

@@ -111,7 +111,7 @@ class Peers(NamedTuple):
 
     @property
     def versions(self) -> dict[str, Any]:
-        """Of each package; a sentence for one that is missing."""
+        """The versions of each package; a sentence for one that is missing."""
         return {
             "flash-linear-attention": self.fla if isinstance(self.fla, str) else self.fla.versions,
             "jax-linear-attention": self.jla if isinstance(self.jla, str) else self.jla.versions,

@@ -125,7 +125,7 @@ def targets(figures: Mapping[str, Any], layer: Shape = LAYER) -> list[Target]:
             for direction in DIRECTIONS
         ),
         Target(f"carve / gdn2, peak bytes, {both}", memory, 1.0, False),
-        Target("decode / copy, bytes a second, batch 512", decode, 0.7, True),
+        Target("decode / copy, bytes per second, batch 512", decode, 0.7, True),
         Target("carve / gdn2, 1.3B train step", step.get("ratio"), 1.0, False),
         Target("carve / gdn2, 1.3B train step, peak", step.get("peak_bytes_ratio"), 1.0, False),
     ]

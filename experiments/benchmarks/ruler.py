@@ -35,7 +35,7 @@ def ruler_suite(save: Callable[[dict[str, Any]], None], plan: Plan) -> dict[str,
         "patterns": {},
     }
     print(
-        f"{'pattern':<12} {'tokens':>8} {'seconds':>8} {'CPU s':>8} {'µs a token':>11} "
+        f"{'pattern':<12} {'tokens':>8} {'seconds':>8} {'CPU s':>8} {'µs/token':>11} "
         f"{'cache KB':>9} {'RSS MB':>8}"
     )
     for name in plan.patterns:

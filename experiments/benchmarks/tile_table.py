@@ -61,7 +61,7 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
 
 
 def write_table(path: Path, found: Iterable[Mapping[str, Any]]) -> None:
-    """Puts rows into the table at `path`, a row a line; a new table begins as the shipped one."""
+    """Puts rows into the table at `path`, one per line; a new table begins as the shipped one."""
     rows = merge_rows(read_rows(path), found)
     lines = ",\n".join("  " + json.dumps(row) for row in rows)
     write_atomically(path, f"[\n{lines}\n]\n")

@@ -75,12 +75,12 @@ class Part(NamedTuple):
 
     @property
     def label(self) -> str:
-        """As in bfloat16/128/carve."""
+        """The name, such as bfloat16/128/carve."""
         return "/".join(map(str, self))
 
     @property
     def shape(self) -> Shape:
-        """Of the inputs."""
+        """The shape of the inputs."""
         return Shape(BATCH, LENGTH, HEADS, self.width)
 
     @property

@@ -15,7 +15,7 @@ SHAPE = {
 
 
 class Step(NamedTuple):
-    """Figures of CARVE and of GDN-2: tokens a second and peak bytes."""
+    """Figures of CARVE and of GDN-2: tokens per second and peak bytes."""
 
     carve: tuple[float, float]
     gdn2: tuple[float, float]
@@ -25,7 +25,7 @@ class Step(NamedTuple):
 
 
 def newest_step(records: Records) -> Step | None:
-    """Of the newest record of an H100; None without a step of both mixers."""
+    """The step of the newest record of an H100; None without a step of both mixers."""
     for record, source in records.every("*_h100*/*.json", SHAPE):
         part: Any = record.get("train_step") or (record.get("summary") or {}).get("train_step")
         mixers = (part or {}).get("mixers", part or {})

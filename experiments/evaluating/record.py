@@ -176,7 +176,7 @@ def _is_sealed(entry: Mapping[str, Any]) -> bool:
 
 
 def _seal(entry: Mapping[str, Any]) -> str:
-    """Of a result: it is a figure that nobody measures again."""
+    """Digest of a result, which is a figure that nobody measures again."""
     content = {name: value for name, value in entry.items() if name != "sha256"}
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 

@@ -21,7 +21,7 @@ def floors(
     Arithmetic, for a token and head with K = V = D and tiles of C tokens, counting triangles as
     halves: forward 4 products of C·D (P, T, the solve, PR) and 3 of 2·D² (Ē S, qS, the state);
     backward recomputes 3 and 2·D² once (T, P, R), then 8 of C·D (dP, dT, two for R, four for the
-    scores) and 6 of 2·D². Exponentials and the content gate (once a gate chunk) are not counted.
+    scores) and 6 of 2·D². Exponentials and the content gate (once per gate chunk) are not counted.
     Bytes: forward reads the inputs and writes the output; backward reads the inputs and the
     output's gradient and writes the inputs' gradients; saved states and temporaries are not
     counted. The log-decay is float32.
@@ -38,7 +38,7 @@ def floors(
     """
     tokens = shape.batch * shape.length * shape.heads
     d, size = shape.channels, jnp.dtype(dtype).itemsize
-    # q, k, v and the erase gate, and w a channel (GDN-2) or a head (CARVE); then g.
+    # q, k, v and the erase gate; w for each channel (GDN-2) or each head (CARVE); then g.
     inputs = (4 * d + (d if rule == "gdn2" else 1)) * size + 4 * d
     flop, moved = 4 * tile * d + 3 * 2 * d * d, inputs + d * size
     if direction != DIRECTIONS[0]:

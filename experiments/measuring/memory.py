@@ -14,12 +14,12 @@ LOOK_EVERY = 0.01  # seconds
 
 
 def tree_bytes(tree: Any) -> int:
-    """Of all arrays of a tree, or of what they would be."""
+    """Bytes of all arrays of a tree, or of the arrays that its shapes describe."""
     return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
 
 
 def live_bytes() -> int:
-    """Of all arrays on the devices."""
+    """Bytes of all arrays on the devices."""
     gc.collect()
     return sum(array.nbytes for array in jax.live_arrays())
 

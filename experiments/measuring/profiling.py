@@ -37,7 +37,7 @@ def kernel_times(entry: Contender, calls: int = CALLS) -> dict[str, dict[str, fl
 def sum_by_kernel(
     trace: Any, calls: int, plane: str = PLANE, line: str = LINE
 ) -> dict[str, dict[str, float]]:
-    """Seconds and launches a call of the events on a device's streams, by name.
+    """Seconds and launches per call of the events on a device's streams, by name.
 
     XLA numbers the copies of a kernel (score_1, score_2, …); they are one here.
 

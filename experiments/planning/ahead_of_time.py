@@ -42,7 +42,7 @@ def absent_h100() -> Place:
 
 
 def absent_devices(chip: Chip, count: int) -> Sequence[Any]:
-    """So many chips that need not be there, in machines of eight.
+    """`count` chips that need not be there, in machines of eight.
 
     Raises:
       UserError: JAX's GPU plugin is not installed, or the machines would not be full.

@@ -150,7 +150,7 @@ def name_of(kernel: Kernel) -> str:
 
 
 def pass_of(name: str) -> str:
-    """Of `PASSES`, by what JAX writes into names."""
+    """The pass, of `PASSES`, by what JAX writes into names."""
     if AGAIN in name:
         return "again"
     if "transpose(" in name:
@@ -159,7 +159,7 @@ def pass_of(name: str) -> str:
 
 
 def part_of(name: str, product: bool, inside: Sequence[Instruction]) -> str:
-    """Of `PARTS`, for what is no kernel of ours.
+    """The part, of `PARTS`, of what is no kernel of ours.
 
     Args:
       name: as JAX traced it.

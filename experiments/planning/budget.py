@@ -20,7 +20,7 @@ from experiments.planning.rates import Rates
 RECOMPUTED = ("full", "rule")  # of `remat`: backward multiplies by the layers' weights once more
 STEP = 256  # sequences are counted in multiples of this
 BATCH = {"tokens": 4, "targets": 4, "segment_ids": 4, "loss_mask": 4, "target_bytes": 4}
-"""Bytes a token of each array of a batch."""
+"""Bytes per token of each array of a batch."""
 
 
 class Work(NamedTuple):

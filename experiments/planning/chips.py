@@ -22,9 +22,10 @@ class Chip(NamedTuple):
     Attributes:
       kind: what JAX calls it.
       memory: bytes.
-      bandwidth: of its memory, bytes a second.
-      nvlink: bytes a second that it sends to the others of its machine, while it receives as many.
-      network: the same to other machines.
+      bandwidth: of its memory, in bytes per second.
+      nvlink: bytes per second that it sends to the other GPUs of its machine, while it receives as
+        many.
+      network: bytes per second that it sends to other machines, while it receives as many.
       compiles_as: the chip whose programs stand for its own; itself where XLA compiles for it.
     """
 
@@ -37,7 +38,7 @@ class Chip(NamedTuple):
 
     @property
     def flops(self) -> float:
-        """Floating-point operations a second in bfloat16, dense, by the datasheet."""
+        """Floating-point operations per second in dense bfloat16, by the datasheet."""
         found = peak_flops(self.kind)
         assert found is not None, self.kind
         return found

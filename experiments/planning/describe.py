@@ -74,7 +74,7 @@ def heading(model: LMConfig) -> str:
 
 
 def rows(found: list[Costs], context: int) -> list[tuple[Any, ...]]:
-    """Names of the rows, each with a value a model."""
+    """Names of the rows, each with one value per model."""
     table: list[tuple[Any, ...]] = []
 
     def add(name: str, values: list[float | None]) -> None:
@@ -101,7 +101,7 @@ def rows(found: list[Costs], context: int) -> list[tuple[Any, ...]]:
 
 
 def number(value: float) -> str:
-    """With thousands separated, whole."""
+    """The value as a whole number, thousands separated."""
     return f"{round(value):,}"
 
 

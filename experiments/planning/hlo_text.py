@@ -55,7 +55,7 @@ def turns_of(text: str, *, into_kernels: bool = True) -> dict[str, int]:
 
 
 def array_bytes(shape: str) -> float:
-    """Of all arrays in the text of a shape, comments in it left out."""
+    """Bytes of all arrays in the text of a shape, comments in it left out."""
     total = 0.0
     for kind, bits, sizes in _ARRAY.findall(re.sub(r"/\*.*?\*/", "", shape)):
         number = math.prod(int(size) for size in sizes.split(",") if size)

@@ -25,7 +25,7 @@ MOST = 12  # collectives that the record names
 def plan_run(
     config: ConfigDict, target: Target, sizes: dict[str, int], rates: Rates
 ) -> dict[str, Any]:
-    """One model's figures: bytes of a device, bytes sent, FLOPs, and seconds a step at least.
+    """One model's figures: bytes of a device, bytes sent, FLOPs, and the least seconds per step.
 
     Raises:
       UserError: a bad config, or a mesh that the model or the batch does not fit.
@@ -96,7 +96,7 @@ def compile_step(config: ConfigDict, steps: Steps) -> jax.stages.Compiled:
 
 
 def sent_bytes(found: list[Collective]) -> dict[str, float]:
-    """Of each kind of collective, bytes that a device sends in a step."""
+    """Bytes that a device sends per step, by kind of collective."""
     sent: dict[str, float] = {}
     for each in found:
         sent[each.kind] = sent.get(each.kind, 0.0) + each.sent * each.turns
@@ -111,13 +111,13 @@ def largest(found: list[Collective]) -> list[Collective]:
 def money(
     figures: dict[str, Any], target: Target, *, tokens: float, price: float, utilisation: float
 ) -> dict[str, Any]:
-    """Seconds a step, tokens a day, days and cost: at the floor, and at the assumed utilisation.
+    """Seconds per step, tokens per day, days and cost, at the floor and at the assumed utilisation.
 
     Args:
       figures: of `plan_run`.
       target: what it was planned for.
       tokens: to train on.
-      price: of a chip an hour.
+      price: of one chip per hour.
       utilisation: share of the chips' peak that the model's arithmetic is assumed to reach.
     """
     least = figures["floors"]["all"]

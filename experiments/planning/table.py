@@ -27,7 +27,7 @@ def table(record: dict[str, Any]) -> str:
     for part in first["bytes"]:
         add(part, [m["bytes"][part] for m in each], GB, 2)
     rows.append((f"  of {first['limit'] / GB:.1f}", [verdict(m) for m in each]))
-    title("Arithmetic, GFLOP a token")
+    title("Arithmetic, GFLOP per token")
     add("model, forward and backward", [m["model_flops"] for m in each], 1e9, 3)
     add("with what is computed again", [m["flops"] for m in each], 1e9, 3)
     if record["chips"] > 1:
@@ -51,21 +51,21 @@ def table(record: dict[str, Any]) -> str:
     ):
         title(label)
         told = [m[key] for m in each]
-        add("seconds a step", [t["step_seconds"] for t in told], 1, 3)
-        add("tokens a day, billions", [t["tokens_a_day"] for t in told], 1e9, 2)
+        add("seconds per step", [t["step_seconds"] for t in told], 1, 3)
+        add("tokens per day, billions", [t["tokens_a_day"] for t in told], 1e9, 2)
         add(f"days of {record['total_tokens'] / 1e9:g}B tokens", [t["days"] for t in told], 1, 1)
-        add(f"cost at {record['price']:g} a chip and hour", [t["cost"] for t in told], 1, 0)
+        add(f"cost at {record['price']:g} per chip and hour", [t["cost"] for t in told], 1, 0)
     return "\n".join([heading(record), "", *lay_out(rows), "", *notes(record)])
 
 
 def parts_sent(models: list[dict[str, Any]]) -> list[tuple[str, list[float]]]:
-    """Of what is sent, the part for the head inside the loss, if XLA's names tell it."""
+    """The part of what is sent that is for the head inside the loss, if XLA's names tell it."""
     sizes = [
         sum(c["sent"] * c["turns"] for c in m["collectives"] if "/head/" in c["name"])
         for m in models
     ]
     turns = [c["turns"] for m in models for c in m["collectives"] if "/head/" in c["name"]]
-    return [(f"of it for the head, {max(turns)} times a step", sizes)] if any(sizes) else []
+    return [(f"of it for the head, {max(turns)} times per step", sizes)] if any(sizes) else []
 
 
 def verdict(model: dict[str, Any]) -> str:

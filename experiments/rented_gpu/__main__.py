@@ -72,7 +72,7 @@ def define_flags(values: flags.FlagValues) -> None:
 
 
 def environment(cache: Path) -> dict[str, str]:
-    """Of the processes: one cache for all that compiles, and memory taken as it is needed."""
+    """The processes' environment: one cache for all that compiles; memory is taken as needed."""
     return {
         **os.environ,
         "JAX_COMPILATION_CACHE_DIR": str(cache),

@@ -43,7 +43,7 @@ class Recorder:
         self._progress.save(self.figures())
 
     def figures(self) -> dict[str, Any]:
-        """Counts first."""
+        """The figures of the tests, the counts first."""
         values = list(self.outcomes.values())
         counts = {name: values.count(name) for name in ("passed", "failed", "skipped")}
         return {**counts, "failures": self.failures, "outcomes": self.outcomes}

@@ -70,7 +70,7 @@ class Record:
 
     @property
     def tasks(self) -> dict[str, Any]:
-        """By name: "state", "seconds", "why" unless it is done, and "figures"."""
+        """The tasks by name: "state", "seconds", "why" unless it is done, and "figures"."""
         return self._all["tasks"]
 
     def done(self, name: str) -> bool:

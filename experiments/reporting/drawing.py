@@ -154,7 +154,7 @@ def to_png(figure: Figure) -> bytes:
 
 
 def to_svg(figure: Figure, name: str) -> str:
-    """For a page: transparent, in the colours of its surroundings, the same for the same figure.
+    """SVG for a page: transparent, in its surroundings' colours, the same for the same figure.
 
     Args:
       name: keeps its inner names apart from those of other figures of the page.

@@ -34,7 +34,7 @@ class Cost(NamedTuple):
 
     @property
     def better(self) -> str:
-        """Which way is."""
+        """Which way is better, in words."""
         return "more is better" if self.more_is_better else "less is better"
 
 
@@ -163,7 +163,7 @@ def _stopped(axes: Axes, run: Run, metric: Metric, colour: str) -> None:
 
 
 def differences(sweep: Sweep, comparisons: Sequence[Comparison]) -> Figure:
-    """Of each variant: every seed a ring, the mean a bar across, its interval a line.
+    """For each variant every seed is a ring, the mean a bar across, and its interval a line.
 
     Args:
       comparisons: of one metric of one task, with a pair each at least.
@@ -203,7 +203,7 @@ def differences(sweep: Sweep, comparisons: Sequence[Comparison]) -> Figure:
 
 
 def seeds(sweep: Sweep, task: Task) -> Figure:
-    """Of each variant the last value of every seed, filled where it solves the task."""
+    """The last value of every seed of each variant, filled where it solves the task."""
     metric, style = task.metrics[0], styles(sweep)
     assert metric.solved is not None
     with drawn(1.3 + 0.42 * len(sweep.variants)) as figure:
@@ -260,7 +260,7 @@ def pareto(sweep: Sweep, task: Task, cost: Cost) -> Figure | None:
 
 
 def quality_and_cost(sweep: Sweep, task: Task, cost: Cost) -> dict[str, tuple[float, list[float]]]:
-    """Of each variant the mean cost of its runs, and the value of each; of runs that count."""
+    """The mean cost of each variant's runs and the value of each run, of runs that count."""
     points = {}
     for variant in sweep.variants:
         runs = [run for run in sweep.of(task, variant) if sweep.fault(run) is None]

@@ -105,7 +105,7 @@ class Run(NamedTuple):
 
     @property
     def rate(self) -> float | None:
-        """Tokens a second: the median over the run's readings."""
+        """Tokens per second: the median over the run's readings."""
         rates = [line["tokens_per_second"] for line in self.lines if line.get("tokens_per_second")]
         return statistics.median(rates) if rates else None
 
@@ -170,7 +170,7 @@ class Sweep(NamedTuple):
 
     @property
     def commits(self) -> set[str]:
-        """Of all code that had a part in it."""
+        """The commits of all code that had a part in the sweep."""
         own = {self.record["commit"]} if self.record.get("commit") else set()
         return own.union(*(run.commits for run in self.runs))
 

@@ -32,7 +32,7 @@ class Findings(NamedTuple):
 
     @property
     def confidence(self) -> str:
-        """Of the intervals, as 95%."""
+        """The confidence of the intervals, such as 95%."""
         return f"{100 * (1 - self.alpha):g}%"
 
     def of(self, task: Task, metric: Metric | None = None) -> list[Comparison]:
@@ -76,7 +76,7 @@ def would_show(each: Comparison, places: int) -> str:
 
 
 def verdict(each: Comparison, places: int) -> str:
-    """In a table."""
+    """The verdict as a table's cell."""
     text = each.verdict.value
     if each.verdict is Verdict.OPEN:
         text += " once corrected" if each.excludes_zero else ""
@@ -87,7 +87,7 @@ def verdict(each: Comparison, places: int) -> str:
 
 
 def interval(each: Comparison, places: int) -> str:
-    """In words; why not, where there is none."""
+    """The interval in words; where there is none, why not."""
     if each.paired is None:
         return "none: one seed" if each.seeds else "none"
     return f"{signed(float(each.paired.low), places)} to {signed(float(each.paired.high), places)}"

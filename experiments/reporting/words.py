@@ -28,7 +28,7 @@ def table(header: Sequence[str], rows: Iterable[Sequence[str]], left: int = 1) -
 
 
 def bullets(lines: Iterable[str]) -> str:
-    """A list."""
+    """The lines as a bulleted list."""
     return "\n".join(f"- {line}" for line in lines)
 
 
@@ -38,7 +38,7 @@ def picture(name: str, title: str, caption: str) -> str:
 
 
 def join(names: Sequence[str]) -> str:
-    """a, b and c."""
+    """The names in one phrase: a, b and c."""
     if len(names) < 2:
         return "".join(names)
     return f"{', '.join(names[:-1])} and {names[-1]}"
@@ -52,14 +52,14 @@ def decimals(scale: float) -> int:
 
 
 def number(value: float | None, places: int) -> str:
-    """With a true minus sign; a dash for what is unknown."""
+    """The number with a true minus sign; a dash for what is unknown."""
     if value is None or math.isnan(value):
         return "–"
     return f"{value:,.{places}f}".replace("-", "−").replace("inf", "∞")
 
 
 def signed(value: float, places: int) -> str:
-    """With its sign, but for a zero."""
+    """The number with its sign; zero has none."""
     text = number(value, places)
     return text if value <= 0 or math.isnan(value) else f"+{text}"
 
@@ -74,12 +74,12 @@ def probability(p: float) -> str:
 
 
 def count(number: int, thing: str) -> str:
-    """1 seed, 2 seeds."""
+    """The number with its noun: 1 seed, 2 seeds."""
     return f"{number:,} {thing}{'' if number == 1 else 's'}"
 
 
 def duration(seconds: float | None) -> str:
-    """In the unit that suits."""
+    """A duration in the unit that suits it."""
     if seconds is None:
         return "–"
     if seconds < 120:

@@ -50,7 +50,7 @@ def probe() -> dict[str, Any]:
 
 
 def make_slots(plan: Plan, facts: dict[str, Any], jobs: int | None) -> list[dict[str, str]]:
-    """For each run at once, what its environment has besides the sweep's own.
+    """What the environment of each concurrent run has besides the sweep's own.
 
     A GPU run has as many devices as its mesh; on CPUs a run has one core if several run at once.
     Where more runs of one device are asked for than there are GPUs, they share them, and each has
@@ -147,7 +147,7 @@ def estimated_seconds(
 
 @functools.cache  # seeds share a model, and each look traces it
 def _train_flops(model: LMConfig, length: int) -> float:
-    """Of a token of training."""
+    """Floating-point operations per token of training."""
     return 3 * sum(forward_flops(model, length).values())
 
 
@@ -156,7 +156,7 @@ def _grouped(runs: Sequence[PlannedRun], key: Any) -> list[tuple[Any, list[Plann
 
 
 def _flops_a_second(facts: dict[str, Any], jobs: int) -> tuple[float, str]:
-    """Of one device of a run, and in words where that comes from."""
+    """Floating-point operations per second of one device of a run, and in words their source."""
     kind = facts["devices"][0]
     peak = peak_flops(kind)
     if peak is not None:

@@ -319,7 +319,7 @@ def _has_equal(sweep: ConfigDict) -> Callable[[str], bool]:
 
 
 def _equal_widths(sweep: ConfigDict, shared: Mapping[str, ConfigDict]) -> dict[str, dict[str, Any]]:
-    """Of each variant with the baseline's parameters, the MLP width that gives them."""
+    """The MLP width that gives each variant the baseline's number of parameters."""
     wanted = parameters(_checked(shared[sweep.baseline], sweep.baseline))
     equal, widths = _has_equal(sweep), {}
     for name, config in shared.items():

@@ -126,7 +126,7 @@ class Store:
         return self.workdir / RUNS / run.id
 
     def path(self, run: PlannedRun, ending: str) -> Path:
-        """Of a file beside that directory, such as "log"."""
+        """The path of a file beside that directory, such as "log"."""
         return self.workdir / RUNS / f"{run.id}.{ending}"
 
     def claim(

@@ -67,7 +67,7 @@ class Choice(NamedTuple):
 
     @property
     def record(self) -> dict[str, Any]:
-        """As JSON holds it."""
+        """The tuning as JSON holds it."""
         return {**self.tuning._asdict(), "value": self.value, "results": self.results}
 
     @property

@@ -2,7 +2,7 @@
 
   python -m experiments.theory [flags]
 
-  solve             one triangular solve a tile: key-axis erase against value-axis erase.
+  solve             one triangular solve per tile: key-axis erase against value-axis erase.
   capacity          how many pairs each mixer holds.
   stability         can a state grow that nothing is written to?
   gradients         to the content gate, down the layers, back in time.

@@ -19,7 +19,7 @@ from carve_jax.ops.gated_delta import carve_rule, gated_delta_rule
 from experiments.theory.figures import INK, label, legend, panels, style
 from experiments.theory.finding import Check, Experiment, Finding, Number
 
-LOADS = (0.25, 0.5, 1.0, 1.5, 2.0, 4.0)  # pairs a key channel
+LOADS = (0.25, 0.5, 1.0, 1.5, 2.0, 4.0)  # pairs per key channel
 TIMES = (1, 2, 4)  # writes of each key
 VALUES = 16
 OPEN = 6.0  # logit of a gate that is all but open

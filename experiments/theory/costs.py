@@ -129,7 +129,7 @@ def model_contender(config: LMConfig, context: int) -> Contender:
 
 
 def measure_models(sizes: Sizes) -> tuple[np.ndarray, np.ndarray]:
-    """FLOPs and measured seconds a token, [patterns, contexts]."""
+    """FLOPs and measured seconds per token, [patterns, contexts]."""
     pairs = [(name, context) for name in PATTERNS for context in sizes.contexts]
     configs = {name: model_config(sizes, name) for name in PATTERNS}
     flop = [sum(forward_flops(configs[name], context).values()) for name, context in pairs]
@@ -206,7 +206,7 @@ def measure(quick: bool) -> Finding:
 
 
 def draw(figure: Figure, finding: Finding) -> None:
-    """Time by tile; time a token by context for each model, beside its FLOPs."""
+    """Time by tile; time per token by context for each model, beside its FLOPs."""
     left, right = panels(figure, 2)
     curves = finding.curves
     sizes = curves["sizes"]

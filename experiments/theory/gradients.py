@@ -35,7 +35,7 @@ class Course(NamedTuple):
       first, last: gradients at initialisation and at the last step.
       up, down: norms of the gradients of P_up and P_down in each layer, [steps, layers].
       initial, final: parameters.
-      loss: nats a token at the last step.
+      loss: nats per token at the last step.
     """
 
     first: Any

@@ -1,4 +1,4 @@
-"""One triangular solve a tile: what the key axis buys, and what an erase mask on values costs.
+"""One triangular solve per tile: what the key axis buys, and what an erase mask on values costs.
 
 With a mask c on the value axis the residual of channel v obeys (I + Diag(c_v) T) R_v = Z_v −
 Diag(c_v) Ē S_0, in the notation of `carve_jax.ops.gated_delta.chunked`: a matrix for each distinct
@@ -33,8 +33,8 @@ class Tile(NamedTuple):
 
 
 def random_tile(rng: np.random.Generator, tokens: int, channels: int, values: int) -> Tile:
-    """Unit keys, gates uniform in [0, 1], decays of about 4% a token, one hard
-    reset in 200."""
+    """Unit keys, gates uniform in [0, 1], decays of about 4% per token, and one
+    hard reset in 200 tokens."""
     key = rng.normal(size=(tokens, channels))
     decay = -0.05 * np.logaddexp(0, rng.normal(size=(tokens, channels)))
     return Tile(

@@ -149,12 +149,12 @@ class Measured(NamedTuple):
       radius, norm, scalar_norm: the largest of one transition, the last under one b for all
         channels up to 2.
       excess: norm of products under one b for all tokens, over its bound.
-      searched: growth a token found, of each search, by the largest b.
+      searched: growth per token that each search found, by the largest b.
       products: norms of the random products, [rows, tokens].
-      pair, pair_rate: norms of two tokens in turn, and their growth a token.
+      pair, pair_rate: norms of two tokens in turn, and their growth per token.
       loop, silent, faint: norms through the content gate at the end of each gate chunk: from 1,
         without content, and from 0.001.
-      loop_rate: growth a token of the first.
+      loop_rate: growth per token of the first.
     """
 
     radius: float
@@ -172,7 +172,7 @@ class Measured(NamedTuple):
 
     @property
     def best(self) -> float:
-        """The fastest growth a token that was found with b up to 1."""
+        """The fastest growth per token that was found with b up to 1."""
         return max(max(self.searched[1.0]), self.pair_rate)
 
 

@@ -107,8 +107,8 @@ def mix(history: list[tuple[jax.Array, jax.Array]]) -> jax.Array:
 
 
 def distance(found: jax.Array, expected: jax.Array) -> np.ndarray:
-    """Of outputs [B, T, N, V], by token: the largest over rows and heads of the difference's norm,
-    over the root mean square of the norms of that row and head."""
+    """Distance of outputs [B, T, N, V], by token: the largest norm of the difference, over rows
+    and heads, divided by the root mean square of the norms of that row and head."""
     norms = np.linalg.norm(np.asarray(found - expected, np.float64), axis=-1)
     size = np.square(np.linalg.norm(np.asarray(expected, np.float64), axis=-1)).mean(1) ** 0.5
     return (norms / size[:, None]).max(axis=(0, 2))
@@ -168,7 +168,7 @@ def random_problem(length: int, chunk: int, strength: float, rows: int, width: i
 def relay(chunks: int) -> Problem:
     """The worst case: what each gate chunk does hangs, by a threshold, on what the last one did.
 
-    A number in memory grows by 0.37 a gate chunk, until its reading, above 1, has it erased.
+    A number in memory grows by 0.37 per gate chunk, until its reading, above 1, has it erased.
     """
     channels, chunk = 2, 4
     shape = (1, chunks * chunk, 1, channels)

@@ -17,7 +17,7 @@ def transitions(keys: np.ndarray, erase: np.ndarray) -> np.ndarray:
 
 
 def growth(keys: np.ndarray, erase: np.ndarray) -> float:
-    """Growth a token if these tokens [n, K] are repeated for ever: ρ(product)^(1/n)."""
+    """Growth per token if these tokens [n, K] are repeated for ever: ρ(product)^(1/n)."""
     product = functools.reduce(lambda before, each: each @ before, transitions(keys, erase))
     return float(np.abs(np.linalg.eigvals(product)).max() ** (1 / len(keys)))
 
@@ -49,7 +49,7 @@ def _tokens(free: dict[str, jax.Array], scale: float) -> tuple[jax.Array, jax.Ar
 
 
 def _log_growth(free: dict[str, jax.Array], scale: float) -> jax.Array:
-    """Logarithm of the norm of the product repeated 2^SQUARINGS times, a token; smooth."""
+    """Logarithm, per token, of the norm of the product repeated 2^SQUARINGS times; smooth."""
     keys, erase = _tokens(free, scale)
     count, channels = keys.shape
     steps = jnp.eye(channels)[None] - keys[:, :, None] * (erase * keys)[:, None, :]
@@ -87,7 +87,7 @@ def _climb(
 def fastest(
     channels: int, period: int, *, scale: float, steps: int, seed: int = 0
 ) -> tuple[float, np.ndarray, np.ndarray]:
-    """The fastest growth a token that gradient ascent finds, with its keys and erase gates.
+    """The fastest growth per token that gradient ascent finds, with its keys and erase gates.
 
     Adam from 32 starts on the norm of the repeated product; what is returned is ρ^(1/period) of the
     product in float64, a lower bound of what any sequence of tokens can reach.

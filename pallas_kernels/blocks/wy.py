@@ -15,7 +15,7 @@ ABOVE = 127
 
 
 def unchanged(x: Array) -> Array:
-    """x: no fence."""
+    """x itself, without a fence."""
     return x
 
 
@@ -57,7 +57,7 @@ class Product(NamedTuple):
 
     @property
     def dtype(self) -> jnp.dtype:
-        """Of the operands."""
+        """The dtype of the operands."""
         return jnp.dtype(jnp.bfloat16 if self.precision == "bf16" else jnp.float32)
 
 

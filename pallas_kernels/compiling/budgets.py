@@ -59,7 +59,7 @@ SPILL_FREE = ("_walk_kernel", "_walk_back_kernel")
 
 
 def fingerprint(package: Path = PACKAGE) -> str:
-    """Of the kernels' sources without comments and docstrings, and of the table of tiles."""
+    """Digest of the kernels' sources without comments and docstrings, and of the table of tiles."""
     digest = hashlib.sha256()
     for path in sorted(p for pattern in SOURCES for p in package.glob(pattern)):
         digest.update(f"{path.relative_to(package).as_posix()}\n".encode())

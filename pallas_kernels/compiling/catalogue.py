@@ -74,7 +74,7 @@ class TritonProgram:
 
 
 class Size(NamedTuple):
-    """Of a call: B, T, H, N and, under a content gate, L. The defaults are the official ones."""
+    """Sizes of a call: B, T, H, N and, under a content gate, L; by default the official ones."""
 
     batch: int = 8
     length: int = 4096

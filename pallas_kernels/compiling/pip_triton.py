@@ -77,7 +77,7 @@ class Resources:
 
     @property
     def tensor_core_instructions(self) -> int:
-        """Of all families together."""
+        """Instructions of all families of tensor cores together."""
         return self.wgmma + self.mma_sync + self.tcgen05
 
 

@@ -27,7 +27,7 @@ CALIBRATION = Path(__file__).with_name("calibration.json")
 CYCLES, WAIT_CYCLES, SPILL_CYCLES = 4.4, 26.0, 32.0
 WAITS, SPILLS = ("barrier", "tensor"), ("spill",)
 POWER = 1.5
-MOST_ISSUED = 2.0  # of 4 a cycle; no kernel here was measured above 1.5
+MOST_ISSUED = 2.0  # of 4 per cycle; no kernel here was measured above 1.5
 REGISTERS, REGISTER_UNIT = 1 << 16, 256  # of an SM, and what a warp's are rounded up to
 BLOCK_RESERVED = 1024  # bytes of shared memory that the driver takes of each block
 
@@ -131,12 +131,12 @@ class Measured(NamedTuple):
 
     @property
     def error(self) -> float:
-        """Of the predicted time, a share of the measured one."""
+        """Error of the predicted time, as a share of the measured time."""
         return self.prediction.total_ms / self.milliseconds - 1
 
     @property
     def count_error(self) -> float:
-        """Of the counted instructions, a share of those executed."""
+        """Error of the counted instructions, as a share of those executed."""
         return self.counted_instructions / self.instructions - 1
 
 

@@ -38,7 +38,7 @@ class CountError(ValueError):
 
 @dataclass(frozen=True)
 class Loop:
-    """A loop as executed: from its first instruction to the jump back, `trips` times an entry."""
+    """A loop as executed: from its first instruction to the jump back, `trips` times per entry."""
 
     first: int
     last: int
@@ -62,7 +62,7 @@ class Execution:
 
     @property
     def total(self) -> int:
-        """Of all categories."""
+        """Instructions of all categories."""
         return self.instructions.total()
 
 

@@ -54,7 +54,7 @@ def _installed(name: str) -> Iterator[str]:
 
 
 def version() -> str:
-    """Of ptxas, as it says itself, such as `13.5.37`."""
+    """The version that ptxas reports, such as `13.5.37`."""
     said = subprocess.run(
         [tool("ptxas"), "--version"], capture_output=True, encoding="utf-8"
     ).stdout

@@ -74,7 +74,7 @@ def unsupported_reason() -> str | None:
 
 
 def versions() -> dict[str, str]:
-    """Of what decides the code."""
+    """Versions of everything that decides the code."""
     plugin = next(p for p in PLUGINS if importlib.util.find_spec(p))
     return {
         "jax": jax.__version__,
@@ -132,7 +132,7 @@ def compile_program(program: Lowerable, arch: str) -> list[Launch]:
 
 
 def match_kernels(steps: Mapping[str, Any], kernels: Sequence[Kernel]) -> dict:
-    """By instruction, the kernel that Pallas handed to XLA there.
+    """The kernel that Pallas handed to XLA, by instruction.
 
     XLA schedules anew and numbers its instructions in the order of the program.
 
@@ -229,14 +229,14 @@ def read_instructions(text: str) -> dict[str, Instruction]:
 
 
 def _operand_bytes(operand: str, sizes: Mapping[str, Sequence[int]]) -> int:
-    """Of an array, or of one element of a tuple, as in `call#1`."""
+    """Bytes of an array, or of one element of a tuple, as in `call#1`."""
     name, _, element = operand.partition("#")
     found = sizes.get(name, ())
     return found[int(element)] if element else sum(found)
 
 
 def _bytes(shapes: str) -> list[int]:
-    """Of one array, or of each in a tuple."""
+    """Bytes of one array, or of each array in a tuple."""
     found = []
     for dtype, sizes in _SHAPE.findall(shapes):
         bits = 8 if dtype == "pred" else int(re.sub(r"^[a-z]+(\d+).*", r"\1", dtype))

@@ -10,12 +10,12 @@ behind `decode_step`: Pallas (lowered through Triton), here, and an official Tri
 `triton_step.py`. Sizes that are no powers of two are masked, never padded: a copy of the state
 would double the traffic.
 
-Under `jit` a step is this one kernel and nothing else. On an H100 (16 heads, K = V = 128,
-bfloat16) it moves 87% of a copy's bytes a second at batch 64 and 91% at 512. At batch 1 there are
-2 MB to move, from and to the cache, and all is latency: 11.4 µs a step were measured in a compiled
-loop whose body is two launches, the step's and that of XLA's kernel that counts the turns. What is
-left to win is in the launches and not in the kernel, whose loads, two reductions and stores should
-take 2 to 3 µs (reasoned, not measured): so time it among other kernels, or in an unrolled loop.
+Under `jit` a step is this one kernel and nothing else. On an H100 (16 heads, K = V = 128, bfloat16)
+it moves 87% of a copy's bytes per second at batch 64 and 91% at 512. At batch 1 there are 2 MB to
+move, from and to the cache, and all is latency: 11.4 µs per step were measured in a compiled loop
+whose body is two launches, the step's and that of XLA's kernel that counts the turns. What is left
+to win is in the launches and not in the kernel, whose loads, two reductions and stores should take
+2 to 3 µs (reasoned, not measured): so time it among other kernels, or in an unrolled loop.
 """
 
 import functools

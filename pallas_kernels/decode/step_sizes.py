@@ -77,7 +77,7 @@ def default_tiles(sizes: StepSizes) -> StepTiles:
     With few programs nothing hides a warp's latency, so each is to have little to do. XLA compiles
     the step of 16 heads, K = V = 128, bfloat16, for an H100 to these instructions per warp: 441 (32
     channels, 4 warps), 463 (16, 2 warps), 336 (16, 4 warps), 275 (8, 4 warps). Large batches were
-    measured at 87% and 91% of a copy's bytes a second; the rest is reasoned, not yet measured.
+    measured at 87% and 91% of a copy's bytes per second; the rest is reasoned, not yet measured.
     """
     block = min(32, pl.next_power_of_2(sizes.value_channels))
     elements_a_warp = 1024

@@ -186,7 +186,7 @@ class Scan(NamedTuple):
     barriers: Barriers
 
     def of_a_turn(self) -> "Scan":
-        """The same with views of the shared memory whose addresses are known in this turn of the
+        """The scan with views of the shared memory whose addresses are known in this turn of the
         loop alone: those of every product would else be found before it, and spilled."""
         zero = jax.lax.optimization_barrier(jnp.int32(0))
         return self._replace(shared=Shared(*(ref.at[zero] for ref in self.shared)))

@@ -42,7 +42,7 @@ class Program(NamedTuple):
 
 
 def compiler_params() -> Any:
-    """Of every kernel here."""
+    """The compiler parameters of every kernel here."""
     return plgpu.CompilerParams(
         approx_math=True,
         unsafe_no_auto_barriers=True,  # what a warpgroup writes and reads, it orders itself
@@ -63,7 +63,7 @@ def operand_memory(*shape: int) -> Any:
 
 
 def transposed(ref: Any) -> Any:
-    """The same [columns, rows]."""
+    """The same array as [columns, rows]."""
     return ref.transpose((1, 0))
 
 
@@ -96,7 +96,7 @@ class Accumulator:
             plgpu.wgmma(self._ref, a, b)
 
     def wait(self) -> None:
-        """For the products so far, whose first operands' registers are then free."""
+        """Waits for the products so far, whose first operands' registers are then free."""
         if self._ref is not None:
             plgpu.wgmma_wait(0)
 

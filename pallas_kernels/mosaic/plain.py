@@ -111,7 +111,7 @@ class Slots(NamedTuple):
 
 
 class Barriers(NamedTuple):
-    """Of each slot: its operands have come; every warpgroup has let go of it."""
+    """Barriers of each slot: its operands have come; every warpgroup has let go of it."""
 
     filled: Any
     free: Any

@@ -261,7 +261,7 @@ def _squares(span: _Span, pairs: Any) -> tuple[Array, Array | None]:
 def _squares_of_heads(
     span: _Span, pairs: Any, wanted: Wanted, ordered: Array
 ) -> tuple[Array, Array | None]:
-    """The same under one log-decay per head."""
+    """The two squares under one log-decay per head."""
     zero = jnp.zeros((SPAN, SPAN), jnp.float32)
 
     def add(block: Any, found: tuple) -> tuple:

@@ -119,7 +119,7 @@ def test_power_is_how_often_an_effect_is_found(seeds, effect):
 
 
 def test_seeds_needed_are_those_of_published_tables():
-    """Of a two-sided paired t test at 0.05 and power 0.8, as G*Power gives them."""
+    """The tables are of a two-sided paired t test at 0.05 and power 0.8, as G*Power gives them."""
     found = [statistics.seeds_needed(effect, 1.0) for effect in (0.2, 0.5, -0.8, 1.0)]
     assert found == [199, 34, 15, 10]
     assert statistics.seeds_needed(1e-3, 1.0) is None

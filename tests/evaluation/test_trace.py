@@ -85,7 +85,7 @@ def test_the_traced_quantities_obey_the_rule():
     assert (read.erase > 0).all()
     assert (read.erase < 2).all()
     assert read.erase.max() > 1  # negative_eigenvalues
-    assert (read.write[..., :1] == read.write).all()  # one a head in CARVE
+    assert (read.write[..., :1] == read.write).all()  # one per head in CARVE
 
 
 def test_the_erase_gate_shifts_with_the_content():

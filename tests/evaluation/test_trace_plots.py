@@ -54,7 +54,7 @@ def test_gates_of_a_head():
     kept, erase, write, content = found.values()
     np.testing.assert_allclose(kept[0], np.exp(trace.log_decay[1, :, 2]).T)
     np.testing.assert_array_equal(erase[0], trace.erase[1, :, 2].T)
-    np.testing.assert_array_equal(write[0], trace.write[1, :, 2, :1].T)  # one a head: one row
+    np.testing.assert_array_equal(write[0], trace.write[1, :, 2, :1].T)  # one per head: one row
     np.testing.assert_array_equal(content[0], trace.content[1, :, 2].T)
     assert erase[1] == (0, 1)
     assert content[1][0] == -content[1][1]

@@ -8,7 +8,7 @@ OUTCOMES = ("right", "repaired", "refused", "another")
 
 
 def table(counts: Mapping[str, Mapping[str, int]]) -> str:
-    """A line a kind, and their sum."""
+    """One line for each kind, and their sum."""
     width = max(len(name) for name in [*counts, "all kinds"])
     lines = [f"{'kind':{width}} {'examples':>9}" + "".join(f"{o:>9}" for o in OUTCOMES)]
     total = {o: sum(found.get(o, 0) for found in counts.values()) for o in OUTCOMES}

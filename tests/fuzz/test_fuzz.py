@@ -18,7 +18,7 @@ from tests.fuzz.search import search
 from tests.fuzz.table import PROPERTY, table
 
 EXAMPLES = 8
-"""Of a kind whose share is 1: all kinds together take about 45 s of one core."""
+"""Examples of a kind whose share is 1: all kinds together take about 45 s of one core."""
 
 
 @pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.name)

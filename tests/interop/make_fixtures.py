@@ -2,7 +2,7 @@
 
     PYTHONPATH=<the folder that holds fla> python tests/interop/make_fixtures.py
 
-The layers run their own ``forward`` in float32 on a CPU. What is a Triton kernel in it is replaced:
+The layers run their own `forward` in float32 on a CPU. What is a Triton kernel in it is replaced:
 the rules by flash-linear-attention's naive recurrent ones, the short convolution by PyTorch's, the
 norms by their formulas. What the kernels do besides (L2 norm, gates, negative eigenvalues) follows
 the documentation of their arguments.
@@ -123,7 +123,7 @@ MODELS = {
 
 
 def l2_norm(x):
-    """What every kernel does under ``use_qk_l2norm_in_kernel``."""
+    """What every kernel does under `use_qk_l2norm_in_kernel`."""
     return x / torch.sqrt(x.square().sum(-1, keepdim=True) + 1e-6)
 
 
@@ -179,7 +179,7 @@ def run_deltanet(q, k, v, beta, **options):
 
 
 def convolve(x, weight, bias=None, activation=None, backend=None, **options):
-    """``causal_conv1d``: x [B, T, D], weight [D, W]."""
+    """`causal_conv1d`: x [B, T, D], weight [D, W]."""
     assert activation in ("silu", "swish")
     assert not any(value is not None and value is not False for value in options.values()), options
     width = weight.shape[1]
@@ -198,7 +198,7 @@ def gated_norm_forward(self, x, g):
 
 
 def attend(q, k, v, causal, window_size):
-    """``flash_attn_func``: [B, T, heads, channels], a window of (tokens before, 0)."""
+    """`flash_attn_func`: [B, T, heads, channels], a window of (tokens before, 0)."""
     assert causal
     position = torch.arange(q.shape[1])
     distance = position[:, None] - position
@@ -216,7 +216,7 @@ def rotate(self, q, k, seqlen_offset, max_seqlen, cu_seqlens):
 
 
 def replace_kernels():
-    """Put plain PyTorch where the layers call kernels; their ``forward`` stays."""
+    """Put plain PyTorch where the layers call kernels; their `forward` stays."""
     gdn2.chunk_gdn2 = gdn2.fused_recurrent_gdn2 = run_gdn2
     kda.chunk_kda = kda.fused_recurrent_kda = run_kda
     gated_deltanet.chunk_gated_delta_rule = run_gdn
@@ -295,7 +295,7 @@ def shapes(module):
 
 
 def set_options(constructor, options):
-    """The options that ``constructor`` names: others it would swallow in silence."""
+    """The options that `constructor` names: others it would swallow in silence."""
     names = inspect.signature(constructor.__init__).parameters
     assert set(options) <= set(names), set(options) - set(names)
     return constructor(**options)

@@ -1,6 +1,6 @@
 """Our mixers with PyTorch's weights give what flash-linear-attention's layers give.
 
-The fixtures are made by ``make_fixtures.py``: the layers' own code, on a CPU, in float32.
+The fixtures are made by `make_fixtures.py`: the layers' own code, on a CPU, in float32.
 """
 
 import json

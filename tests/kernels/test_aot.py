@@ -74,7 +74,7 @@ def kernel_program(
 
 
 TOO_LARGE = kernel_program("large", shape=(64, 1024, 64), num_warps=8)  # operands of 256 KB
-SPILLING = kernel_program(shape=(128, 16, 128), num_warps=1)  # 512 accumulators a thread
+SPILLING = kernel_program(shape=(128, 16, 128), num_warps=1)  # 512 accumulators per thread
 FITTING = kernel_program()
 OUTCOMES: dict[Request, Any] = {}
 

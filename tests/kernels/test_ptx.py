@@ -48,7 +48,7 @@ def _distance() -> np.ndarray:
 
 
 def _upper() -> np.ndarray:
-    """−1 or 0 a row, as in the kernels: the columns of a register are alike."""
+    """−1 or 0 in each row, as in the kernels: the columns of a register are alike."""
     rows = np.arange(SHAPE[0])[:, None] & 1
     return np.broadcast_to(-rows, SHAPE).astype(np.int32)
 
@@ -198,7 +198,7 @@ def _scan_examples() -> Iterator[tuple[str, Example]]:
 
 
 def _transposed_examples() -> Iterator[tuple[str, Example]]:
-    """Of squares held transposed."""
+    """Examples of squares held transposed."""
     bf16, ordered = jnp.dtype(jnp.bfloat16), np.asarray(wy.order(SQUARE[0])).T.copy()
     x, f = _normal(0, shape=SQUARE), np.triu(_normal(3, np.float32, SQUARE))
     minus = np.where(ordered == 0, -1.0, _exact(f))

@@ -360,7 +360,7 @@ def test_triton_kernel_compiles_for_hopper(name: str, dtype: str, tmp_path: Path
         compiled = triton.compile(source, target=GPUTarget("cuda", 90, 32), options=options)
     assert len(compiled.asm["cubin"]) > 0
     assert compiled.metadata.shared < 227 * 1024
-    # The state goes by 16 bytes a thread, and each of its elements once each way.
+    # The state moves by 16 bytes per thread, and each of its elements once each way.
     elements = sizes.block_key * tiles.block_value
     wide = 4 * 32 * tiles.num_warps
     ptx = compiled.asm["ptx"]

@@ -8,7 +8,7 @@ CENTRE = {"dt_bias": -3.0, "o_norm": 1.0, "scale": 1.0}
 
 
 def random_parameters(module, *inputs):
-    """Parameters of the shapes of ``module.init``, each with a part in the result."""
+    """Parameters of the shapes of `module.init`, each with a part in the result."""
     shapes = jax.eval_shape(module.init, jax.random.key(0), *inputs)["params"]
     random = np.random.default_rng(0)
 

@@ -102,7 +102,7 @@ def layer(mixer, params, x):
 
 
 def assert_close(found, expected):
-    """To float32 rounding in the scale of the whole: outputs of 50 stand beside others of 0.1."""
+    """Compares to float32 rounding in the scale of the whole: outputs of 50 stand beside 0.1."""
     atol = max(2e-5, 2e-6 * np.abs(expected).max())
     np.testing.assert_allclose(found, expected, rtol=2e-5, atol=atol)
 

@@ -27,7 +27,7 @@ class Gates(NamedTuple):
 
 @functools.cache
 def draw() -> dict[str, np.ndarray]:
-    """Arrays of one sequence: unit keys, gates in their ranges; a: one log-decay a head."""
+    """Arrays of one sequence: unit keys, gates in their ranges; a: one log-decay per head."""
     rng = np.random.default_rng(3)
     x = {n: rng.standard_normal((BATCH, LENGTH, HEADS, size)) for n, size in SHAPES.items()}
     for name in ("q", "k"):

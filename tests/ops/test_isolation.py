@@ -25,7 +25,7 @@ def arrays():
     return {
         "query": normal(1, T, 2, 4),
         "key": key / jnp.linalg.norm(key, axis=-1, keepdims=True),
-        "value": normal(1, T, 4, 4),  # two value heads a key head
+        "value": normal(1, T, 4, 4),  # two value heads per key head
         "log_decay": -jnp.abs(normal(1, T, 2, 4)),
         "erase": jax.nn.sigmoid(normal(1, T, 2, 4)),
         "write": jax.nn.sigmoid(normal(1, T, 4, 1)),
@@ -126,8 +126,8 @@ def without_isolation(monkeypatch):
     ],
 )
 def test_gradients_are_those_without_what_is_broken(rule, implementation, monkeypatch):
-    """Of every number, with the loss over all tokens: of other documents and heads, and of the
-    broken one's tokens before; behind there is none. And finite inputs keep every bit."""
+    """Holds for every number with the loss over all tokens: those of other documents and heads, and
+    of the broken one's tokens before; behind there is none. Finite inputs keep every bit."""
     inputs, rule, token, end = (
         (arrays(), plain, 12, 27) if rule == "gated_delta" else (carve_arrays(), carve, 14, 24)
     )

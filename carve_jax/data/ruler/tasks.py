@@ -294,7 +294,7 @@ def _numbered(words: Sequence[str]) -> str:
 
 
 def _draw_letters(rng: random.Random, alphabet: str, letters: int, count: int) -> list[str]:
-    """So many different words of random letters."""
+    """`count` different words of random letters."""
     found: dict[str, None] = {}
     while len(found) < count:
         found["".join(rng.choices(alphabet, k=letters))] = None

@@ -54,7 +54,7 @@ COMPOUNDS = len(NOUNS) ** 2
 
 
 def draw_values(rng: random.Random, kind: str, count: int) -> list[str]:
-    """So many different keys or values of a kind, or all there are.
+    """`count` different keys or values of a kind, or all there are.
 
     Args:
       rng: the stream.
@@ -65,7 +65,7 @@ def draw_values(rng: random.Random, kind: str, count: int) -> list[str]:
 
 
 def draw_compounds(rng: random.Random, count: int) -> list[str]:
-    """So many different words of two nouns, of the COMPOUNDS there are."""
+    """`count` different words of two nouns, of the COMPOUNDS there are."""
     return [
         NOUNS[index // len(NOUNS)] + NOUNS[index % len(NOUNS)]
         for index in rng.sample(range(COMPOUNDS), count)

@@ -38,9 +38,10 @@ and 2·N·d > H·K·V is enough. The content-aware gate of above does with N·d 
 memory-blind layer may keep Σ (1−β)^{R−i} x_i, which has every value of the key in its digits, and
 sort it out when reading. Three writes of a key make 8 such numbers, which an MLP tells apart; R
 writes make 2^R, and only rounding and training, not the theorem, are against it. Two heads, or two
-rows a key, hold both answers without any trick, so the state must be full: one head, about as many
-keys as rows. A second layer sees outputs of the first and is not memory-blind. What trained models
-do, blind ones that find such tricks among them, is in experiments/results/2026-11-25_content_erase.
+rows per key, hold both answers without any trick, so the state must be full: one head, about as
+many keys as rows. A second layer sees outputs of the first and is not memory-blind. What trained
+models do, blind ones that find such tricks among them, is in
+experiments/results/2026-11-25_content_erase.
 """
 
 import itertools

@@ -23,7 +23,7 @@ import orbax.checkpoint as ocp
 from carve_jax.files import parse_json, read_regular, write_atomically
 
 FORMAT = 2
-"""Of checkpoints. Format 1, which still reads, had no seal."""
+"""The format of checkpoints. Format 1, which can still be read, had no seal."""
 FILE_NAME = "digests.json"
 SEAL = "seal.json"
 BLOCK = 1 << 20

@@ -37,7 +37,7 @@ class LowestLoss(policies.PreservationPolicy):
         *,
         context: policies.PreservationContext,
     ) -> Sequence[bool]:
-        """One bool a checkpoint."""
+        """Whether each checkpoint is kept."""
         evaluated = [c.step for c in checkpoints if c.step in self._losses]
         best = sorted(evaluated, key=lambda step: (self._losses[step], step))[: self._count]
         return [checkpoint.step in best for checkpoint in checkpoints]

@@ -67,7 +67,7 @@ class StopRequests:
     def agreed(self) -> int:
         """`received`, of any process, at the same step on all of them.
 
-        To be called once a step by every process. Of many, each learns the outcome of the vote it
+        To be called once per step by every process. Of many, each learns the outcome of the vote it
         cast a step earlier, so that no device waits for a host.
         """
         if jax.process_count() == 1:

@@ -188,13 +188,13 @@ class Throughput:
         self._waited += seconds
 
     def rate(self) -> float | None:
-        """Tokens a second since `restart`, or None before a step was timed."""
+        """Tokens per second since `restart`, or None before a step was timed."""
         if self._start is None or self._tokens == 0:
             return None
         return self._tokens / (time.perf_counter() - self._start)
 
     def figures(self) -> dict[str, float | None]:
-        """`tokens_per_second`, means a step in seconds, and `mfu`; {} before a step was timed.
+        """`tokens_per_second`, mean seconds per step, and `mfu`; {} before a step was timed.
 
         `step_seconds` holds all that passed between steps, saving and the wait for data included.
         `mfu` is the model FLOPs utilisation, 0 to 1, and None where the peak is not known.

@@ -19,7 +19,7 @@ FILE_NAME = "loss_curve.png"
 def plot_loss(lines: list[dict[str, Any]], path: Path) -> Path:
     """Draws the loss curves of `metrics.jsonl`'s lines as a PNG at `path`."""
     text = any("bits_per_byte" in line for line in lines)
-    key, label = ("bits_per_byte", "bits per byte") if text else ("loss", "loss (nats a token)")
+    key, label = ("bits_per_byte", "bits per byte") if text else ("loss", "loss (nats per token)")
     figure, axes = _figure(label)
     for name, title, style in ((key, "training", "-"), (f"eval_{key}", "held out", "o-")):
         points = [(line["step"], line[name]) for line in lines if name in line]

@@ -33,13 +33,13 @@ class Profile:
         self._stop()
 
     def before(self, step: int) -> None:
-        """To be called before a step is dispatched."""
+        """Starts the trace where it is due; to be called before a step is dispatched."""
         if not self._tracing and 0 < self._first <= step <= self._last:
             jax.profiler.start_trace(str(self._directory))
             self._tracing = True
 
     def after(self, step: int, state: Any) -> None:
-        """To be called with what a step returned, which may still be running."""
+        """Ends the trace where it is due; takes a step's result, which may still be running."""
         if self._tracing and step >= self._last:
             jax.block_until_ready(state)
             self._stop()

@@ -26,7 +26,7 @@ PEAK_FLOPS: tuple[tuple[str, float], ...] = (
     ("TPU v6 lite", 918e12),
     ("TPU v6e", 918e12),
 )
-"""Floating-point operations a second of one device in bfloat16, dense, from the makers' datasheets.
+"""Floating-point operations per second of one device in dense bfloat16, from makers' datasheets.
 
 The first name that is found in JAX's `device_kind`, as whole words, counts.
 """

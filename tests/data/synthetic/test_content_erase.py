@@ -23,7 +23,7 @@ PAIRS, WRITES, LENGTH, CHUNK = 6, 5, 80, 8
 
 def by_hand(tokens):
     """A layer's query, key, value [T, ·] and write [T]: functions of a row's last two tokens."""
-    mode_row = PAIRS  # of the state: one row a key, and one for the mode
+    mode_row = PAIRS  # of the state: one row per key, and one for the mode
     query, key = np.zeros((2, LENGTH, PAIRS + 1))
     value, write = np.zeros((LENGTH, 2)), np.zeros(LENGTH)
     query[:, mode_row] = 1.0

@@ -9,7 +9,7 @@ from experiments.benchmarks.data import Plan, data_suite, demand, make_plan
 
 def test_what_is_eaten_follows_from_the_model():
     found = demand()
-    # Six operations a parameter and token, and the mixers' own beside them; embeddings add none.
+    # Six operations per parameter and token, and the mixers' own beside them; embeddings add none.
     assert 6 * 1.3e9 < found["train_flops_per_token"] < 9 * 1.367e9
     at_40, at_100 = found["tokens_per_second"].values()
     assert at_100 * found["train_flops_per_token"] == pytest.approx(8 * 989e12)

@@ -127,7 +127,7 @@ def read_tasks(folder: Path, say: Say) -> Any:
     from carve_jax.evaluation import harness_run
 
     class Ours(TaskManager):
-        """Of the given folder alone: to read all of the harness's takes a second."""
+        """Tasks of the given folder alone: reading all of the harness's takes a second."""
 
         def __init__(self, include_path: Any = None, include_defaults: bool = True) -> None:
             super().__init__(include_path=[str(folder)], include_defaults=False)

@@ -129,7 +129,7 @@ def judge_metrics(folder: Path, value: Any, healthy: Any, said: list[str]) -> st
 
 
 def make_lock(folder: Path, number: int) -> None:
-    """Of a process of this machine that died."""
+    """Leaves the lock of a process of this machine that died."""
     note = {"machine": locks.machine(), "host": socket.gethostname(), "pid": 2 + number}
     (folder / ".lock").write_text(json.dumps(note | {"beat": "000000000000"}) + "\n", "utf-8")
 
@@ -157,7 +157,7 @@ def read_tokenizer(folder: Path, say: Say) -> Any:
 
 
 def read_unsealed_tokenizer(folder: Path, say: Say) -> Any:
-    """Of a checkpoint that does not say which tokenizer it was trained with."""
+    """The tokenizer of a checkpoint that does not say which one it was trained with."""
     tokenizer = load_tokenizer(folder, None)
     ids = tokenizer.encode(TEXT)
     return ids, tokenizer.token_bytes, tokenizer.lossless, tokenizer.decode(ids)
