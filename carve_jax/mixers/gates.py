@@ -41,13 +41,14 @@ class GateSpec:
         "scalar" and "channel" are σ(projection), one per value head or one per value channel.
       content: the erase gate also sees what the rule has read so far (CARVE).
       content_source: whose outputs' mean that is: "previous_chunk", "two_chunks_back" or
-        "previous_layer". The first, those of this layer's gate chunk before (CARVE as
-        published): each gate chunk waits for the one before it, in every pass. "two_chunks_back", those of the one before that: a gate chunk still waits, but may
-        be prepared while the one before it is being read; it sees nothing of the last L to 2L
-        tokens. "previous_layer", those of the gate chunk before in the last layer below that
-        has a content gate: b is known before the rule begins, which so runs as GDN-2's, in
-        parallel; the gate sees what that layer's memory returned and never what its own holds.
-        The first such layer has no content, b = σ(x), and its two projections do nothing.
+        "previous_layer". The first, those of this layer's gate chunk before (CARVE as published):
+        each gate chunk waits for the one before it, in every pass. "two_chunks_back", those of the
+        one before that: a gate chunk still waits, but may be prepared while the one before it is
+        being read; it sees nothing of the last L to 2L tokens. "previous_layer", those of the gate
+        chunk before in the last layer below that has a content gate: b is known before the rule
+        begins, which so runs as GDN-2's, in parallel; the gate sees what that layer's memory
+        returned and never what its own holds. The first such layer has no content, b = σ(x), and
+        its two projections do nothing.
       gate_chunk: L, tokens in a gate chunk of the content gate.
       content_rank: R, rank of the content gate.
       content_scale: factor of P_down's initial values, which at 1 keep the root mean square of
