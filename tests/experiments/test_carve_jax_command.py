@@ -47,7 +47,7 @@ def test_a_command_is_run_as_its_module_is(monkeypatch):
 
 def test_the_projects_configs_are_found_from_any_folder(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
-    assert cli.load_config("configs/quickstart.py", []).steps == 500
+    assert cli.load_config("configs/quickstart.py", []).steps == 200
     own = tmp_path / "configs" / "quickstart.py"
     own.parent.mkdir()
     own.write_text((ROOT / "configs" / "quickstart.py").read_text("utf-8").replace("500", "7"))
