@@ -50,7 +50,9 @@ def test_the_projects_configs_are_found_from_any_folder(monkeypatch, tmp_path):
     assert cli.load_config("configs/quickstart.py", []).steps == 200
     own = tmp_path / "configs" / "quickstart.py"
     own.parent.mkdir()
-    own.write_text((ROOT / "configs" / "quickstart.py").read_text("utf-8").replace("500", "7"))
+    own.write_text(
+        (ROOT / "configs" / "quickstart.py").read_text("utf-8").replace("steps = 200", "steps = 7")
+    )
     assert cli.load_config("configs/quickstart.py", []).steps == 7  # the folder's own goes first
 
 
