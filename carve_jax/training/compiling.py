@@ -13,7 +13,7 @@ def compiler_options(mesh: Mesh | None) -> CompilerOptions:
     """Options for `jax.jit`, by the devices that the program is for; None where XLA's own are best.
 
     On CPUs LLVM's higher levels double the compilation of a step and do not make it faster: the
-    products are a library's, and the rest is bound by memory (docs/results.md has the figures).
+    products are a library's, and the rest is bound by memory (figures: experiments/results/LOG.md).
     On GPUs the same option would slow the kernels down. What XLA_FLAGS names stays as it is there.
 
     Args:
