@@ -2,7 +2,7 @@
 
 On a CPU XLA asks the C library for a step's temporary memory anew each time, and glibc gives large
 blocks back to the kernel at once, which then clears every page again at the next step's first
-touch: a quarter of the quickstart's time (experiments/results/LOG.md).
+touch: a fifth of the quickstart's time (experiments/results/LOG.md).
 """
 
 import ctypes

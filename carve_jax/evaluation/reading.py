@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from carve_jax.decoding import prefill
+from carve_jax.decoding import beside, prefill
 from carve_jax.evaluation.batching import LEAST_LENGTH, batches, bucket, pad
 from carve_jax.mixers.base import Cache
 from carve_jax.model import LanguageModel
@@ -138,7 +138,7 @@ class Reader:
                 places = [row.prefix for row in members] + [0] * (count - len(members))
                 cache = _take_rows(prefixes, np.array(places, np.int32))
             elif length > self.call_tokens:
-                cache = self.model.init_cache(count, length)
+                cache = beside(self.params, self.model.init_cache(count, length))
             yield from self._score_batch(members, count, length, cache)
 
     def _score_batch(

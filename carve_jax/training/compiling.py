@@ -1,4 +1,4 @@
-"""How XLA compiles the programs of a run on CPUs: in half the time, to steps as fast."""
+"""How XLA compiles the programs of a run on CPUs: sooner, to steps as fast."""
 
 import os
 
@@ -12,8 +12,8 @@ LEVEL, EMITTERS = "xla_backend_optimization_level", "xla_cpu_use_fusion_emitters
 def compiler_options(mesh: Mesh | None) -> CompilerOptions:
     """Options for `jax.jit`, by the devices that the program is for; None where XLA's own are best.
 
-    On CPUs LLVM's higher levels double the compilation of a step and do not make it faster: the
-    products are a library's, and the rest is bound by memory (figures: experiments/results/LOG.md).
+    On CPUs LLVM's higher levels take up to half of a step's compilation and do not make the step
+    faster (figures: experiments/results/LOG.md).
     On GPUs the same option would slow the kernels down. What XLA_FLAGS names stays as it is there.
 
     Args:

@@ -10,6 +10,7 @@ import pytest
 from carve_jax.errors import UserError
 from carve_jax.evaluation.batching import batches, bucket, padded
 from carve_jax.evaluation.continuing import continue_texts, cut
+from carve_jax.evaluation.reading import _read_and_score
 from carve_jax.evaluation.scoring import Request, Scorer
 from carve_jax.model import LanguageModel, LMConfig
 from tests.mixers.parameters import random_parameters
@@ -168,3 +169,11 @@ def test_rows_make_few_shapes():
     assert len({shape for _, *shape in groups for shape in [tuple(shape)]}) <= 12
     assert [bucket(n) for n in (1, 33, 48, 49, 65, 97)] == [32, 48, 48, 64, 96, 128]
     assert padded(512 + 40, 512) == 512 + 48
+
+
+def test_a_row_in_pieces_is_one_program_when_parameters_are_committed():
+    model, params = build(("gdn2",))
+    scorer = Scorer(model, jax.device_put(params, jax.devices()[1]), batch_size=1, call_tokens=64)
+    before = _read_and_score._cache_size()
+    scorer.score([Request(np.ones(1, np.int32), np.ones(191, np.int32))])
+    assert _read_and_score._cache_size() - before == 1

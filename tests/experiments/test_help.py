@@ -109,6 +109,9 @@ def test_every_field_is_listed_with_its_default():
     assert {name for name, field in fields.items() if field.kind} == set(flatten(config.to_dict()))
     assert fields["steps"].default == "10000"
     assert fields["model.gates.decay"].default is None
+    told = fields["model.gates.gate_chunk"].told
+    assert told == "L, tokens in a gate chunk of the content gate"  # the last word of its entry
+    assert fields["model.gates.content_source"].told.endswith('or "previous_layer"')  # a sentence
 
 
 @pytest.mark.parametrize("name", [*COMMANDS, *PACKAGES])
