@@ -46,6 +46,8 @@ class DataConfig:
       power_a: of "mqar": exponent of the law of the gaps; 1 is uniform, small favours short gaps.
       group: of "state_tracking": "parity", "s3" or "s5" (all permutations of 2, 3 or 5 things).
       probe: of "ruler": the name of one of RULER's probes, such as "niah_single_1".
+      shortest: of "ruler": examples of mixed lengths, from so many tokens to a row's, as many of
+        each doubling; 0 for all as long as the row.
       eval_examples: of the tasks: size of the fixed held-out set.
 
     Raises:
@@ -67,6 +69,7 @@ class DataConfig:
     power_a: float = 0.01
     group: str = "parity"
     probe: str = "niah_single_1"
+    shortest: int = 0
     eval_examples: int = 1024
 
     def __post_init__(self) -> None:

@@ -102,7 +102,8 @@ def _as_run(planned: dict[str, Any], results: dict[str, Any]) -> Run:
     if any(type(line.get("step")) is not int for line in found["lines"]):
         raise ValueError(f"a line of {planned['id']} has no step")
     known: dict[str, Any] = {
-        name: planned.get(name) for name in ("id", "task", "variant", "seed", "parameters")
+        name: planned.get(name)
+        for name in ("id", "task", "variant", "seed", "parameters", "cache_bytes")
     }
     fields = {name: found.get(name) for name in RUN}
     return Run(**known, **{**fields, "commits": frozenset(found["commits"])})

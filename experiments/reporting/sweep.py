@@ -54,6 +54,7 @@ class Run(NamedTuple):
     """One training run.
 
     Attributes:
+      cache_bytes: carried of one sequence when decoding; None in records of before.
       state: "waiting", "running", "done", "failed" or "diverged".
       message: the last thing that it said, of a run that went wrong.
       seconds: that it took; None if unknown.
@@ -69,6 +70,7 @@ class Run(NamedTuple):
     variant: str
     seed: int
     parameters: int | None
+    cache_bytes: int | None
     state: str
     message: str
     attempts: int
@@ -261,6 +263,7 @@ def _run(directory: Path, planned: dict[str, Any]) -> Run:
         variant=planned["variant"],
         seed=planned["seed"],
         parameters=planned.get("parameters"),
+        cache_bytes=planned.get("cache_bytes"),
         state=status.get("state", "waiting"),
         message=status.get("message") or "",
         attempts=status.get("attempts") or 0,

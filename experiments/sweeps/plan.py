@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 from ml_collections import ConfigDict
 
-from carve_jax.accounting import parameter_shapes
+from carve_jax.accounting import cache_bytes, parameter_shapes
 from carve_jax.config import LMConfig
 from carve_jax.data.packing import check_alignment
 from carve_jax.errors import UserError
@@ -52,6 +52,8 @@ class PlannedRun(NamedTuple):
 
     Attributes:
       overrides: all that its config has otherwise than its task's, by dotted name.
+      cache_bytes: what a decoder carries of one sequence of its length: states, content, the short
+        convolutions' last tokens, keys and values of attention.
       tokens: positions of all its batches; documents that end early leave some of them empty.
       trial: of a run of the tuning, the value that it tries; None of a run of the comparison.
     """
@@ -63,6 +65,7 @@ class PlannedRun(NamedTuple):
     overrides: dict[str, Any]
     config: ConfigDict
     parameters: int
+    cache_bytes: int
     tokens: int
     trial: float | None = None
 
@@ -291,6 +294,7 @@ def _run(
         overrides=overrides,
         config=config,
         parameters=parameters(model),
+        cache_bytes=_cache_bytes(model, config.sequence_length),
         tokens=config.steps * config.batch_size * config.sequence_length,
         trial=trial,
     )
@@ -304,6 +308,11 @@ def _checked(config: ConfigDict, where: str) -> LMConfig:
     except UserError as error:
         raise UserError(f"the run {where} could not be trained: {error}") from error
     return settings.model
+
+
+@functools.cache
+def _cache_bytes(model: LMConfig, length: int) -> int:
+    return cache_bytes(model, length)
 
 
 @functools.cache

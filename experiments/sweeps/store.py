@@ -68,6 +68,7 @@ RECORD = {
             "variant": str,
             "seed": int,
             "parameters": Maybe(int),
+            "cache_bytes": Maybe(int),
             "tokens": Maybe(int),
         }
     ],

@@ -2,7 +2,7 @@
 
 A row is what `carve_jax.evaluation.ruler` asks of a model with the tokenizer "bytes": the separator
 and the prompt, the answers as a good reply gives them, and the separator at which a reply ends. The
-filler fills the row; where it does not to the token, zeros without targets follow.
+filler fills the row, or with `shortest` less of it; zeros without targets follow.
 """
 
 from typing import ClassVar
@@ -14,6 +14,7 @@ from carve_jax.data.config import DataConfig, check_name
 from carve_jax.data.ruler import PROBES, Haystack
 from carve_jax.data.synthetic.task import NO_TARGET, Example
 from carve_jax.data.tokenizers.tokenizer import ByteTokenizer
+from carve_jax.errors import UserError
 from carve_jax.shapes import Int32
 
 _INDICES = 1 << 62  # of examples, from which training and held-out ones are drawn
@@ -23,10 +24,11 @@ class Ruler:
     """The task; see the module.
 
     Raises:
-      UserError: no such probe, a row too short for it, or no text for one that hides in a text.
+      UserError: no such probe, a row or `shortest` too short for it, a `shortest` beyond the row,
+        or no text for one that hides in a text.
     """
 
-    settings: ClassVar[tuple[str, ...]] = ("probe", "path")
+    settings: ClassVar[tuple[str, ...]] = ("probe", "path", "shortest")
 
     def __init__(self, config: DataConfig, sequence_length: int) -> None:
         check_name("data.probe", config.probe, PROBES)
@@ -35,11 +37,20 @@ class Ruler:
         self._sequence_length = sequence_length
         self._bytes = ByteTokenizer()
         self.vocab_size: int = self._bytes.vocab_size
-        self._draw(0)  # says what is wrong before training does
+        self._shortest = config.shortest or sequence_length
+        if not 0 <= config.shortest <= sequence_length:
+            raise UserError(
+                f"data.shortest is {config.shortest}; give 0 for examples as long as a row, or a "
+                f"length of up to the row's {sequence_length} tokens."
+            )
+        self._draw(0, self._shortest)  # says what is wrong before training does
 
     def example(self, rng: np.random.Generator) -> Example:
         """A prompt and its reply."""
-        drawn = self._draw(int(rng.integers(_INDICES)))
+        index, length = int(rng.integers(_INDICES)), self._sequence_length
+        if self._shortest < length:
+            length = int(np.exp(rng.uniform(np.log(self._shortest), np.log(length + 1))))
+        drawn = self._draw(index, length)
         prompt, reply = self._encode(drawn.prompt), self._encode(drawn.reply)
         # Behind the reply comes the separator, which starts what `_encode` gives.
         row = np.concatenate([prompt, reply[1:], reply[:1]])
@@ -49,12 +60,12 @@ class Ruler:
         targets[len(prompt) - 1 : len(row) - 1] = row[len(prompt) :]
         return Example(tokens, targets)
 
-    def _draw(self, index: int) -> ruler.Example:
+    def _draw(self, index: int, length: int) -> ruler.Example:
         # One more than the row has tokens: the last is a target alone.
         return ruler.example(
             self._probe,
             index,
-            length=self._sequence_length + 1,
+            length=length + 1,
             encode=self._encode,
             haystack=self._haystack,
             new_tokens=0,

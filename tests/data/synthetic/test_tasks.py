@@ -44,6 +44,26 @@ def writes_and_queries(tokens, answers, filler=1):
     return list(zip(tokens[start:end:2], tokens[start + 1 : end : 2], strict=True)), tokens[end:]
 
 
+def test_ruler_in_mixed_lengths_has_as_many_of_each_doubling():
+    ends = [1 + max(answers) for _, answers in examples("ruler", 400, 1536, shortest=384)]
+    assert min(ends) >= 384 - 16
+    assert max(ends) <= 1536
+    assert 160 < sum(end <= 768 for end in ends) < 240
+    tokens, answers = next(examples("ruler", 1, 1536, shortest=384))
+    assert not any(tokens[1 + max(answers) :])
+    whole = list(examples("ruler", 5, 1536))
+    assert list(examples("ruler", 5, 1536, shortest=1536)) == whole
+
+
+@pytest.mark.parametrize(
+    ("shortest", "said"),
+    [(385, "up to the row's 384 tokens"), (-1, "data.shortest is -1"), (30, "does not fit in 31")],
+)
+def test_a_shortest_length_that_cannot_be_is_refused(shortest, said):
+    with pytest.raises(UserError, match=said):
+        TASKS["ruler"](DataConfig(source="ruler", shortest=shortest), 384)
+
+
 @pytest.mark.parametrize(("writes", "queries"), [(3, 0), (5, 2)])
 def test_overwriting_recall_is_a_dictionary(writes, queries):
     changed = 0

@@ -18,7 +18,7 @@ STEPS = 6
 def make_runs(count):
     """Runs with nothing in their configs but steps."""
     return [
-        PlannedRun(f"task.v.s{seed}", "task", "v", seed, {}, ConfigDict({"steps": STEPS}), 10, 60)
+        PlannedRun(f"task.v.s{seed}", "task", "v", seed, {}, ConfigDict({"steps": STEPS}), 1, 4, 60)
         for seed in range(count)
     ]
 

@@ -25,7 +25,7 @@ FACTS = {
     "versions": {"jax": "0"},
     "devices": ["cpu"],
 }
-RUN = PlannedRun("text.v.s0", "text", "v", 0, {"seed": 0}, ConfigDict({"steps": 4}), 10, 60)
+RUN = PlannedRun("text.v.s0", "text", "v", 0, {"seed": 0}, ConfigDict({"steps": 4}), 10, 4, 60)
 PLAN = Plan(
     "tiny", "Why?", "v", "tokens", {"text": {"title": "t", "metrics": [BITS], "config": {"a": 1}}},
     (Variant("v", "V", {"gate": 1}, {"model.layers": 2}),), (RUN,),
