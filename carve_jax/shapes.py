@@ -41,9 +41,13 @@ Words, each with one meaning everywhere:
   "Chunk" alone is short for it, except in the terms of the field that have no other word:
   `chunk_size`, `Tiles.chunk`, `chunked`, inter-chunk scan, where it is the tile.
 * group: tiles of which `chunked` computes at once what does not depend on the state.
-* span and part: the kernels' cuts; `pallas_kernels/__init__.py` defines them.
+* span: 64 tokens of a head, whole tiles: what one program of the kernels computes where the work is
+  parallel over the sequence.
+* part: of the sequence, whole spans and gate chunks: what of the tiles the kernels hold at once.
+* block: of key or value channels, where a program of the kernels has not all of them.
 * scan: the inter-chunk scan, which carries the state from tile to tile in order; backward, its
-  gradient from the last tile to the first. Records of the kernels call it walk.
+  gradient from the last tile to the first. Launches, programs and `Tiles.solve` are recorded as
+  "walk" and "walk_back" in budgets, limits and dated results, and keep that name there.
 * segment: a run of tokens of one document in a row.
 * shard: the tokens of a row that one device holds, where the sequence is sharded over devices.
 * stride: tokens from the start of one gate chunk to that of the next, as kernels lay them out.

@@ -1,7 +1,7 @@
 """What a backend of the sequence kernels is asked: whether it takes a call, and the call itself."""
 
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +14,10 @@ KEPT = "rule"
 besides its inputs: a policy that saves it keeps the rule from being computed again."""
 
 
-def kept(tree: Any) -> Any:
+_Tree = TypeVar("_Tree")
+
+
+def kept(tree: _Tree) -> _Tree:
     """The same arrays under the name `KEPT`."""
     return jax.tree.map(lambda x: checkpoint_name(x, KEPT), tree)
 
@@ -99,4 +102,4 @@ class Result(NamedTuple):
 
     output: jax.Array
     memory: jax.Array
-    sums: Any = None
+    sums: jax.Array | None = None

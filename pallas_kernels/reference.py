@@ -4,7 +4,7 @@ No kernel, no tile and no GPU compiler: it is meant to run on JAX's CPU device. 
 own, of every option; this one is here since the kernels import jax alone.
 """
 
-from typing import Any
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +15,9 @@ from pallas_kernels.call import Content, Result
 Array = jax.Array
 
 
-def recurrence(inputs: Any, memory: Array, scale: float, content: Content | None = None) -> Result:
+def recurrence(
+    inputs: Sequence[Array], memory: Array, scale: float, content: Content | None = None
+) -> Result:
     """GDN-2 (arXiv 2605.22791, eq. 9-10) or CARVE (arXiv 2606.27229), one token after another.
 
     Args:
@@ -71,6 +73,6 @@ def _shift(gate: Content, content: Array) -> Array:
     return found[:, :, 0]
 
 
-def _rounded(x: Array, dtype: Any) -> Array:
+def _rounded(x: Array, dtype: jnp.dtype | str) -> Array:
     """Rounds to the precision of a dtype; the gradient is not rounded."""
     return x + jax.lax.stop_gradient(x.astype(dtype).astype(jnp.float32) - x)

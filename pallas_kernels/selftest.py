@@ -22,7 +22,7 @@ import sys
 import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -53,19 +53,19 @@ ROUNDING = {"bfloat16": "bf16", "float16": "tf32", "float32": "f32"}
 
 
 class Arrays(NamedTuple):
-    """A check's inputs; the last four are the content gate's."""
+    """A check's inputs, as `Backend.run` takes them; the last four are the content gate's."""
 
-    query: Any
-    key: Any
-    value: Any
-    log_decay: Any
-    erase: Any
-    write: Any
-    memory: Any
-    down: Any
-    up: Any
-    content: Any
-    partial_sum: Any
+    query: jax.Array
+    key: jax.Array
+    value: jax.Array
+    log_decay: jax.Array
+    erase: jax.Array
+    write: jax.Array
+    memory: jax.Array
+    down: jax.Array
+    up: jax.Array
+    content: jax.Array
+    partial_sum: jax.Array
 
 
 def tolerance(check: Check) -> float:
@@ -76,8 +76,9 @@ def tolerance(check: Check) -> float:
     return max(TOLERANCE[step] for step in steps)
 
 
-def make_arrays(check: Check) -> Arrays:
-    """Inputs of a check, in NumPy: unit keys, decays from weak to a hard reset, erase logits under
+def make_arrays(check: Check) -> dict[str, np.ndarray]:
+    """A check's `Arrays` in NumPy, by name: unit keys, decays from weak to a hard reset, erase logits
+    under
     a content gate and erase gates elsewhere."""
     rng = np.random.default_rng(0)
     keys = (BATCH, 1 if check.rule == "decode" else TOKENS, HEADS, check.key_channels)
@@ -98,27 +99,21 @@ def make_arrays(check: Check) -> Arrays:
         log_decay = log_decay[..., :1]
     logits = rng.standard_normal(keys)
     state, rank = (BATCH, HEADS, check.value_channels), (HEADS, check.value_channels, RANK)
-    made = Arrays(
-        query=unit(rng.standard_normal(keys)),
-        key=unit(rng.standard_normal(keys)),
-        value=rng.standard_normal(values),
-        log_decay=log_decay,
-        erase=logits if check.rule == "carve" else sigmoid(logits),
-        write=sigmoid(rng.standard_normal((*values[:3], 1))),
-        memory=rng.standard_normal((*state[:2], check.key_channels, check.value_channels)),
-        down=rng.standard_normal(rank) / check.value_channels**0.5,
-        up=rng.standard_normal((HEADS, RANK, check.key_channels)),
-        content=rng.standard_normal(state),
-        partial_sum=rng.standard_normal(state),
-    )
+    made = {
+        "query": unit(rng.standard_normal(keys)),
+        "key": unit(rng.standard_normal(keys)),
+        "value": rng.standard_normal(values),
+        "log_decay": log_decay,
+        "erase": logits if check.rule == "carve" else sigmoid(logits),
+        "write": sigmoid(rng.standard_normal((*values[:3], 1))),
+        "memory": rng.standard_normal((*state[:2], check.key_channels, check.value_channels)),
+        "down": rng.standard_normal(rank) / check.value_channels**0.5,
+        "up": rng.standard_normal((HEADS, RANK, check.key_channels)),
+        "content": rng.standard_normal(state),
+        "partial_sum": rng.standard_normal(state),
+    }
     half = ("query", "key", "value", "erase", "write")
-    return Arrays(
-        **{n: np.asarray(x, check.dtype if n in half else "float32") for n, x in _named(made)}
-    )
-
-
-def _named(arrays: Arrays) -> Iterator[tuple[str, Any]]:
-    return zip(Arrays._fields, arrays, strict=True)
+    return {n: np.asarray(x, check.dtype if n in half else "float32") for n, x in made.items()}
 
 
 def _content(check: Check, arrays: Arrays) -> Content | None:
@@ -134,7 +129,7 @@ def _content(check: Check, arrays: Arrays) -> Content | None:
 def _by_kernels(check: Check, arrays: Arrays) -> Result:
     inputs, memory, scale = StepInputs(*arrays[:6]), arrays.memory, check.key_channels**-0.5
     if check.rule == "decode":
-        token: list[Any] = [x[:, 0] for x in (*inputs, memory[:, None])]
+        token: list[jax.Array] = [x[:, 0] for x in (*inputs, memory[:, None])]
         step = functools.partial(decode_step, interpret=device.mode() == "interpret")
         output, memory = step(*token, scale=scale, backend=check.backend)
         return Result(output[:, None], memory)
@@ -147,10 +142,12 @@ def _by_recurrence(check: Check, arrays: Arrays) -> Result:
     return recurrence(inputs, arrays.memory, scale, _content(check, arrays))
 
 
-def _figures(check: Check, rule: Callable[[Check, Arrays], Result], arrays: Arrays) -> Any:
+def _figures(
+    check: Check, rule: Callable[[Check, Arrays], Result], arrays: Arrays
+) -> tuple[Result, Arrays | None]:
     """Outputs and, of a random functional of them all, every gradient."""
 
-    def functional(arrays: Arrays) -> tuple[Any, Result]:
+    def functional(arrays: Arrays) -> tuple[jax.Array, Result]:
         found = rule(check, arrays)
         rng = np.random.default_rng(1)
         total = jnp.zeros(())
@@ -161,7 +158,7 @@ def _figures(check: Check, rule: Callable[[Check, Arrays], Result], arrays: Arra
         return total, found
 
     if check.rule == "decode":  # whose gradients no kernel computes
-        return functional(arrays)[1], ()
+        return functional(arrays)[1], None
     gradients, found = jax.grad(functional, has_aux=True)(arrays)
     return found, gradients
 
@@ -176,9 +173,12 @@ def run_check(check: Check) -> Verdict:
     started = time.perf_counter()
     arrays = make_arrays(check)
 
-    def figures(rule: Callable[[Check, Arrays], Result], place: Any) -> list[np.ndarray]:
+    def figures(
+        rule: Callable[[Check, Arrays], Result], place: jax.Device
+    ) -> tuple[Result, Arrays | None]:
         with jax.default_device(place):
-            found = jax.jit(lambda a: _figures(check, rule, a))(jax.tree.map(jnp.asarray, arrays))
+            on_device = Arrays(**jax.tree.map(jnp.asarray, arrays))
+            found = jax.jit(lambda a: _figures(check, rule, a))(on_device)
         return jax.tree.map(lambda x: np.asarray(x, np.float64), found)
 
     here = jax.local_devices()[0]
@@ -186,7 +186,7 @@ def run_check(check: Check) -> Verdict:
     expected, expected_gradients = figures(_by_recurrence, _cpu() or here)
     names = [n for n in Result._fields if getattr(expected, n) is not None]
     errors = {n: _error(getattr(found, n), getattr(expected, n)) for n in names}
-    if gradients:
+    if gradients is not None and expected_gradients is not None:
         fields = Arrays._fields if check.rule == "carve" else Arrays._fields[:7]
         errors |= {
             f"gradient of {n}": _error(getattr(gradients, n), getattr(expected_gradients, n))
@@ -195,7 +195,7 @@ def run_check(check: Check) -> Verdict:
     return Verdict(check, errors, tolerance(check), time.perf_counter() - started)
 
 
-def _cpu() -> Any:
+def _cpu() -> jax.Device | None:
     """JAX's CPU device, or None where JAX_PLATFORMS leaves it out."""
     try:
         return jax.local_devices(backend="cpu")[0]

@@ -74,7 +74,7 @@ def check(rule: str = "gated_delta", dtype: str = "float32") -> Check:
 @pytest.mark.parametrize("rule", ["gated_delta", "carve"])
 def test_the_recurrence_is_that_of_carve_jax(rule: str) -> None:
     asked = check(rule)
-    arrays = selftest.Arrays(*map(jnp.asarray, selftest.make_arrays(asked)))
+    arrays = selftest.Arrays(**jax.tree.map(jnp.asarray, selftest.make_arrays(asked)))
 
     def theirs(asked: Check, arrays: selftest.Arrays) -> Result:
         if rule == "gated_delta":
@@ -163,7 +163,7 @@ def test_tolerance_is_that_of_the_coarsest_rounding() -> None:
 
 def test_a_promised_floor_is_kept() -> None:
     free, bounded = (
-        selftest.make_arrays(check()._replace(decay_floor=floor)).log_decay
+        selftest.make_arrays(check()._replace(decay_floor=floor))["log_decay"]
         for floor in (None, -10.0)
     )
     assert free.min() == -1000

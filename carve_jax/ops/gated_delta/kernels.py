@@ -97,6 +97,7 @@ class Kernels(Implementation):
         laid = RuleInputs(*map(layout.lay, _restart(call.inputs, starts)))
         options = Options(call.scale, call.tiles, call.decay_floor)
         result = self._backend.run(laid, state.memory, options, content)
+        assert result.sums is not None  # under a content gate
         contents = layout.contents(state.content, result.sums, mean)
         ending = layout.ending(contents, result.sums)
         return layout.unlay(result.output), CarveState(result.memory, *ending)
