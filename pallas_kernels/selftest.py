@@ -77,9 +77,11 @@ def tolerance(check: Check) -> float:
 
 
 def make_arrays(check: Check) -> dict[str, np.ndarray]:
-    """A check's `Arrays` in NumPy, by name: unit keys, decays from weak to a hard reset, erase logits
-    under
-    a content gate and erase gates elsewhere."""
+    """A check's `Arrays` by name, in NumPy.
+
+    Keys are unit vectors, decays go from weak to a hard reset. Under a content gate `erase` holds
+    logits, and elsewhere gates.
+    """
     rng = np.random.default_rng(0)
     keys = (BATCH, 1 if check.rule == "decode" else TOKENS, HEADS, check.key_channels)
     values = (*keys[:3], check.value_channels)

@@ -13,7 +13,7 @@ from ml_collections import ConfigDict
 
 from configs.sweeps import parts
 
-SPEED = {"name": "tokens_per_second", "better": "higher", "title": "training tokens a second"}
+SPEED = {"name": "tokens_per_second", "better": "higher", "title": "training tokens per second"}
 TILES = (16, 64)
 
 

@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 from configs import mqar, overwriting_recall, quickstart
 
 BITS = {"name": "eval_bits_per_byte", "better": "lower", "title": "held-out bits per byte"}
-LOSS = {"name": "eval_loss", "better": "lower", "title": "held-out loss, nats a token"}
+LOSS = {"name": "eval_loss", "better": "lower", "title": "held-out loss, nats per token"}
 ACCURACY = {"name": "eval_accuracy", "better": "higher", "title": "held-out accuracy"}
 
 

@@ -205,7 +205,7 @@ def _dearer(found: Findings, task: Task, ours: str, other: str) -> list[str]:
 
     told = []
     for read, better, what in (
-        (lambda run: run.rate, 1, "tokens a second"),
+        (lambda run: run.rate, 1, "tokens per second"),
         (lambda run: run.memory, -1, "peak memory"),
         (lambda run: run.parameters, -1, "parameters"),
     ):

@@ -41,7 +41,7 @@ class Cost(NamedTuple):
 COSTS = (
     Cost("parameters", "parameters", lambda run: run.parameters, False),
     Cost("cache", "bytes carried per sequence", lambda run: run.cache_bytes, False),
-    Cost("throughput", "tokens a second", lambda run: run.rate, True),
+    Cost("throughput", "tokens per second", lambda run: run.rate, True),
     Cost("memory", "peak memory (MB)", lambda run: run.memory and run.memory / 1e6, False),
 )
 

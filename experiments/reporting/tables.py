@@ -252,7 +252,7 @@ def costs(sweep: Sweep, task: Task) -> str:
             value, base = mean(variant, read), mean(sweep.baseline, read)
             row.append(told(value) + beside(value, base))
         rows.append(row)
-    header = ["variant", "parameters", "tokens a second", "peak memory", "time a run"]
+    header = ["variant", "parameters", "tokens per second", "peak memory", "time per run"]
     return words.table(header, rows)
 
 

@@ -367,7 +367,7 @@ def _matched(
                 f"{tokens[0]:,} to {tokens[-1]:,}"
             )
         amount = f"{tokens[0]:,}" if len(tokens) == 1 else f"{tokens[0]:,} to {tokens[-1]:,}"
-        words = [f"{amount} tokens a run"]
+        words = [f"{amount} tokens per run"]
         equal = _has_equal(sweep)
         matched = {run.parameters for run in of_task if equal(run.variant)}
         if matched:

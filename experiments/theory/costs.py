@@ -164,7 +164,7 @@ def measure(quick: bool) -> Finding:
               ranks_agree(predicted, seconds), at_least=0.8, edge=True),
         Check("measured over predicted time, largest of all tiles",
               float((seconds / predicted).max()), at_most=3, edge=True),
-        Check("rank correlation of FLOPs and times a token of models and contexts",
+        Check("rank correlation of FLOPs and times per token of models and contexts",
               ranks_agree(flop.ravel(), each.ravel()), at_least=0.8),
         Check("time of the hybrid over the mean of its layers' times, furthest from 1",
               float(np.abs(each[1] / mixed - 1).max()), at_most=0.25, edge=True),
@@ -178,7 +178,7 @@ def measure(quick: bool) -> Finding:
             for what, value in zip(("predicted", "measured"), pair, strict=True)
         ),
         *(
-            Number(f"time a token, {name}, {context} tokens", 1e6 * float(value), "µs")
+            Number(f"time per token, {name}, {context} tokens", 1e6 * float(value), "µs")
             for name, row in zip(PATTERNS, each, strict=True)
             for context, value in zip(sizes.contexts, row, strict=True)
         ),
@@ -192,7 +192,7 @@ def measure(quick: bool) -> Finding:
         f"say attention costs as much at {crossings[0]:.0f} tokens, the clock {crossings[1]:.0f}",
         claim="Arithmetic and a start a tile, both measured elsewhere, say which tile is best to "
         "within a quarter of its time, and FLOPs rank models from all gdn2 to all attention by "
-        "time a token. Beyond the core: all tiles are ranked, times are predicted within three "
+        "time per token. Beyond the core: all tiles are ranked, times are predicted within three "
         "times, and a hybrid takes the mean of its layers' times (edges).",
         setup=f"rule: forward and backward at {sizes.shape.label} (B T H D), float32; models: "
         f"forward, {sizes.model}, one row of {sizes.contexts}; medians of {sizes.repeats} rounds "

@@ -183,11 +183,11 @@ def measure(quick: bool) -> Finding:
         ),
     )
     return Finding(
-        title="Erase on the key axis, and on no other, needs one solve a tile",
+        title="Erase on the key axis, and on no other, needs one solve per tile",
         found=f"One solve serves all {values} value channels on the key axis "
         f"(error {key_axis:.0e}); under a value mask the best one solve is off by "
         f"{spread[-1]:.0%}",
-        claim="An erase gate on the key axis is sufficient for one WY solve a tile (exact to "
+        claim="An erase gate on the key axis is sufficient for one WY solve per tile (exact to "
         "float64 whatever the gates), and an erase mask on the value axis makes as many different "
         "triangular systems as it has different columns: one matrix is then wrong, however it is "
         "chosen, and V solves are exact.",

@@ -216,11 +216,11 @@ def checks_of(found: Measured) -> tuple[Check, ...]:
               found.scalar_norm - 1, at_most=ROUNDING),
         Check("norm of products under one b for all tokens, over √(max b / min b)",
               found.excess, at_most=1 + ROUNDING),
-        Check("growth a token of random products, slowest decline of all rows",
+        Check("growth per token of random products, slowest decline of all rows",
               (found.products[:, -1] ** (1 / tokens)).max(), at_most=1.0),
-        Check("growth a token that the search finds, b by channel and token", found.best,
+        Check("growth per token that the search finds, b by channel and token", found.best,
               at_most=1 + 1e-6),
-        Check("growth a token with the content gate closing the loop, all logits 0, L 64, "
+        Check("growth per token with the content gate closing the loop, all logits 0, L 64, "
               "from a state of norm 1",
               found.loop_rate, at_most=1 + 1e-6),
     )  # fmt: skip
@@ -230,15 +230,15 @@ def numbers_of(sizes: Sizes, found: Measured) -> tuple[Number, ...]:
     """What was measured besides."""
     return (
         *(
-            Number(f"growth a token found, K {k}, period {n}, b ≤ {scale:g}", rate, "times")
+            Number(f"growth per token found, K {k}, period {n}, b ≤ {scale:g}", rate, "times")
             for scale, rates in found.searched.items()
             for (k, n), rate in zip(sizes.searched, rates, strict=True)
         ),
-        Number("bound of growth a token, b ≤ 1", float(BOUND), "times"),
-        Number("bound of growth a token, b ≤ 2", float(BOUND_NEGATIVE), "times"),
-        Number("growth a token of the pair √(1/6), √(5/6) in the rule", found.pair_rate, "times"),
+        Number("bound of growth per token, b ≤ 1", float(BOUND), "times"),
+        Number("bound of growth per token, b ≤ 2", float(BOUND_NEGATIVE), "times"),
+        Number("growth per token of the pair √(1/6), √(5/6) in the rule", found.pair_rate, "times"),
         Number("largest norm on the way of random products", float(found.products.max())),
-        Number("log-decay that rules growth out", -float(np.log(BOUND)), "nats a token"),
+        Number("log-decay that rules growth out", -float(np.log(BOUND)), "nats per token"),
         Number(
             "channels with a slower decay at initialisation",
             share_of_slow_decays(float(np.log(BOUND))),
@@ -256,7 +256,7 @@ def measure(quick: bool) -> Finding:
     found = find(sizes)
     return Finding(
         title="A state that nothing is written to does not grow",
-        found=f"A state that nothing is written to can grow {found.best:.3f} times a token "
+        found=f"A state that nothing is written to can grow {found.best:.3f} times per token "
         f"(norm's bound {BOUND:.3f}), {found.loop_rate:.3f} through the content gate alone",
         claim="With unit keys, b in [0, 1] and no decay the state is stable: every transition has "
         "spectral radius 1 at most, and no sequence of them, chosen freely or by the content gate, "

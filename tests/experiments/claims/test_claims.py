@@ -153,6 +153,6 @@ def test_a_train_step_is_found_in_either_form_of_record(tmp_path):
     write("2026-11-30_h100/part.json", {"summary": {"train_step": {"mixers": {}}}})
     answer = throughput.judge(Records(tmp_path))
     assert (answer.verdict, answer.source) == (Verdict.FAILS, "2026-11-29_h100/run.json")
-    assert answer.ours == "0.90 of GDN-2's tokens a second: 10% less"
-    assert "commit bbbbbbb: 90 and 100 tokens a second" in answer.how
+    assert answer.ours == "0.90 of GDN-2's tokens per second: 10% less"
+    assert "commit bbbbbbb: 90 and 100 tokens per second" in answer.how
     assert memory.judge(Records(tmp_path)).told == "**holds**"

@@ -112,7 +112,7 @@ def test_parameters_are_made_equal_by_the_mlp():
     assert abs(sizes["carve"].parameters - sizes["gdn2"].parameters) <= 24
     assert sizes["carve"].overrides["model.mlp_dim"] == sizes["carve"].config.model.mlp_dim > 64
     assert plan.matched.startswith(
-        "associative recall: 3,072 tokens a run, parameters of CARVE and GDN-2 equal within 0."
+        "associative recall: 3,072 tokens per run, parameters of CARVE and GDN-2 equal within 0."
     )
     assert [run.id for run in plan.runs] == [
         f"recall.{variant}.s{seed}" for seed in (0, 1) for variant in ("gdn2", "carve")
