@@ -21,13 +21,13 @@ copies and collectives, and what is done twice. It predicts, on any machine, at 
 copy and a product were measured to reach (--rates takes others) and with the times that
 `pallas_kernels.compiling` predicts of the kernels; the profiler is `experiments.train
 --config.profile_steps`. --output keeps the entries of other configs that its file has, one for each
-config and `remat`.
+config, `remat` and choice to unroll the layers.
 
 Examples:
   python -m experiments.plan --config=configs/carve_1b3.py --compare=configs/gdn2_1b3.py
   python -m experiments.plan --config=configs/carve_1b3.py --chips=16 --mesh=fsdp=16 --price=3
   python -m experiments.plan --anatomy --chips=1 --config=configs/gdn2_1b3.py
-      --config.batch_size=4 --config.model.remat=rule
+      --config.batch_size=4 --config.model.remat=rule_and_dots --config.model.scan_layers=False
 """
 
 import datetime
@@ -91,7 +91,8 @@ def take_apart(
     found: dict[str, Any] = {}
     for path, config in configs:
         entry = anatomise(config, target, mesh_sizes(values.mesh, config, target.chips), rates)
-        found[f"{Path(path).stem}, remat={entry['remat']}"] = {
+        loop = "" if entry["scan_layers"] else ", unrolled"
+        found[f"{Path(path).stem}, remat={entry['remat']}{loop}"] = {
             **_conditions(target, rates),
             **entry,
             **describe_environment(),

@@ -67,6 +67,7 @@ def anatomise(
         "rows": settings.batch_size,
         "length": settings.sequence_length,
         "remat": model.config.remat,
+        "scan_layers": model.config.scan_layers,
         "pattern": list(model.config.pattern),
         "seconds": seconds,
         "tokens_per_second": step.tokens / seconds,

@@ -212,6 +212,10 @@ def test_the_command_adds_an_entry_to_its_file(monkeypatch, tmp_path, capsys):
     out = capsys.readouterr().out
     assert "predicted, not measured" in out
     assert "3.0 GB of a device" in out
+    config.model.scan_layers = False
+    assert cli.call(plan.main, argv) == 0
+    assert "tiny, remat=none, unrolled" in json.loads(path.read_text())["anatomy"]
+    capsys.readouterr()
     path.write_text("{}")
     assert cli.call(plan.main, argv) == 2
     assert "holds no anatomy" in capsys.readouterr().err
