@@ -55,7 +55,7 @@ def judge(records: Records) -> Answer | None:
         f"accuracy on; exact test of pairs, corrected: p {', '.join(tests)}",
         verdict,
         found.source,
-        doubts(found, len(ours.seeds), SEEDS),
+        doubts(found, TASK, (OURS, *BLIND), len(ours.seeds), SEEDS),
     )
 
 

@@ -1,5 +1,7 @@
 """Claims that one variant of a sweep is better than another, or no worse, seed by seed."""
 
+from collections.abc import Iterable
+
 import numpy as np
 
 from carve_jax.evaluation import statistics
@@ -55,7 +57,8 @@ def judge_pairs(
         f"{of_task.title}; {len(pairs)} paired seeds, which would show "
         f"{words.number(power, places)} four times in five"
     )
-    return Answer(ours, how, verdict, found.source, doubts(found, len(pairs), seeds))
+    but = doubts(found, task, (variant, baseline), len(pairs), seeds)
+    return Answer(ours, how, verdict, found.source, but)
 
 
 def decides(found: Found, pairs: int, seeds: int) -> bool:
@@ -63,9 +66,12 @@ def decides(found: Found, pairs: int, seeds: int) -> bool:
     return found.sweep.is_tuned and pairs >= seeds
 
 
-def doubts(found: Found, pairs: int, seeds: int) -> tuple[str, ...]:
-    """What takes from the worth of a sweep's result."""
+def doubts(
+    found: Found, task: str, variants: Iterable[str], pairs: int, seeds: int
+) -> tuple[str, ...]:
+    """What takes from the worth of a comparison of these variants of a sweep."""
     untuned = () if found.sweep.is_tuned else ("untuned",)
     few = (f"{pairs} seeds of {seeds}",) if pairs < seeds else ()
-    edges = any(choice.at_edge for choice in found.sweep.choices.values())
+    choices = [found.sweep.choices.get((task, variant)) for variant in variants]
+    edges = any(choice is not None and choice.at_edge for choice in choices)
     return (*untuned, *few, *(("an optimum at the edge of its grid",) if edges else ()))

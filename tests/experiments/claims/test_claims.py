@@ -10,6 +10,7 @@ from experiments.claims import (
     key_axis,
     memory,
     page,
+    pairs,
     scalar_write,
     text_quality,
     throughput,
@@ -18,6 +19,7 @@ from experiments.claims.claim import REGISTERED, Verdict
 from experiments.claims.records import Records
 from experiments.reporting import results
 from experiments.reporting.sweep import read_sweep
+from experiments.sweeps.tuning import Choice, Tuning
 from tests.experiments.sweeps.made_up import ACCURACY, BITS, write_sweep
 
 NAMES = ("gdn2", "carve", "carve_blind")
@@ -132,6 +134,19 @@ def test_the_newest_result_counts(tmp_path):
         )
     answer = key_axis.judge(Records(tmp_path))
     assert (answer.verdict, answer.source) == (Verdict.FAILS, "2026-11-29_theory/theory.json")
+
+
+def test_an_edge_of_the_grid_is_told_of_what_is_compared_alone(tmp_path):
+    records = record(tmp_path, "gdn2_vs_carve", lambda *given: 2.0, {"text": [BITS]}, seeds=10)
+    found = records.sweep("gdn2_vs_carve")
+    edge = Choice(Tuning("optimizer.rate", (1.0, 2.0, 3.0), (9,), 0), 1.0, ((2.0,),) * 3)
+
+    def told(*where):
+        tuned = found._replace(sweep=found.sweep._replace(choices=dict.fromkeys(where, edge)))
+        return pairs.doubts(tuned, "text", ("carve", "gdn2"), 10, 10)
+
+    assert told(("other", "carve"), ("text", "carve_blind")) == ()
+    assert told(("text", "gdn2")) == ("an optimum at the edge of its grid",)
 
 
 def test_a_train_step_is_found_in_either_form_of_record(tmp_path):
