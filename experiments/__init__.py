@@ -22,3 +22,24 @@ No command imports another.
 
 Which wing may import which is drawn in tests/test_imports.py.
 """
+
+import os
+import sys
+from types import TracebackType
+
+
+def _at_once(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    """Ctrl-C while a command is still importing is no bug to be shown a traceback of."""
+    cause: BaseException | None = error
+    while cause is not None and not isinstance(cause, KeyboardInterrupt):
+        cause = cause.__cause__ or cause.__context__
+    if cause is None:
+        sys.__excepthook__(kind, error, trace)
+        return
+    print("error: stopped at once, nothing was saved by this stop", file=sys.stderr, flush=True)
+    os._exit(130)
+
+
+# Only where a command of ours is starting: `python -m` has not named its file yet, carve-jax has.
+if sys.argv[0] == "-m" or os.path.basename(sys.argv[0]) == "carve-jax":
+    sys.excepthook = _at_once

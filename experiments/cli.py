@@ -26,6 +26,7 @@ from carve_jax.training.processes.distributed import PeerLost
 from carve_jax.training.processes.stopping import Interrupted, TrainingDiverged
 from carve_jax.training.settings import OPTIONAL, from_json, nearest
 from carve_jax.versions import warn_of_untested
+from configs import base
 from experiments.compile_cache import keep_compiled
 from experiments.help_pages.page import render
 
@@ -183,8 +184,14 @@ def parse_flags(
             raise UserError(f"unexpected argument {argument!r}: flags look like {meant}")
         if not sections or not re.match(rf"--?(?:no)?(?:{'|'.join(sections)})\.", argument):
             name = argument.lstrip("-").split("=")[0]
-            hint = "; a config's fields are --config.NAME=VALUE" if "config" in definitions else ""
-            raise UserError(f"unknown flag --{name}; {nearest(name, list(definitions))}{hint}")
+            if "config" not in definitions:
+                hint = nearest(name, list(definitions))
+            elif name.split(".")[0] in base.get_config():
+                hint = f"did you mean --config.{name}?"
+            else:
+                hint = nearest(name, list(definitions))
+                hint += "; a config's fields are --config.NAME=VALUE"
+            raise UserError(f"unknown flag --{name}; {hint}")
     return rest
 
 
@@ -289,9 +296,7 @@ def _as_now(override: str) -> str:
 def _run_config(path: str, flag: str) -> ConfigDict:
     path = str(_installed(local_path(path, flag)))
     if not os.path.isfile(path):
-        available = sorted(f"configs/{p.name}" for p in CONFIGS.glob("*.py") if p.stem[0] != "_")
-        hint = f"; there are {', '.join(available)}" if available else ""
-        raise UserError(f"{flag}={path}: no such file{hint}")
+        raise UserError(f"{flag}={path}: no such file; {_others(Path(path))}")
     try:
         if path.endswith(".json"):
             return from_json(read_json(Path(path)))
@@ -306,6 +311,15 @@ def _run_config(path: str, flag: str) -> ConfigDict:
             f"{flag}={path}: it has no get_config() that returns an ml_collections.ConfigDict"
         )
     return config
+
+
+def _others(path: Path) -> str:
+    """The nearest of the project's configs where one was looked for, or all that are there."""
+    ours = CONFIGS.resolve()
+    looked = [each.resolve() for each in (path.parent, ours.parent / path.parent) if each.is_dir()]
+    folder = next((each for each in looked if each.is_relative_to(ours)), ours)
+    names = sorted(file.name for file in folder.glob("*.py") if file.stem[0] != "_")
+    return f"{nearest(path.name, names)} ({folder.relative_to(ours.parent)})"
 
 
 def _installed(path: Path) -> Path:

@@ -107,12 +107,23 @@ def find_tasks(names: Sequence[str], sources: Sequence[Source]) -> dict[str, Tas
     wanted = [member for name in names for member in find_group(name, sources) or (name,)]
     found: dict[str, Task] = {}
     for name in dict.fromkeys(wanted):
-        task = next((task for source in sources if (task := source.find(name))), None)
-        if task is None:
-            known = [one for source in sources for one in (*source.groups(), *source.names())]
-            raise UserError(f"--tasks: there is no task {name!r}; {_offer(name, known)}")
-        found[name] = task
+        found[name] = _find_task(name, sources)
     return found
+
+
+def _find_task(name: str, sources: Sequence[Source]) -> Task:
+    known: list[str] = []
+    for source in sources:
+        try:
+            task = source.find(name)
+        except UserError:  # it cannot be asked here, and what was meant may be a name before
+            if not difflib.get_close_matches(name, known):
+                raise
+            break
+        if task is not None:
+            return task
+        known += (*source.groups(), *source.names())
+    raise UserError(f"--tasks: there is no task {name!r}; {_offer(name, known)}")
 
 
 def find_group(name: str, sources: Sequence[Source]) -> Mapping[str, str] | None:

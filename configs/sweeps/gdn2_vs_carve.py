@@ -9,8 +9,8 @@ and scalar_write.py.
 Command: python -m experiments.sweep --config=configs/sweeps/gdn2_vs_carve.py --workdir=DIR
 Found (experiments/results/2026-11-28_gdn2_vs_carve): on text the scalar write gate costs 0.011 bits
 per byte (0.008 to 0.015), CARVE as a whole 0.016 (0.004 to 0.029); overwriting tells nothing apart.
-Duration: 80 runs and 48 of tuning, 50 minutes two at a time on two cores of 2026 that had some other
-work; 2.5 hours on two of before.
+Duration: 80 runs and 48 of tuning, two at a time on two cores that had some other work: 50 minutes
+on an AMD EPYC 9005, 2.5 hours on an older one.
 At scale: run I of `--count` on each node or array job,
   python -m experiments.sweep --config=configs/sweeps/gdn2_vs_carve.py --workdir=DIR --index=I
       --base=configs/carve_1b3.py --set.data.path=TOKENS --set.mesh.fsdp=8

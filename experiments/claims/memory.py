@@ -22,9 +22,8 @@ def judge(records: Records) -> Answer | None:
         rule, layer = (planned[0]["bytes"][part]["ratio"] for part in SHAPE["bytes"])
         how += f"; planned by the compiler ({planned[1][:10]}): the rule alone {rule:.2f} of "
         how += f"GDN-2's, a layer {layer:.2f}"
-    return Answer(
-        f"{saved:.0%} less", how, Verdict.HOLDS if saved >= ENOUGH else verdict, step.source
-    )
+    verdict = Verdict.HOLDS if saved >= ENOUGH else verdict
+    return Answer(f"{saved:.0%} less ({step.card})", how, verdict, step.source)
 
 
 CLAIM = Claim(

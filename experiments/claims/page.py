@@ -89,7 +89,8 @@ def _section(claim: Claim, answer: Answer | None) -> list[str]:
     found = "No result yet."
     if answer is not None:
         link = f"[{answer.source}](../results/{answer.source})"
-        found = f"{words.escape(answer.ours)}. {words.escape(answer.how)}. From {link}."
+        how = words.escape(answer.how)
+        found = f"{words.escape(answer.ours)}. {how[:1].upper()}{how[1:]}. From {link}."
     parts = [
         f"## {claim.title}",
         words.bullets(

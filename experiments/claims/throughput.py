@@ -14,7 +14,7 @@ def judge(records: Records) -> Answer | None:
         return None
     ratio = step.carve[0] / step.gdn2[0]
     return Answer(
-        f"{ratio:.2f} of GDN-2's tokens per second: {1 - ratio:.0%} less",
+        f"{ratio:.2f} of GDN-2's tokens per second: {1 - ratio:.0%} less ({step.card})",
         f"train step of the 1.3B model, {step.device}, kernels of commit {step.commit}: "
         f"{step.carve[0]:,.0f} and {step.gdn2[0]:,.0f} tokens per second",
         Verdict.HOLDS if ratio >= ENOUGH else Verdict.FAILS,

@@ -1,5 +1,6 @@
 """A whole train step of the 1.3B model on one GPU, as the GPU records have it."""
 
+import re
 from typing import Any, NamedTuple
 
 from carve_jax.files import Maybe
@@ -22,6 +23,12 @@ class Step(NamedTuple):
     device: str
     commit: str
     source: str
+
+    @property
+    def card(self) -> str:
+        """Which card, and when it was measured."""
+        name = re.search(r"\b[A-Z]+\d{2,4}\b", self.device)
+        return f"{name[0] if name else self.device}, {self.source[:10]}"
 
 
 def newest_step(records: Records) -> Step | None:

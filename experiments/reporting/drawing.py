@@ -90,8 +90,8 @@ def name_points(
         axes.annotate(
             titles[name], at[name], (1.04, y), "data", "axes fraction",
             va="center", fontsize=8, annotation_clip=False, color=colour,
-            arrowprops={"arrowstyle": "-", "color": colour, "lw": 0.6, "alpha": 0.6,
-                        "relpos": (0, 0.5), "shrinkA": 1, "shrinkB": 3},
+            arrowprops={"arrowstyle": "-", "color": colour, "lw": 0.8, "alpha": 0.5,
+                        "linestyle": ":", "relpos": (0, 0.5), "shrinkA": 1, "shrinkB": 3},
         )  # fmt: skip
 
 

@@ -12,10 +12,10 @@
   parallel_in_time  how many passes of GDN-2 make one of CARVE.
 
 The verdict is computed from the measured numbers: "holds", "fails", or "holds within limits", with
-the place where it fails. DIR (by default a dated folder of experiments/results) gets theory.json,
-and for each a PNG and an SVG. All take some four minutes on two idle cores; --quick takes tiny
-sizes, which can refute no claim: one that is missed there is undecided, and verdicts and figures
-say "quick".
+the place where it fails. --output (by default a dated folder of experiments/results) gets
+theory.json, and for each a PNG and an SVG. All take some four minutes on two idle cores; --quick
+takes tiny sizes, which can refute no claim: one that is missed there is undecided, and verdicts and
+figures say "quick".
 
 Examples:
   python -m experiments.theory --only=solve,stability --quick --output=theory
@@ -29,6 +29,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import jax
 from absl import flags
 
 from carve_jax.files import made_directory, write_atomically
@@ -92,6 +93,7 @@ def main(argv: list[str]) -> None:
     flags.DEFINE_bool("quick", False, "Take tiny sizes.", flag_values=values)
     cli.parse_flags(values, argv)
     names = cli.known_names("only", values.only, tuple(EXPERIMENTS))
+    jax.devices()  # what is missing is said before a folder is made
     today = datetime.date.today().isoformat()
     directory = made_directory(
         values.output or cli.results_folder() / f"{today}_theory", "--output"

@@ -211,7 +211,8 @@ def draw(figure: Figure, finding: Finding) -> None:
     for index, (told, errors) in enumerate(finding.curves["blind"].items()):
         name = "told the mode" if told else "not told"
         left.plot(BETAS, errors, label=f"best linear readout, {name}", **style(index))
-    left.plot(BETAS, floor(BETAS), ":", color=INK, label="closed form, told, any readout")
+    told = "closed form, told, any readout (expected)"
+    left.plot(BETAS, floor(BETAS), ":", color=INK, label=told)
     left.axhline(finding.curves["carve"][-1], color=COLOURS[2], label="CARVE set by hand")
     legend(left, columns=1)
     label(left, "erase gate β of every write", "squared error over the target's", "Blind gates")

@@ -166,12 +166,14 @@ def measure(quick: bool) -> Finding:
     strongest = max(c.needed for (_, s), c in found.random.items() if s == sizes.strengths[-1])
     gain = PREDICTED["forward, 1 row"][0] / PREDICTED["forward, 1 row"][1]
     layers = [each.needed for of_model in found.layers.values() for each in of_model]
+    beyond = sizes.strengths[-1]
+    more = "" if beyond == 1 else f", {strongest} where by {beyond:g}"
     learnt = f", {max(layers)} in a trained layer" if layers else ""
     return Finding(
         title="CARVE can be swept in parallel, exactly, in a few sweeps",
         found=f"{at_one} sweeps agree to bfloat16 where content shifts logits by 1, in rows of "
-        f"{' or '.join(map(str, found.longer))} gate chunks alike, {strongest} where by "
-        f"{sizes.strengths[-1]:g}{learnt}; the scan takes the time of {gain:.1f} at one row on one "
+        f"{' or '.join(map(str, found.longer))} gate chunks alike{more}{learnt}; "
+        f"the scan takes the time of {gain:.1f} at one row on one "
         f"GPU, of {shard_break_even(8):.1f} where it lies on eight (predicted)",
         claim="Sweeps of GDN-2 under the contents of the sweep before make one more gate chunk "
         "exact each, so that N do for N chunks. To bfloat16's precision four do at random weights "
@@ -198,7 +200,8 @@ def draw(figure: Figure, finding: Finding) -> None:
     curves |= {name: layers[0] for name, layers in found.layers.items()}
     curves[f"worst case, {found.relay.chunks} chunks"] = found.relay
     for index, (name, each) in enumerate(curves.items()):
-        errors = np.maximum(each.errors, 1e-8)
+        errors = np.array(each.errors)
+        errors[errors < 1e-8] = np.nan  # equal to the last bit: no place on this scale
         look = style(index, of=len(curves))
         left.plot(np.arange(1, len(errors) + 1), errors, label=name, **look)
     left.axhline(PRECISION, color=INK, linestyle=":", label="bfloat16")

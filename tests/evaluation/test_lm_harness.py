@@ -255,6 +255,13 @@ def test_unknown_tasks_and_missing_data_are_one_sentence(tasks, evaluated, monke
         find_tasks(["hellaswg"], sources)
     with pytest.raises(UserError, match=r"no task 'perplexty'; did you mean 'perplexity'"):
         find_tasks(["perplexty"], sources)
+    with monkeypatch.context() as missing:
+        missing.setitem(sys.modules, "carve_jax.evaluation.harness_run", None)
+        without = [sources[0], HarnessTasks(Options())]
+        with pytest.raises(UserError, match=r"no task 'perplexty'; did you mean 'perplexity'"):
+            find_tasks(["perplexty"], without)
+        with pytest.raises(UserError, match=r"need its package: pip install -e '\.\[eval\]'"):
+            find_tasks(["hellaswag"], without)
     assert list(find_tasks(["common_sense", "piqa", "recall"], sources)) == [
         *harness_tasks.COMMON_SENSE,
         *recall.RECALL,

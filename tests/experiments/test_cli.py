@@ -237,8 +237,30 @@ def test_bad_config_files(tmp_path, capsys, text, said):
 
 def test_a_config_that_is_not_there(capsys):
     line = mistake(["--config=configs/quikstart.py"], capsys)
-    assert "configs/quikstart.py: no such file; there are " in line
-    assert "configs/quickstart.py" in line
+    assert "configs/quikstart.py: no such file; did you mean 'quickstart.py'? (configs)" in line
+    line = mistake(["--config=configs/sweeps/nope.py"], capsys)
+    assert line.endswith("tiny.py (configs/sweeps)")
+    assert "carve_1b3" not in line
+
+
+def test_a_field_given_as_a_flag_is_offered_as_a_field(capsys):
+    line = mistake(["--config=configs/quickstart.py", "--steps=5"], capsys)
+    assert line.endswith("unknown flag --steps; did you mean --config.steps?")
+
+
+@pytest.mark.parametrize(
+    ("raised", "code", "said"),
+    [
+        ("KeyboardInterrupt", 130, "error: stopped at once, nothing was saved by this stop\n"),
+        ("ImportError('x') from KeyboardInterrupt()", 130, "error: stopped at once, "),
+        ("ImportError('x')", 1, "Traceback"),
+    ],
+)
+def test_a_stop_while_a_command_is_importing_shows_no_traceback(raised, code, said):
+    program = f"import sys; sys.argv[0] = '-m'; import experiments; raise {raised}"
+    ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert ended.returncode == code
+    assert ended.stderr.startswith(said)
 
 
 def test_an_empty_data_set(tmp_path, capsys):

@@ -16,7 +16,7 @@ from ml_collections import ConfigDict
 from carve_jax.errors import UserError
 from carve_jax.training import loop
 from carve_jax.training.processes.stopping import Interrupted, TrainingDiverged
-from carve_jax.training.reports import whole_run
+from carve_jax.training.reports import spelled, whole_run
 from carve_jax.training.reports.metrics import CLOCK, read_metrics
 from carve_jax.training.run import build, load_trained
 from carve_jax.training.workdir import load_tokenizer
@@ -254,14 +254,35 @@ def test_text_gives_bits_a_picture_and_a_sample(text_run):
     assert lines[-2].startswith("sample:\nthe rule")
     assert lines[-1].splitlines() == [
         "next:",
-        f"  python -m experiments.generate --workdir={workdir} --prompt='the rule'",
-        f"  python -m experiments.evaluate --workdir={workdir}",
-        f"  tensorboard --logdir={workdir}/tensorboard",
+        f"  {spelled.command('generate')} --workdir={workdir} --prompt='the rule'",
+        f"  {spelled.command('evaluate')} --workdir={workdir}",
+        f"  tensorboard --logdir={workdir}/tensorboard  # after pip install tensorboard",
     ]
     trained = load_trained(workdir, say=pytest.fail)
     jax.tree.map(np.testing.assert_array_equal, trained.params, state.params)
     tokenizer = load_tokenizer(workdir)
     assert tokenizer.decode(tokenizer.encode("the rule")) == "the rule"
+
+
+def test_commands_are_spelled_as_the_shell_finds_them(tmp_path, monkeypatch):
+    environment = tmp_path / "clone" / ".venv" / "bin"
+    environment.mkdir(parents=True)
+    for name in ("python", "python3", "carve-jax"):
+        (environment / name).write_text("#!/bin/sh\n")
+        (environment / name).chmod(0o755)
+    monkeypatch.setattr("sys.executable", str(environment / "python3"))
+    monkeypatch.setattr("sys.argv", ["train.py"])
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.chdir(tmp_path / "clone")
+    assert spelled.command("evaluate") == ".venv/bin/python -m experiments.evaluate"
+    assert spelled.program("tensorboard") is None
+    monkeypatch.chdir(tmp_path / "clone" / ".venv")
+    monkeypatch.setenv("PATH", str(environment))
+    assert spelled.command("evaluate") == "python -m experiments.evaluate"
+    monkeypatch.setattr("sys.argv", ["carve-jax train"])
+    assert spelled.command("evaluate") == "carve-jax evaluate"
+    monkeypatch.setenv("PATH", "")
+    assert spelled.command("evaluate") == "bin/carve-jax evaluate"
 
 
 def test_other_data_is_refused(text_run):

@@ -35,7 +35,7 @@ class TokenFiles:
 
     def __init__(self, path: str | Path) -> None:
         self._directory = local_path(path, "data.path") if path else Path(path)
-        mend = "give the directory that experiments.prepare_data wrote"
+        mend = "give the directory that experiments.prepare_data wrote (--config.data.path=…)"
         with told(f"data.path {self._directory}", mend):
             found = bool(path) and self._directory.is_dir()
         if not found:

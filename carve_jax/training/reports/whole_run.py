@@ -13,7 +13,7 @@ from carve_jax.generate import generate
 from carve_jax.model import count_parameters
 from carve_jax.placement import pipeline_bubble
 from carve_jax.training.processes.messages import Say, held_by_first, is_first, together
-from carve_jax.training.reports import plot, provenance
+from carve_jax.training.reports import plot, provenance, spelled
 from carve_jax.training.reports.metrics import TENSORBOARD, read_metrics
 from carve_jax.training.reports.utilisation import ideal_step_seconds
 from carve_jax.training.run import Run, Start
@@ -98,14 +98,13 @@ def next_commands(run: Run, workdir: Path) -> str:
     """What can be done with a run that has ended: a command in each line."""
     directory = shlex.quote(str(workdir))
     prompt = shlex.quote(run.settings.sample_prompt)
-    commands = [
-        f"python -m experiments.evaluate --workdir={directory}",
-        f"tensorboard --logdir={shlex.quote(str(workdir / TENSORBOARD))}",
-    ]
+    commands = [f"{spelled.command('evaluate')} --workdir={directory}"]
     if run.pipeline.tokenizer is not None:
-        commands.insert(
-            0, f"python -m experiments.generate --workdir={directory} --prompt={prompt}"
-        )
+        commands.insert(0, f"{spelled.command('generate')} --workdir={directory} --prompt={prompt}")
+    tensorboard = spelled.program("tensorboard")
+    missing = "" if tensorboard else "  # after pip install tensorboard"
+    logs = shlex.quote(str(workdir / TENSORBOARD))
+    commands.append(f"{tensorboard or 'tensorboard'} --logdir={logs}{missing}")
     return "\n  ".join(["next:", *commands])
 
 

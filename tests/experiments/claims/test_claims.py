@@ -163,11 +163,12 @@ def test_a_train_step_is_found_in_either_form_of_record(tmp_path):
         "gdn2": {"tokens_per_second": 100, "peak_bytes": 2e9},
     }
     write(
-        "2026-11-29_h100/run.json", {"code": "b" * 12, "summary": {"train_step": {"mixers": new}}}
+        "2026-11-29_h100/run.json",
+        {"card": "NVIDIA H100 80GB", "code": "b" * 12, "summary": {"train_step": {"mixers": new}}},
     )
     write("2026-11-30_h100/part.json", {"summary": {"train_step": {"mixers": {}}}})
     answer = throughput.judge(Records(tmp_path))
     assert (answer.verdict, answer.source) == (Verdict.FAILS, "2026-11-29_h100/run.json")
-    assert answer.ours == "0.90 of GDN-2's tokens per second: 10% less"
+    assert answer.ours == "0.90 of GDN-2's tokens per second: 10% less (H100, 2026-11-29)"
     assert "commit bbbbbbb: 90 and 100 tokens per second" in answer.how
     assert memory.judge(Records(tmp_path)).told == "**holds**"
