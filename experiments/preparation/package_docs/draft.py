@@ -25,3 +25,8 @@ class Draft(NamedTuple):
 
     name: str
     sections: list[Section]
+
+    @property
+    def text(self) -> str:
+        """All of it."""
+        return "\n\n".join(section.heading + section.text for section in self.sections)

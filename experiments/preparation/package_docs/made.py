@@ -3,7 +3,6 @@
 import hashlib
 import json
 import zipfile
-from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
@@ -13,7 +12,8 @@ from carve_jax.data.sources import stdlib
 from carve_jax.data.sources.documents import Document
 from carve_jax.errors import UserError
 from carve_jax.files import read_text, reason_of, replacing, told, write_atomically
-from experiments.preparation.package_docs import draft, markup, prose, readers, repeats, wheels
+from experiments.preparation.package_docs import prose, readers, repeats, wheels
+from experiments.preparation.package_docs.draft import Draft
 from experiments.preparation.package_docs.wheels import Wheel
 from experiments.preparation.work import Columns
 
@@ -48,9 +48,9 @@ def made_file() -> Path:
 def _key(table: Sequence[Wheel]) -> str:
     """A digest of all that the text depends on but Python's own version."""
     total = hashlib.sha256(json.dumps(table).encode("utf-8"))
-    for module in (stdlib, draft, markup, prose, readers, repeats):
-        with told(module.__file__, "install the package again"):
-            total.update(read_text(Path(str(module.__file__))).encode("utf-8"))
+    for source in (*sorted(Path(__file__).parent.glob("*.py")), Path(stdlib.__file__)):
+        with told(source, "install the package again"):
+            total.update(read_text(source).encode("utf-8"))
     return total.hexdigest()[:16]
 
 
@@ -67,42 +67,49 @@ def _is_whole(path: Path) -> bool:
 
 def _documents(table: Sequence[Wheel], files: Sequence[Path]) -> list[Document]:
     """All documents, in the table's order; what each stage leaves is said."""
-    raw: Counter[str] = Counter()
-    found: list[Document] = []
+    english: dict[str, list[Draft]] = {}
+    raw: dict[str, int] = {}
     pairs = list(zip(table, files, strict=True))
-    for wheel, path in tqdm.tqdm(pairs, unit="wheel", desc="documents"):
+    for wheel, path in tqdm.tqdm(pairs, unit="wheel", desc="wheels read"):
         try:
             drafts = readers.drafts_of(path, wheel.name, wheel.readers)
         except (OSError, ValueError, LookupError, zipfile.BadZipFile) as error:
             raise UserError(
                 f"{path} cannot be read as a wheel ({reason_of(error)}): remove it, and run again"
             ) from error
-        raw[wheel.name] = sum(len(s.text.encode()) for d in drafts for s in d.sections)
-        found += english_documents(drafts)
-    kept = repeats.drop_near_repeats(found)
-    for name in raw:
-        sizes = [sum(len(d.text) for d in each if _is_of(d, name)) for each in (found, kept)]
-        count = sum(_is_of(d, name) for d in kept)
+        raw[wheel.name] = _size(drafts)
+        english[wheel.name] = [one for one in map(prose.english_of, drafts) if one.sections]
+    whole = without_near_repeats(english)
+    found: list[Document] = []
+    for name, drafts in whole.items():
+        documents = list(cut_documents(drafts))
+        stages = (raw[name], _size(english[name]), _size(drafts))
+        sizes = [f"{size / 1e6:.2f}" for size in (*stages, sum(len(d.text) for d in documents))]
         print(
-            f"{name}: {_mb(raw[name])} MB, of which English and new {_mb(sizes[0])}, without "
-            f"near-repeats {_mb(sizes[1])} in {count} documents"
+            f"{name}: {sizes[0]} MB, of which English {sizes[1]}, without documents that nearly "
+            f"repeat others {sizes[2]}, without such paragraphs {sizes[3]} in {len(documents)} "
+            "documents"
         )
-    return kept
+        found += documents
+    return found
 
 
-def _is_of(document: Document, package: str) -> bool:
-    return document.name.startswith(f"{package}/")
+def _size(drafts: Iterable[Draft]) -> int:
+    return sum(len(draft.text.encode()) for draft in drafts)
 
 
-def _mb(size: int) -> str:
-    return f"{size / 1e6:.2f}"
+def without_near_repeats(packages: dict[str, list[Draft]]) -> dict[str, list[Draft]]:
+    """The documents of each package, but for those that nearly repeat one of any package."""
+    every = [draft for drafts in packages.values() for draft in drafts]
+    repeated = repeats.near_repeats([draft.text for draft in every])
+    kept = iter(index not in repeated for index in range(len(every)))
+    return {name: [d for d in drafts if next(kept)] for name, drafts in packages.items()}
 
 
-def english_documents(drafts: Iterable[draft.Draft]) -> Iterator[Document]:
-    """The documents of one package, each of at most `prose.LARGEST_DOCUMENT` bytes."""
-    seen: set[str] = set()
-    for one in drafts:
-        texts = prose.cut(prose.english_of(one, seen))
-        for number, text in enumerate(texts, 1):
+def cut_documents(drafts: Iterable[Draft]) -> Iterator[Document]:
+    """What drafts of one package say anew, cut at `prose.LARGEST_DOCUMENT` bytes."""
+    seen: set[int] = set()
+    for draft in drafts:
+        for number, text in enumerate(prose.cut(prose.new_of(draft, seen)), 1):
             if len(text) >= prose.LEAST_DOCUMENT:
-                yield Document(one.name if number == 1 else f"{one.name}#{number}", text)
+                yield Document(draft.name if number == 1 else f"{draft.name}#{number}", text)

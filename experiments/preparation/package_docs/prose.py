@@ -1,15 +1,17 @@
 """Which paragraphs are English sentences, and documents of those that are."""
 
 import re
-from collections.abc import Iterator
+import zlib
+from collections.abc import Callable, Iterator
 
-from experiments.preparation.package_docs.draft import Draft
+from experiments.preparation.package_docs.draft import Draft, Section
 
 LARGEST_DOCUMENT = 64 << 10  # bytes
 LEAST_DOCUMENT = 500
 LONGEST_PARAGRAPH = 8 << 10  # characters; what is longer is a table or a list of names
 LONGEST_HEADING = 80
-SHORT = 40  # characters of a paragraph that says nothing about its origin
+ROW = 8  # words in a row, which a paragraph shares with those before it or not
+MOST_SHARED = 0.5  # of a paragraph's rows; above, it repeats what was said before
 LEAST_SHARE = 0.5  # of a document that is in sentences
 _OFTEN = """
 a about after all also an and any are as at be because been before but by can does each for from had
@@ -46,59 +48,74 @@ def _is_heading(paragraph: str) -> bool:
     )
 
 
-def english_of(draft: Draft, seen: set[str]) -> list[list[str]]:
-    """The sections of a draft, as lists of paragraphs; none if it is mostly something else.
+def english_of(draft: Draft) -> Draft:
+    """The English of a draft; nothing if it is mostly something else.
 
-    A paragraph stays if it is English and was not seen before; so does a heading right before one,
-    and the heading of a section of which something stays.
-
-    Args:
-      draft: what the package has.
-      seen: paragraphs of the package so far, which is added to.
+    Paragraphs stay that are English, and headings right before one.
     """
-    found = [_paragraphs(section.text) for section in draft.sections]
-    every = [paragraph for paragraphs in found for paragraph in paragraphs]
+    every = [part for section in draft.sections for part in paragraphs_of(section.text)]
     english = sum(len(paragraph) for paragraph in every if is_english(paragraph))
     if english < LEAST_SHARE * sum(map(len, every)):
-        return []
+        return Draft(draft.name, [])
+    return _filtered(draft, is_english)
+
+
+def new_of(draft: Draft, seen: set[int]) -> Draft:
+    """What a draft of English has that was not said before.
+
+    Args:
+      draft: as `english_of` gives it.
+      seen: checksums of the rows of words of the package so far, which is added to.
+    """
+
+    def is_new(paragraph: str) -> bool:
+        rows = _rows(paragraph)
+        new = is_english(paragraph) and len(rows & seen) <= MOST_SHARED * len(rows)
+        seen.update(rows if new else ())
+        return new
+
+    return _filtered(draft, is_new)
+
+
+def _filtered(draft: Draft, stays: Callable[[str], bool]) -> Draft:
     sections = []
-    for section, paragraphs in zip(draft.sections, found, strict=True):
-        kept = _kept(paragraphs, seen)
+    for section in draft.sections:
+        kept: list[str] = []
+        heading: list[str] = []
+        for paragraph in paragraphs_of(section.text):
+            if stays(paragraph):
+                kept += [*heading, paragraph]
+                heading = []
+            else:
+                heading = [paragraph] if _is_heading(paragraph) else []
         if kept:
-            sections.append([section.heading + kept[0], *kept[1:]])
-    return sections
+            sections.append(Section(section.heading, "\n\n".join(kept)))
+    return Draft(draft.name, sections)
 
 
-def _paragraphs(text: str) -> list[str]:
+def paragraphs_of(text: str) -> list[str]:
+    """What empty lines part, without white space at the ends of lines."""
     lines = "\n".join(line.rstrip() for line in text.splitlines())
     return [part.strip("\n") for part in re.split(r"\n{2,}", lines) if part.strip()]
 
 
-def _kept(paragraphs: list[str], seen: set[str]) -> list[str]:
-    kept: list[str] = []
-    heading: list[str] = []
-    for paragraph in paragraphs:
-        if not is_english(paragraph):
-            heading = [paragraph] if _is_heading(paragraph) else []
-            continue
-        evened = " ".join(paragraph.split())
-        if len(evened) < SHORT or evened not in seen:
-            kept += [*heading, paragraph]
-        seen.add(evened)
-        heading = []
-    return kept
+def _rows(paragraph: str) -> set[int]:
+    """Checksums of the rows of words in a paragraph, or of the whole of a short one."""
+    words = paragraph.lower().encode().split()
+    count = max(1, len(words) - ROW + 1)
+    return {zlib.crc32(b" ".join(words[start : start + ROW])) for start in range(count)}
 
 
-def cut(sections: list[list[str]], most: int = LARGEST_DOCUMENT) -> Iterator[bytes]:
+def cut(draft: Draft, most: int = LARGEST_DOCUMENT) -> Iterator[bytes]:
     """Texts of at most so many bytes, each of whole paragraphs.
 
     Behind half of the most, a text ends with its section.
     """
     parts: list[bytes] = []
     size = 0
-    for section in sections:
-        for number, paragraph in enumerate(section):
-            text = f"{paragraph}\n".encode()
+    for section in draft.sections:
+        for number, paragraph in enumerate(paragraphs_of(section.text)):
+            text = f"{section.heading * (number == 0)}{paragraph}\n".encode()
             full = size + len(text) + 1 > most
             if parts and (full or (number == 0 and size > most // 2)):
                 yield b"\n".join(parts)

@@ -2,7 +2,8 @@
 
 from collections.abc import Sequence
 
-from carve_jax.data.sources.documents import Document
+import tqdm
+
 from carve_jax.errors import UserError
 
 PERMUTATIONS = 128
@@ -21,26 +22,27 @@ def check_extra() -> None:
         ) from error
 
 
-def drop_near_repeats(documents: Sequence[Document]) -> list[Document]:
-    """Drops documents that nearly repeat others; longest first, the others stay, in their order.
+def near_repeats(texts: Sequence[str]) -> set[int]:
+    """The numbers of the texts that nearly repeat others; of each two, the longer one is none.
 
     Source: Broder, "On the resemblance and containment of documents" (1997).
     """
     from datasketch import MinHash, MinHashLSH
 
     found = MinHashLSH(threshold=THRESHOLD, num_perm=PERMUTATIONS)
-    hashes: dict[int, MinHash] = {}
-    for index in sorted(range(len(documents)), key=lambda i: (-len(documents[i].text), i)):
+    kept: dict[int, MinHash] = {}
+    by_length = sorted(range(len(texts)), key=lambda i: (-len(texts[i]), i))
+    for index in tqdm.tqdm(by_length, unit="document", desc="near-repeats"):
         one = MinHash(num_perm=PERMUTATIONS)
-        one.update_batch(_rows(documents[index].text))
-        if all(one.jaccard(hashes[other]) < THRESHOLD for other in found.query(one)):
+        one.update_batch(_rows(texts[index]))
+        if all(one.jaccard(kept[other]) < THRESHOLD for other in found.query(one)):
             found.insert(index, one)
-            hashes[index] = one
-    return [document for index, document in enumerate(documents) if index in hashes]
+            kept[index] = one
+    return set(by_length) - kept.keys()
 
 
-def _rows(text: bytes) -> list[bytes]:
+def _rows(text: str) -> list[bytes]:
     """Each row of words once."""
-    words = text.lower().split()
+    words = text.lower().encode().split()
     count = max(1, len(words) - WORDS + 1)
     return sorted({b" ".join(words[start : start + WORDS]) for start in range(count)})

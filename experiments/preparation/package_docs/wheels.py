@@ -182,6 +182,9 @@ def fetched(table: Sequence[Wheel]) -> list[Path]:
         for wheel, path in zip(table, paths, strict=True)
         if not _is_whole(path, wheel.sha256)
     ]
+    for _, path in missing:
+        if os.path.lexists(path):
+            print(f"{path} is not what its digest says: it is fetched again")
     with tqdm.tqdm(missing, unit="wheel", desc="wheels", disable=not missing) as progress:
         for wheel, path in progress:
             _fetch(wheel, path)

@@ -8,13 +8,13 @@ import zipfile
 
 import pytest
 
-from carve_jax.data import Document, is_held_out
+from carve_jax.data import is_held_out
 from carve_jax.data.token_files.manifest import Manifest
 from carve_jax.errors import UserError
 from experiments.preparation.package_docs import made, markup, prose, readers, wheels
 from experiments.preparation.package_docs.draft import Draft, Section
-from experiments.preparation.package_docs.made import english_documents, made_file
-from experiments.preparation.package_docs.repeats import drop_near_repeats
+from experiments.preparation.package_docs.made import made_file
+from experiments.preparation.package_docs.repeats import near_repeats
 from experiments.preparation.package_docs.wheels import TABLE, Wheel, fetched
 from experiments.preparation.prepare import Settings, prepare
 from tests.experiments.preparation import wheels as tiny
@@ -31,6 +31,10 @@ def index(tmp_path):
         yield asked
 
 
+def draft(name, text):
+    return Draft(name, [Section("", text)])
+
+
 def lines_of(path):
     return [json.loads(line) for line in path.read_text("utf-8").splitlines()]
 
@@ -44,7 +48,7 @@ def test_what_the_wheels_hold_becomes_documents(index, capsys):
     service = found["botocore/one"]
     assert service.startswith("A Service\n\nWhat the service is for: This is the new one.")
     assert "\n\nAskIt\n\nThis is what part 70" in service
-    assert "\n\nName: This is the new one." in service
+    assert "\n\nName: The name by which" in service
     assert "old one" not in service
     assert "plain: " in capsys.readouterr().out
     assert index == ["plain", "botocore"]
@@ -184,16 +188,21 @@ def test_the_table_pins_each_wheel_once():
 def test_near_repeats_go_and_the_longest_stays():
     long = tiny.prose(1)
     changed = long.replace("river", "brook").replace("engine", "motor")
-    texts = {"a": changed[:-40], "b": long, "c": tiny.prose(2), "d": "short"}
-    documents = [Document(name, text.encode()) for name, text in texts.items()]
-    assert [d.name for d in drop_near_repeats(documents)] == ["b", "c", "d"]
-    assert [d.name for d in drop_near_repeats(documents[::-1])] == ["d", "c", "b"]
+    texts = [changed[:-40], long, tiny.prose(2), "short"]
+    assert near_repeats(texts) == {0}
+    assert near_repeats(texts[::-1]) == {3}
+    packages = {"p": [draft("p/a", texts[0]), draft("p/c", texts[2])], "q": [draft("q/b", long)]}
+    kept = made.without_near_repeats(packages)
+    assert {name: [d.name for d in drafts] for name, drafts in kept.items()} == {
+        "p": ["p/c"],
+        "q": ["q/b"],
+    }
 
 
-def test_a_paragraph_stays_once_in_a_package():
-    same = "This notice is the same in every file of the package, and it says nothing."
-    drafts = [Draft(f"p/{i}", [Section("", f"{same}\n\n{tiny.prose(i)}")]) for i in range(3)]
-    texts = [document.text.decode() for document in english_documents(drafts)]
+def test_a_paragraph_stays_once_in_a_package_and_so_does_one_that_is_nearly_it():
+    same = "This notice is the same in every file of the package, and it says nothing of number"
+    drafts = [draft(f"p/{i}", f"{same} {i}.\n\n{tiny.prose(i)}") for i in range(3)]
+    texts = [document.text.decode() for document in made.cut_documents(drafts)]
     assert [text.count(same) for text in texts] == [1, 0, 0]
     assert [text.strip() for text in texts[1:]] == [tiny.prose(1), tiny.prose(2)]
 
@@ -221,25 +230,26 @@ def test_headings_stay_with_what_they_head_and_code_goes():
         "Notes\n-----\n\nThis is what you should know of it before you use it.\n\n"
         "Examples\n--------\n\n>>> f(1)\n2\n\nAfter that it is all the same to us."
     )
-    (section,) = prose.english_of(Draft("p/a", [Section("f: ", text)]), set())
-    assert section == [
-        "f: Notes\n-----",
-        "This is what you should know of it before you use it.",
-        "After that it is all the same to us.",
-    ]
-    code = ">>> f(1)\n2\n\n" * 40
-    assert prose.english_of(Draft("p/a", [Section("", text + "\n\n" + code)]), set()) == []
+    found = prose.english_of(Draft("p/a", [Section("f: ", text), Section("g: ", ">>> g(1)")]))
+    assert found.text == (
+        "f: Notes\n-----\n\nThis is what you should know of it before you use it.\n\n"
+        "After that it is all the same to us."
+    )
+    assert prose.new_of(found, set()) == found
+    assert prose.english_of(draft("p/a", text + "\n\n>>> f(1)\n2" * 40)).sections == []
 
 
 def test_no_document_is_larger_than_the_bound_and_no_paragraph_is_lost():
-    sections = [[f"{i}.{j} " + "é" * 200 for j in range(7)] for i in range(9)]
-    texts = list(prose.cut(sections, 2000))
+    sections = [
+        Section(f"{i}: ", "\n\n".join(f"{i}.{j} " + "é" * 200 for j in range(7))) for i in range(9)
+    ]
+    texts = list(prose.cut(Draft("p/a", sections), 2000))
     assert len(texts) > 5
     assert max(map(len, texts)) <= 2000
-    assert b"\n".join(texts).decode() == "\n\n".join(p for s in sections for p in s) + "\n"
-    assert len(list(prose.cut(sections))) == 1
-    drafts = [Draft("p/a", [Section("", tiny.prose(i, 300)) for i in range(3)])]
-    names = [document.name for document in english_documents(drafts)]
+    assert b"\n".join(texts).decode() == Draft("p/a", sections).text + "\n"
+    assert len(list(prose.cut(Draft("p/a", sections)))) == 1
+    long = Draft("p/a", [Section("", tiny.prose(i, 300)) for i in range(3)])
+    names = [document.name for document in made.cut_documents([long])]
     assert names == ["p/a", *(f"p/a#{n}" for n in range(2, len(names) + 1))]
     assert len(names) > 1
 
@@ -266,8 +276,8 @@ def test_the_newest_version_of_an_interface_that_is_no_trial(tmp_path):
     content = tiny.wheel_bytes({f"x/documents/{n}.json": interface(n) for n in names})
     (tmp_path / "x.whl").write_bytes(content)
     found = readers.drafts_of(tmp_path / "x.whl", "x", ("discovery",))
-    assert [draft.name for draft in found] == ["x/a", "x/b"]
-    assert [draft.sections[0].heading for draft in found] == ["a.v10\n\n", "b.beta\n\n"]
+    assert [one.name for one in found] == ["x/a", "x/b"]
+    assert [one.sections[0].heading for one in found] == ["a.v10\n\n", "b.beta\n\n"]
     headings = [section.heading for section in found[0].sections]
     assert headings == ["a.v10\n\n", "rows.list\n\n", "name: ", "Row\n\n"]
     assert found[0].sections[2].text == ""  # too few words to say more than the name
@@ -283,6 +293,6 @@ def test_checks_are_documents_by_service(tmp_path):
     }
     files = {f"p/aws/s3/c{i}/c{i}.metadata.json": json.dumps(facts).encode() for i in range(2)}
     (tmp_path / "x.whl").write_bytes(tiny.wheel_bytes(files))
-    (draft,) = readers.drafts_of(tmp_path / "x.whl", "x", ("checks",))
+    (found,) = readers.drafts_of(tmp_path / "x.whl", "x", ("checks",))
     text = "**What** is looked for.\n\nWhat may happen.\n\nWhat to do."
-    assert draft == ("x/p/aws/s3", [("It is locked\n\n", text)] * 2)
+    assert found == ("x/p/aws/s3", [("It is locked\n\n", text)] * 2)

@@ -45,8 +45,9 @@ def botocore_files() -> dict[str, bytes]:
     """Two services, one of them described twice."""
 
     def model(text: str) -> bytes:
+        name = "The name by which whatever is asked for can be found."
         shapes = {
-            "Ask": {"type": "structure", "members": {"Name": {"shape": "N", "documentation": text}}}
+            "Ask": {"type": "structure", "members": {"Name": {"shape": "N", "documentation": name}}}
         }
         operation = {"documentation": f"<p>{prose(70)}</p>", "input": {"shape": "Ask"}}
         content = {
