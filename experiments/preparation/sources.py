@@ -17,6 +17,7 @@ from carve_jax.data.sources.stdlib import stdlib_documents
 from carve_jax.errors import UserError
 from carve_jax.files import local_path, open_regular, shown, told
 from experiments.preparation.json_lines import document_of_line, survey_lines
+from experiments.preparation.package_docs.made import COLUMNS, made_file
 from experiments.preparation.parquet import cut_rows, read_rows
 from experiments.preparation.work import (
     AGAIN,
@@ -32,6 +33,7 @@ LINES = (".jsonl", ".ndjson", ".json")
 PARQUET = ".parquet"
 SUFFIXES = (".txt", ".md", ".rst", *LINES, PARQUET)
 COMPRESSED = (".gz", ".zst", ".bz2", ".xz", ".zip", ".lz4", ".7z")
+STDLIB, PACKAGE_DOCS = "stdlib", "package_docs"
 STDLIB_PARTS = ("topics", "docstrings")
 
 
@@ -43,7 +45,7 @@ def list_sources(inputs: Sequence[str], *, say: Callable[[str], None] = _to_stde
     """The files meant by the inputs, in a fixed order.
 
     Args:
-      inputs: files, directories, or `stdlib`.
+      inputs: files, directories, `stdlib` or `package_docs`.
       say: takes a line that says what is passed over in a directory.
 
     Raises:
@@ -51,8 +53,8 @@ def list_sources(inputs: Sequence[str], *, say: Callable[[str], None] = _to_stde
     """
     sources: list[Source] = []
     for given in inputs:
-        if given == "stdlib":
-            sources.append(Source(Path(given), given))
+        if given in (STDLIB, PACKAGE_DOCS):
+            sources.append(Source(Path(given), given, given))
             continue
         path = local_path(given, "--input")
         with told(f"--input={shown(given)}", "correct it"):
@@ -66,11 +68,12 @@ def list_sources(inputs: Sequence[str], *, say: Callable[[str], None] = _to_stde
                 "Parquet, first."
             )
         if not found:
-            what = "holds no text files" if is_folder else "is no file, directory or 'stdlib'"
-            allowed = f" ({', '.join(SUFFIXES)})" if is_folder else ""
-            raise UserError(f"--input names {shown(given)}, which {what}{allowed}; {AGAIN}.")
+            what = "is no file, directory, 'stdlib' or 'package_docs'"
+            if is_folder:
+                what = f"holds no text files ({', '.join(SUFFIXES)})"
+            raise UserError(f"--input names {shown(given)}, which {what}; {AGAIN}.")
         sources.extend(found)
-    return [Source(path, _printable(name)) for path, name in sources]
+    return [source._replace(name=_printable(source.name)) for source in sources]
 
 
 def _below(folder: Path, given: str, say: Callable[[str], None]) -> list[Source]:
@@ -105,9 +108,15 @@ def _printable(name: str) -> str:
 
 
 def source_bytes(source: Source) -> int:
-    """Bytes of a source."""
-    if source.name == "stdlib":
+    """Bytes of a source; what is built in is made for it.
+
+    Raises:
+      UserError: it cannot be read or made.
+    """
+    if source.built_in == STDLIB:
         return sum(len(document.text) for document in stdlib_documents(STDLIB_PARTS))
+    if source.built_in == PACKAGE_DOCS:
+        source = source._replace(path=made_file())
     with told(source.path, AGAIN):
         return source.path.stat().st_size
 
@@ -119,11 +128,13 @@ def survey(source: Source, columns: Columns, most: WorkSize) -> Surveyed:
       UserError: an unknown column, a document that is too large, or a file that is no Parquet or
         cannot be read.
     """
-    if source.name == "stdlib":
+    if source.built_in == STDLIB:
         documents = stdlib_documents(STDLIB_PARTS)
         size = source_bytes(source)
         facts = {"name": source.name, "bytes": size, "sha256": fingerprint(documents)}
         return Surveyed(facts, [Work(source, 0, len(documents), 1, size, documents=documents)])
+    if source.built_in == PACKAGE_DOCS:
+        source = source._replace(path=made_file())
     with told(source.path, AGAIN):
         if _suffix(source.path) in LINES:
             return survey_lines(source, most)
@@ -144,7 +155,8 @@ def read_work(work: Work, columns: Columns) -> Iterator[Document]:
       UserError: a line that is not an object with the columns as strings, a row without text, a
         document that is too large, or a file that cannot be read.
     """
-    path, name = work.source
+    path, name, built_in = work.source
+    columns = COLUMNS if built_in == PACKAGE_DOCS else columns
     if work.documents:
         yield from work.documents
     elif _suffix(path) in LINES:

@@ -38,10 +38,17 @@ class WorkSize(NamedTuple):
 
 
 class Source(NamedTuple):
-    """A file, and what its documents are named after; the path `stdlib` is Python's own text."""
+    """Text to read.
+
+    Attributes:
+      path: of the file; of a built-in input, its name.
+      name: what its documents are named after.
+      built_in: the input's name, where it is no file of the user's: `stdlib` or `package_docs`.
+    """
 
     path: Path
     name: str
+    built_in: str = ""
 
 
 class Work(NamedTuple):

@@ -30,6 +30,7 @@ _WRITES = "it writes"
 _MADE = "of a file that this process, or its own child, has just made"
 _WORDS = "of text in memory, from another process or its own"
 _SHARED = "it hands on what a kind's reader gives"
+_PINNED = "of a wheel that was held against its digest in the project's table"
 _GENERAL = "what the kinds' readers call: it takes any path"
 NOT_FILES = {
     "carve_jax.decoding_file:_plain": _WORDS,
@@ -65,6 +66,10 @@ NOT_FILES = {
     "experiments.planning.measured_steps:held_against": "the project's own, committed results",
     "experiments.planning.rates:reached_rates": "the project's own, committed results",
     "experiments.cli:call": "the null device",
+    "experiments.preparation.package_docs.made:_key": _OWN,
+    "experiments.preparation.package_docs.made:made_file": _MADE,
+    "experiments.preparation.package_docs.readers:_json": _PINNED,
+    "experiments.preparation.package_docs.wheels:_fetch": _MADE,
     "experiments.measuring.memory:PeakResident._look": _PROC,
     "experiments.fault_injection.kills:Trainer.finish": _MADE,
     "experiments.fault_injection.kills:Trainer.said": _MADE,

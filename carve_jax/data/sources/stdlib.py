@@ -61,15 +61,23 @@ def _docstrings() -> Iterator[Document]:
     seen: set[str] = set()  # methods of sibling classes share many
     for name, source in _modules():
         entries = []
-        for qualified, text in _documented(name, source):
+        for qualified, text in docstrings_of(name, source):
             if text not in seen:
                 seen.add(text)
                 entries.append(f"{qualified}\n\n{text}\n")
         yield Document(f"docstrings/{name}", "\n".join(entries).encode())
 
 
-def _documented(name: str, source: bytes) -> list[tuple[str, str]]:
-    """The docstrings of a module, each with its qualified name."""
+def docstrings_of(name: str, source: bytes) -> list[tuple[str, str]]:
+    """The docstrings of a module, each with its qualified name.
+
+    Args:
+      name: dotted, of the module.
+      source: of the module, which is parsed and not run.
+
+    Raises:
+      SyntaxError: it is none of this Python.
+    """
     collects = gc.isenabled()
     gc.disable()  # it would look through the syntax tree again and again: half of the time
     try:

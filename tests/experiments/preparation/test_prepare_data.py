@@ -73,7 +73,7 @@ def test_bad_inputs_are_said_and_leave_nothing(texts, tmp_path):
     out = tmp_path / "out"
     (tmp_path / "none").mkdir()
     for inputs, said in [
-        ([str(tmp_path / "absent")], "no file, directory or 'stdlib'"),
+        ([str(tmp_path / "absent")], "no file, directory, 'stdlib' or 'package_docs'"),
         ([str(tmp_path / "none")], "no text files"),
         ([broken(tmp_path, "a.jsonl", '{"text": 1}\n')], r"a\.jsonl:1 is not a JSON object"),
         ([broken(tmp_path, "b.jsonl", '{"text": "x"}\n[')], r"b\.jsonl:2 is not a JSON object"),

@@ -12,10 +12,14 @@ import pyarrow.parquet
 from carve_jax.data.token_files.manifest import Manifest
 from carve_jax.data.token_files.token_files import TokenFiles
 from experiments.preparation import workers
+from experiments.preparation.package_docs import wheels
+from experiments.preparation.package_docs.made import made_file
+from experiments.preparation.package_docs.wheels import fetched
 from experiments.preparation.prepare import Settings, prepare
 from experiments.preparation.sources import list_sources, read_work, survey
 from experiments.preparation.work import Columns, WorkSize
 from tests.data.helpers import write_shards
+from tests.experiments.preparation.wheels import index_of, packages
 from tests.fuzz.damage import kept
 from tests.fuzz.kind import OTHER, REPAIRED, Judge, Kind, Say, SilentChange, any_value
 
@@ -164,6 +168,24 @@ def judge_parquet(folder: Path, value: Any, healthy: Any, said: list[str]) -> st
     return OTHER
 
 
+def make_package_docs(folder: Path, number: int) -> None:
+    """The user's cache folder, with wheels and what was made of them."""
+    with index_of(packages(number), folder):
+        made_file()
+
+
+def make_package_docs_wheels(folder: Path, number: int) -> None:
+    """The wheels alone."""
+    with index_of(packages(number), folder):
+        fetched(wheels.TABLE)
+
+
+def read_package_docs(folder: Path, say: Say) -> Any:
+    """As prepare_data does, with an index that has the wheels."""
+    with index_of(packages(), folder):
+        return made_file().read_bytes()
+
+
 def _tokens(what: str, *files: str, read: Any = read_tokens, **others: Any) -> Kind:
     reads = others.pop("reads")
     found = tuple(f"tokens/{name}" for name in files)
@@ -172,6 +194,7 @@ def _tokens(what: str, *files: str, read: Any = read_tokens, **others: Any) -> K
 
 _TOKENS = "carve_jax.data.token_files.token_files"
 _PREPARATION = "experiments.preparation"
+_WHEELS = f"{_PREPARATION}.package_docs.wheels"
 
 
 def _judge_old() -> Judge:
@@ -256,6 +279,22 @@ KINDS = (
         (f"{_PREPARATION}.json_lines:survey_lines", f"{_PREPARATION}.json_lines:document_of_line"),
         judge_lines,
         json=True,
+    ),
+    Kind(
+        "package_docs: its text",
+        make_package_docs,
+        ("carve_jax/package_docs/*.jsonl", "carve_jax/package_docs/*.sha256"),
+        read_package_docs,
+        (f"{_PREPARATION}.package_docs.made:_is_whole", f"{_WHEELS}:file_digest"),
+        share=0.5,
+    ),
+    Kind(
+        "package_docs: wheels",
+        make_package_docs_wheels,
+        ("carve_jax/package_docs/wheels/*.whl",),
+        read_package_docs,
+        (f"{_WHEELS}:_is_whole", f"{_WHEELS}:file_digest"),
+        share=0.5,
     ),
     Kind(
         "Parquet",
