@@ -5,6 +5,10 @@ from collections.abc import Iterable
 from typing import NamedTuple
 
 
+PART = "\x1f#"
+"""What stands between the name of a document and the number of its part, where it was cut."""
+
+
 class Document(NamedTuple):
     """A text with a name that does not change from run to run."""
 
@@ -16,9 +20,10 @@ def is_held_out(name: str, eval_fraction: float) -> bool:
     """Whether the document of this name is held out.
 
     A hash of the name alone decides: adding documents, another seed or another machine moves no
-    document across the line, and a larger fraction only ever adds to the held-out set.
+    document across the line, and a larger fraction only ever adds to the held-out set. The parts of
+    a document go where it goes.
     """
-    digest = hashlib.sha256(name.encode()).digest()
+    digest = hashlib.sha256(name.partition(PART)[0].encode()).digest()
     return int.from_bytes(digest[:8], "big") < eval_fraction * 2.0**64
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import tqdm
 
 from carve_jax.data.sources import stdlib
-from carve_jax.data.sources.documents import Document
+from carve_jax.data.sources.documents import PART, Document
 from carve_jax.errors import UserError
 from carve_jax.files import read_text, reason_of, replacing, told, write_atomically
 from experiments.preparation.package_docs import prose, readers, repeats, wheels
@@ -112,4 +112,4 @@ def cut_documents(drafts: Iterable[Draft]) -> Iterator[Document]:
     for draft in drafts:
         for number, text in enumerate(prose.cut(prose.new_of(draft, seen)), 1):
             if len(text) >= prose.LEAST_DOCUMENT:
-                yield Document(draft.name if number == 1 else f"{draft.name}#{number}", text)
+                yield Document(draft.name if number == 1 else f"{draft.name}{PART}{number}", text)

@@ -9,6 +9,7 @@ import zipfile
 import pytest
 
 from carve_jax.data import is_held_out
+from carve_jax.data.sources.documents import PART
 from carve_jax.data.token_files.manifest import Manifest
 from carve_jax.errors import UserError
 from experiments.preparation.package_docs import made, markup, prose, readers, wheels
@@ -250,7 +251,9 @@ def test_no_document_is_larger_than_the_bound_and_no_paragraph_is_lost():
     assert len(list(prose.cut(Draft("p/a", sections)))) == 1
     long = Draft("p/a", [Section("", tiny.prose(i, 300)) for i in range(3)])
     names = [document.name for document in made.cut_documents([long])]
-    assert names == ["p/a", *(f"p/a#{n}" for n in range(2, len(names) + 1))]
+    assert names == ["p/a", *(f"p/a{PART}{n}" for n in range(2, len(names) + 1))]
+    for share in (0.1, 0.5, 0.9):
+        assert len({is_held_out(name, share) for name in names}) == 1
     assert len(names) > 1
 
 
