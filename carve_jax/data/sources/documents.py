@@ -4,7 +4,6 @@ import hashlib
 from collections.abc import Iterable
 from typing import NamedTuple
 
-
 PART = "\x1f#"
 """What stands between the name of a document and the number of its part, where it was cut."""
 
