@@ -35,6 +35,7 @@ from absl import flags
 
 from carve_jax.data.ruler.haystack import Haystack
 from carve_jax.errors import UserError
+from carve_jax.evaluation.content_use import content_use
 from carve_jax.evaluation.evaluated_model import load_evaluated_model
 from carve_jax.evaluation.harness_tasks import HarnessTasks
 from carve_jax.evaluation.held_out import held_out_perplexity
@@ -47,7 +48,7 @@ from experiments import cli
 from experiments.evaluating.measure import averages, measure, print_table
 from experiments.evaluating.record import Record, settings_of, settings_of_run
 
-OWN = NamedTasks({"perplexity": held_out_perplexity})
+OWN = NamedTasks({"perplexity": held_out_perplexity, "content": content_use})
 CHANGEABLE = ("data.", "sequence_length", "batch_size")
 
 

@@ -37,6 +37,8 @@ class Trace(NamedTuple):
       query, key, value: what the rule reads, the query not yet scaled.
       log_decay: g ≤ 0; exp g of a key channel of the state is kept.
       erase: b, in [0, 1] (or [0, 2]) of a key channel.
+      blind_erase: b as it would be under no content, all else as it was; b itself in layers without
+        a content gate.
       write: w of a value channel.
       content: m, which the token's erase gate saw; 0 in layers without a content gate.
       output: o, the rule's own: scaled, before any norm or gate.
@@ -51,6 +53,7 @@ class Trace(NamedTuple):
     value: Float32[np.ndarray, "layers T N V"]
     log_decay: Float32[np.ndarray, "layers T N K"]
     erase: Float32[np.ndarray, "layers T N K"]
+    blind_erase: Float32[np.ndarray, "layers T N K"]
     write: Float32[np.ndarray, "layers T N V"]
     content: Float32[np.ndarray, "layers T N V"]
     output: Float32[np.ndarray, "layers T N V"]
@@ -154,13 +157,18 @@ def _one_token(
     key_axis = {name: spread(getattr(inputs, name), config.key_dim) for name in KEY_AXIS}
     before, after = state
     content = jnp.zeros_like(output)
+    key_axis["blind_erase"] = key_axis["erase"]
     if isinstance(before, CarveState):
         gates = FAMILY[mixer].gates_of(config)
         if gates.reads_layer_below:  # the rule was given b itself
             content = sown["content_below"][0][:, 0, 0]
+            logits = spread(sown["erase_logits"][0][:, 0, 0], config.key_dim)
         else:
             content = jax.vmap(present_content)(before)[:, 0]
-            key_axis["erase"] = _content_erase(gates, params, content, key_axis["erase"])
+            logits = key_axis["erase"]
+            key_axis["erase"] = _content_erase(gates, params, content, logits)
+        nothing = jnp.zeros_like(content)
+        key_axis["blind_erase"] = _content_erase(gates, params, nothing, logits)
         after = after.memory
     value_axis = {
         "value": inputs.value,

@@ -232,6 +232,7 @@ class GatedDeltaMixer(GateProjections):
                 f"{shape}: give both as many value heads and channels, and the same gate_chunk."
             )
         self.sow("intermediates", "content_below", below)
+        self.sow("intermediates", "erase_logits", logits)
         gate = ContentGate(
             *self._content_projections(value.dtype),
             chunk=gates.gate_chunk,

@@ -44,7 +44,7 @@ def test_layers_and_axes():
     assert read.layers == ("0 carve", "2 carve")
     np.testing.assert_array_equal(read.tokens, ROW)
     shapes = {name: getattr(read, name).shape for name in read._fields[2:]}
-    keys = dict.fromkeys(("query", "key", "log_decay", "erase"), (2, LENGTH, 2, 8))
+    keys = dict.fromkeys(("query", "key", "log_decay", "erase", "blind_erase"), (2, LENGTH, 2, 8))
     values = dict.fromkeys(("value", "write", "content", "output"), (2, LENGTH, 2, 16))
     states = {"state": (2, LENGTH, 2, 8, 16), "state_norm": (2, LENGTH, 2)}
     assert shapes == keys | values | states
