@@ -119,6 +119,7 @@ TABLE: Mapping[str, Range] = {
     "data.num_queries": whole(0, ", and 0 asks for all"),
     "data.num_writes": COUNT,
     "data.power_a": Range(0.0, 1e6, open_least=True),
+    "data.shortest": whole(0, ", and 0 makes all examples as long as a row"),
     "data.eval_examples": COUNT,
 }
 

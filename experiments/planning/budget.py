@@ -43,11 +43,11 @@ class Work(NamedTuple):
 
 
 def work(config: ConfigDict, model: LMConfig) -> Work:
-    """The work of a step: the loss computes its logits again, remat="full" all layers, and
-    remat="rule" all of them but their rules."""
+    """The work of a step: remat="full" computes all layers again, and remat="rule" all of them but
+    their rules; the head is computed once."""
     parts = forward_flops(model, _context(config))
     forward, recomputed = sum(parts.values()), model.remat in RECOMPUTED
-    again = forward if recomputed else 2.0 * model.vocab_size * model.d_model
+    again = forward - 2.0 * model.vocab_size * model.d_model if recomputed else 0.0
     if model.remat == "rule":
         again -= parts["rule"]
     return Work(

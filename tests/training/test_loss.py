@@ -23,7 +23,7 @@ def inputs(batch, length, seed=0):
     return hidden, kernel, targets, mask
 
 
-@functools.partial(jax.jit, static_argnums=4)
+@functools.partial(jax.jit, static_argnums=(4, 5))
 def chunked(hidden, kernel, targets, mask, loss_chunk, z_loss=0.0):
     size = jnp.full(targets.shape, 3, jnp.int32)
     return next_token_loss(
@@ -112,3 +112,34 @@ def test_report_gives_nats_a_token_and_bits_a_byte():
         "bits_per_byte": pytest.approx(6.0 / (math.log(2) * 12.0)),
     }
     assert "bits_per_byte" not in report(sums._replace(bytes=np.float32(0)))
+
+
+def test_logits_are_computed_once():
+    hidden, kernel, targets, mask = inputs(2, 16)
+
+    def products(objective):
+        text = str(jax.make_jaxpr(jax.grad(objective, (0, 1)))(hidden, kernel))
+        return text.count("dot_general")
+
+    # Logits, and the gradients of the hidden states and of the kernel; nothing a second time.
+    assert products(lambda h, k: chunked(h, k, targets, mask, 8).nats) == 3
+
+
+def test_a_gradient_of_half_of_the_objective_is_refused():
+    hidden, kernel, targets, mask = inputs(2, 5)
+    for one in ("nats", "penalty"):
+        with pytest.raises(ValueError, match="differentiate their sum"):
+            jax.grad(lambda h, one=one: getattr(chunked(h, kernel, targets, mask, 8, 0.1), one))(
+                hidden
+            )
+    counts = jax.grad(lambda h: chunked(h, kernel, targets, mask, 8, 0.1).tokens)(hidden)
+    assert not counts.any()
+
+
+def test_a_factor_before_the_loss_reaches_the_gradients():
+    hidden, kernel, targets, mask = inputs(2, 5)
+
+    def times(factor):
+        return jax.grad(lambda h: factor * chunked(h, kernel, targets, mask, 8).nats)(hidden)
+
+    np.testing.assert_allclose(times(-0.5), -0.5 * times(1.0), rtol=1e-6)
