@@ -44,6 +44,12 @@ MENDS = {
 }
 
 
+NO_NUMBER = {
+    r"invalid literal for int\(\)": "a whole number",
+    "could not convert string to float": "a number",
+}
+
+
 class HelpAsked(Exception):
     """`--help` stands among a command's arguments.
 
@@ -92,7 +98,7 @@ def call(main: Callable[[list[str]], None], argv: list[str]) -> int:
     except UserError as error:
         return _fail(str(error), error.exit_code)
     except flags.Error as error:
-        return _fail(str(error), USER_ERROR)
+        return _fail(_plain(str(error)), USER_ERROR)
     except (TrainingDiverged, PeerLost) as error:
         return _fail(str(error), error.exit_code)
     except Interrupted as stop:
@@ -133,6 +139,13 @@ def _missing_platform() -> str | None:
             "JAX needs for that device (pip install 'jax[cuda13]' for an NVIDIA GPU)"
         )
     return None
+
+
+def _plain(message: str) -> str:
+    """What absl says of a value, without Python's words for a text that is no number."""
+    for theirs, ours in NO_NUMBER.items():
+        message = re.sub(rf"{theirs}.*", f"give {ours}", message)
+    return message
 
 
 def _of_system(error: OSError) -> str:
