@@ -18,6 +18,7 @@ def read(erase_scale=1.0, content=True):
         shape = (LAYERS, TOKENS, HEADS, *channels)
         return random.uniform(size=shape).astype(np.float32)
 
+    erase = erase_scale * uniform(KEYS)
     return Trace(
         layers=("0 carve", "1 carve"),
         tokens=np.arange(TOKENS),
@@ -25,7 +26,8 @@ def read(erase_scale=1.0, content=True):
         key=uniform(KEYS),
         value=uniform(VALUES),
         log_decay=-uniform(KEYS),
-        erase=erase_scale * uniform(KEYS),
+        erase=erase,
+        blind_erase=erase,
         write=np.repeat(uniform(1), VALUES, axis=-1),
         content=(uniform(VALUES) - 0.5) * content,
         output=uniform(VALUES),
