@@ -89,6 +89,7 @@ def call(main: Callable[[list[str]], None], argv: list[str]) -> int:
       0; 2 for a mistake, a full disk, or what else the system refuses of a file; 3 when training
       diverged; 75 when another process of the run is gone; 128 + the signal when stopped.
     """
+    sys.excepthook = sys.__excepthook__  # from here on this function tells of a stop
     if HELP & set(argv):
         argv, main = argv[:1], functools.partial(_print_help, main)
     logging.set_verbosity(logging.FATAL)  # libraries log, with tracebacks, what they also raise
@@ -199,8 +200,8 @@ def parse_flags(
             name = argument.lstrip("-").split("=")[0]
             if "config" not in definitions:
                 hint = nearest(name, list(definitions))
-            elif name.split(".")[0] in base.get_config():
-                hint = f"did you mean --config.{name}?"
+            elif sections and name.split(".")[0] in base.get_config():
+                hint = f"did you mean --{sections[-1]}.{name}?"
             else:
                 hint = nearest(name, list(definitions))
                 hint += "; a config's fields are --config.NAME=VALUE"

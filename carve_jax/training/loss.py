@@ -50,16 +50,19 @@ def next_token_loss(
     where a mesh cuts the sequence, each chunk takes tokens of every shard.
 
     Args:
-      head: maps hidden states to float32 logits; may close over traced parameters.
+      head: maps hidden states to float32 logits; may close over traced parameters of floats.
       loss_mask: 1 where the target counts, 0 where not; takes no gradient.
-      z_loss: weight of the squared log-partition (PaLM, arXiv 2204.02311, section 5; there 1e-4).
+      z_loss: weight of the squared log-partition (PaLM, arXiv 2204.02311, section 5; there 1e-4);
+        a number, which is not traced.
 
     Returns:
-      `LossSums`; the training objective is `nats + penalty`, over `tokens`. Its gradient is that of
-      the two together.
+      `LossSums`; the training objective is `nats + penalty`, over `tokens`. With a `z_loss` the
+      gradient is of their sum alone: any multiple of it, but not of the two with other weights,
+      which would give a wrong one. Forward mode (`jax.jvp`) is not supported.
 
     Raises:
-      ValueError: with a `z_loss`, when one of the two is differentiated without the other.
+      ValueError: with a `z_loss`, when JAX sees that one of the two is differentiated without the
+        other.
     """
     batch, length = targets.shape
     width = min(length, max(1, loss_chunk // batch))

@@ -245,6 +245,9 @@ def test_a_config_that_is_not_there(capsys):
 
 
 def test_a_field_given_as_a_flag_is_offered_as_a_field(capsys):
+    argv = ["sweep", "--config=configs/sweeps/tiny.py", "--workdir=x", "--steps=5"]
+    assert cli.call(sweep.main, argv) == 2
+    assert "did you mean --set.steps?" in capsys.readouterr().err
     line = mistake(["--config=configs/quickstart.py", "--steps=5"], capsys)
     assert line.endswith("unknown flag --steps; did you mean --config.steps?")
 

@@ -256,7 +256,8 @@ def test_text_gives_bits_a_picture_and_a_sample(text_run):
         "next:",
         f"  {spelled.command('generate')} --workdir={workdir} --prompt='the rule'",
         f"  {spelled.command('evaluate')} --workdir={workdir}",
-        f"  tensorboard --logdir={workdir}/tensorboard  # after pip install tensorboard",
+        f"  {spelled.program('tensorboard') or 'tensorboard'} --logdir={workdir}/tensorboard"
+        + ("" if spelled.program("tensorboard") else "  # after pip install tensorboard"),
     ]
     trained = load_trained(workdir, say=pytest.fail)
     jax.tree.map(np.testing.assert_array_equal, trained.params, state.params)
@@ -283,6 +284,12 @@ def test_commands_are_spelled_as_the_shell_finds_them(tmp_path, monkeypatch):
     assert spelled.command("evaluate") == "carve-jax evaluate"
     monkeypatch.setenv("PATH", "")
     assert spelled.command("evaluate") == "bin/carve-jax evaluate"
+    monkeypatch.setattr("sys.argv", ["train.py"])
+    (environment / "python").unlink()
+    monkeypatch.setenv("PATH", str(tmp_path))  # another python is none of ours
+    (tmp_path / "python").write_text("#!/bin/sh\n")
+    (tmp_path / "python").chmod(0o755)
+    assert spelled.command("evaluate") == "bin/python3 -m experiments.evaluate"
 
 
 def test_other_data_is_refused(text_run):

@@ -124,7 +124,10 @@ def _shape(name: str, shapes: dict[str, Any], seen: set[str]) -> Iterator[Sectio
 
 
 def _discovery(wheel: zipfile.ZipFile) -> Iterator[Draft]:
-    """A document for each interface, of its newest version that is not a trial."""
+    """A document for each interface, of its newest version that is not a trial.
+
+    Of interfaces that share what stands before the first dot of their name, one is taken.
+    """
     newest: dict[str, tuple[bool, list[int], str]] = {}
     for name in _names(wheel, (".json",)):
         match = _VERSION.match(name.split("/")[-1])
