@@ -67,6 +67,7 @@ def run(main: Callable[[list[str]], None]) -> None:
 
     What it compiles is kept for the next command (`experiments.compile_cache`).
     """
+    sys.excepthook = sys.__excepthook__  # that of imports; from here on `call` tells of a stop
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             # A terminal shows what it can; all else is UTF-8, whatever the machine's locale.
@@ -89,7 +90,6 @@ def call(main: Callable[[list[str]], None], argv: list[str]) -> int:
       0; 2 for a mistake, a full disk, or what else the system refuses of a file; 3 when training
       diverged; 75 when another process of the run is gone; 128 + the signal when stopped.
     """
-    sys.excepthook = sys.__excepthook__  # from here on this function tells of a stop
     if HELP & set(argv):
         argv, main = argv[:1], functools.partial(_print_help, main)
     logging.set_verbosity(logging.FATAL)  # libraries log, with tracebacks, what they also raise

@@ -9,7 +9,7 @@ from tqdm import tqdm
 
 from carve_jax.errors import UserError
 from carve_jax.evaluation.evaluated_model import EvaluatedModel
-from carve_jax.evaluation.held_out import by_document, token_scores
+from carve_jax.evaluation.held_out import by_document, counted, token_scores
 from carve_jax.evaluation.tasks import Figure, Options, Result, mean, ratio
 from carve_jax.evaluation.trace import Trace, trace
 from carve_jax.training.optimizer import leaf_name
@@ -52,13 +52,7 @@ def content_use(evaluated: EvaluatedModel, options: Options) -> Result:
         tables.append(np.column_stack([nats[0][:, :2], nats[1][:, 0]]))
         if options.limit and sum(map(len, tables)) >= options.limit:
             break
-    documents = np.concatenate(tables or [np.zeros((0, 3))])[: options.limit]
-    if not len(documents):
-        raise UserError(
-            "the held-out set has no tokens: give more documents, or a larger "
-            "config.data.eval_fraction"
-        )
-    seen, tokens, unseen = documents.T
+    seen, tokens, unseen = counted(tables, options.limit).T
     metrics: dict[str, Figure] = {
         "loss": ratio(seen, tokens),
         "loss_without_content": ratio(unseen, tokens),

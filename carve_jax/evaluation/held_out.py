@@ -2,7 +2,7 @@
 
 import functools
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -38,13 +38,7 @@ def held_out_perplexity(evaluated: EvaluatedModel, options: Options) -> Result:
         sums.append(by_document(batch, np.asarray(likelihoods), np.asarray(correct)))
         if options.limit and sum(map(len, sums)) >= options.limit:
             break
-    documents = np.concatenate(sums or [np.zeros((0, 4))])[: options.limit]
-    if not len(documents):
-        raise UserError(
-            "the held-out set has no tokens: give more documents, or a larger "
-            "config.data.eval_fraction"
-        )
-    nats, tokens, size, right = documents.T
+    nats, tokens, size, right = counted(sums, options.limit).T
     loss = ratio(nats, tokens)
     metrics = {
         "loss": loss,
@@ -83,6 +77,20 @@ def by_document(batch: Mapping[str, Any], likelihoods: np.ndarray, correct: np.n
     ]
     table = np.stack(sums, axis=1)
     return table[table[:, 1] > 0]
+
+
+def counted(tables: Sequence[np.ndarray], limit: int | None) -> np.ndarray:
+    """The documents of all batches, or so many of them.
+
+    Raises:
+      UserError: there is none.
+    """
+    if not sum(map(len, tables)):
+        raise UserError(
+            "the held-out set has no tokens: give more documents, or a larger "
+            "config.data.eval_fraction"
+        )
+    return np.concatenate(tables)[:limit]
 
 
 def _scaled(figure: Figure, factor: float) -> Figure:

@@ -57,8 +57,8 @@ def next_token_loss(
 
     Returns:
       `LossSums`; the training objective is `nats + penalty`, over `tokens`. With a `z_loss` the
-      gradient is of their sum alone: any multiple of it, but not of the two with other weights,
-      which would give a wrong one. Forward mode (`jax.jvp`) is not supported.
+      gradient is of their sum alone, or of any multiple of it; of the two with other weights it is
+      NaN. Forward mode (`jax.jvp`) is not supported.
 
     Raises:
       ValueError: with a `z_loss`, when JAX sees that one of the two is differentiated without the
@@ -163,6 +163,8 @@ def _scaled_gradient(
         )
     if isinstance(scale, SymbolicZero):
         return *jax.tree.map(jnp.zeros_like, gradient), None
+    if z_loss:  # other weights would be answered wrongly
+        scale = jnp.where(scale == other, scale, jnp.nan)
     return *jax.tree.map(lambda x: (scale * x).astype(x.dtype), gradient), None
 
 

@@ -5,6 +5,8 @@ its running sum included, so that CARVE pays for what it reads. Both mixers have
 and value channels grow together; nothing else changes. Eight keys are written twice each, so that
 states of four rows are too small, and of eight just large enough.
 
+Found (experiments/results/2026-11-28_state_size): both mixers lie on one line.
+Duration: 64 runs of some 20 s each, two at a time on two cores of an AMD EPYC 9005.
 Command: python -m experiments.sweep --config=configs/sweeps/state_size.py --workdir=DIR --report
 """
 

@@ -85,5 +85,6 @@ CLAIM = Claim(
     "rows has room for both answers and may solve it: then CARVE's content stands for state, "
     "rather than for something that no state can buy. Twelve seeds show it four times in five if "
     "CARVE solves two seeds of three and blind gates none. The run of 2026-11-25 had three seeds, "
-    "no tuning and the load above alone.",
+    "no tuning and the load above alone. A limit, found since (`content_faint`, untuned, twice the "
+    "batch): there CARVE without content solves the load above in one seed of five.",
 )

@@ -132,6 +132,13 @@ def test_a_gradient_of_half_of_the_objective_is_refused():
             jax.grad(lambda h, one=one: getattr(chunked(h, kernel, targets, mask, 8, 0.1), one))(
                 hidden
             )
+
+    def weighted(h, weight):
+        sums = chunked(h, kernel, targets, mask, 8, 0.1)
+        return 2.0 * sums.nats + weight * sums.penalty
+
+    assert jnp.isnan(jax.grad(weighted)(hidden, 1.0)).all()
+    assert jnp.isfinite(jax.grad(weighted)(hidden, 2.0)).all()
     counts = jax.grad(lambda h: chunked(h, kernel, targets, mask, 8, 0.1).tokens)(hidden)
     assert not counts.any()
 

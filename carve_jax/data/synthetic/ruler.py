@@ -49,7 +49,8 @@ class Ruler:
         """A prompt and its reply."""
         index, length = int(rng.integers(_INDICES)), self._sequence_length
         if self._shortest < length:
-            length = int(np.exp(rng.uniform(np.log(self._shortest), np.log(length + 1))))
+            least, most = np.log((self._shortest, length + 1))
+            length = int(np.clip(np.exp(rng.uniform(least, most)), self._shortest, length))
         drawn = self._draw(index, length)
         prompt, reply = self._encode(drawn.prompt), self._encode(drawn.reply)
         # Behind the reply comes the separator, which starts what `_encode` gives.
