@@ -172,7 +172,7 @@ WINGS: dict[str, set[str]] = {
     "fault_injection": set(),
     "peers": {"measuring"},
     "planning": {"measuring"},
-    "reporting": {"sweeps"},
+    "reporting": {"sweeps", "evaluating"},
     "claims": {"reporting"},
     "theory": {"measuring", "reporting"},
     "benchmarks": {"measuring", "peers", "preparation"},

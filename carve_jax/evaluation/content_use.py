@@ -1,10 +1,13 @@
 """The task `content`: what a trained model makes of the content that its erase gates see."""
 
+import functools
+from collections.abc import Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 from tqdm import tqdm
 
 from carve_jax.errors import UserError
@@ -12,11 +15,15 @@ from carve_jax.evaluation.evaluated_model import EvaluatedModel
 from carve_jax.evaluation.held_out import by_document, counted, token_scores
 from carve_jax.evaluation.tasks import Figure, Options, Result, mean, ratio
 from carve_jax.evaluation.trace import Trace, trace
+from carve_jax.model import LanguageModel
+from carve_jax.shapes import Array
 from carve_jax.training.optimizer import leaf_name
 from carve_jax.training.run import build_pipeline
 from carve_jax.training.settings import read_batches
+from carve_jax.training.step import make_loss
 
 UP = "content_up"
+LOSS_CHUNK = 4096  # tokens whose logits exist at once
 ROWS = 4
 """Held-out rows whose gates are looked at token by token."""
 
@@ -27,7 +34,8 @@ def content_use(evaluated: EvaluatedModel, options: Options) -> Result:
     `gate_shift` is the mean over layers, tokens and key channels of |b − b under no content|, of
     the first `ROWS` held-out rows, each read as one document. `loss_without_content` is the loss
     with P_up = 0 in every layer, all else as it was trained, and `content_gain` the difference per
-    token, above zero where content helps.
+    token, above zero where content helps. `up_gradient_share` is the norm of the loss's gradient by
+    all P_up over that by all parameters, of the first held-out batch.
 
     Raises:
       UserError: no layer sees content, or nothing is held out.
@@ -42,9 +50,13 @@ def content_use(evaluated: EvaluatedModel, options: Options) -> Result:
     hidden = not evaluated.scorer.progress
     tables: list[np.ndarray] = []
     shifts: list[float] = []
+    shares: list[float] = []
     for batch in tqdm(pipeline.eval_batches(), "content", unit="batch", disable=hidden):
         for row in batch["tokens"][: ROWS - len(shifts)]:
             shifts.append(gate_shift(trace(evaluated.model, evaluated.params, row, states=False)))
+        if not shares:
+            share = up_gradient_share(evaluated.model, evaluated.params, dict(batch))
+            shares.append(float(share))
         nats = []
         for params in (evaluated.params, blind):
             scores = token_scores(evaluated.model, params, dict(batch))
@@ -58,6 +70,7 @@ def content_use(evaluated: EvaluatedModel, options: Options) -> Result:
         "loss_without_content": ratio(unseen, tokens),
         "content_gain": ratio(unseen - seen, tokens),
         "gate_shift": mean(shifts),
+        "up_gradient_share": mean(shares),
     }
     return Result(metrics, {"tokens": int(tokens.sum()), "data": pipeline.describe()})
 
@@ -75,6 +88,17 @@ def without_content(params: Any) -> Any | None:
 
     cut_off = jax.tree_util.tree_map_with_path(cut, params)
     return cut_off if found else None
+
+
+@functools.partial(jax.jit, static_argnames="model")
+def up_gradient_share(model: LanguageModel, params: Any, batch: Mapping[str, Array]) -> jax.Array:
+    """‖∂loss/∂P_up‖ over ‖∂loss/∂(all parameters)‖, P_up those of all layers together."""
+
+    loss = make_loss(model, loss_chunk=LOSS_CHUNK)
+    gradient = jax.grad(lambda params: loss(params, batch).nats)(params)
+    leaves = jax.tree_util.tree_leaves_with_path(gradient)
+    of_up = [leaf for path, leaf in leaves if leaf_name(path) == UP]
+    return optax.tree.norm(of_up) / optax.tree.norm(gradient)
 
 
 def gate_shift(read: Trace) -> float:

@@ -156,6 +156,19 @@ def settings_of_run(directory: Path, evaluated: EvaluatedModel) -> dict[str, str
     }
 
 
+def last_figures(path: Path) -> dict[str, dict[str, float]]:
+    """The values of a file by task and metric, of the last settings that a task was measured with.
+
+    Raises:
+      UserError: the file does not read.
+    """
+    return {
+        entry["task"]: {name: figure.value for name, figure in _figures(entry).items()}
+        for entry in _read_results(path)
+        if _is_sealed(entry)
+    }
+
+
 def _read_results(path: Path) -> list[dict[str, Any]]:
     mend = "restore it, or measure again with --fresh, which sets it aside"
     try:

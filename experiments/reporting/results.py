@@ -1,6 +1,7 @@
 """results.json: all that a report is made of, small enough to be committed beside it.
 
-It is sweep.json without the configs, and of every run how it ended, its evaluations and its speed;
+It is sweep.json without the configs, and of every run how it ended, its losses and its speed, and
+what it was asked after training;
 so that comparisons can be made again, and claims judged, without the runs.
 """
 
@@ -25,6 +26,7 @@ RUN = {
     "jobs": Maybe(int),
     "commits": [str],
     "lines": [Each(Maybe(float))],
+    "evaluations": Maybe(Each(Each(float))),
 }
 RESULTS = {
     "note": Maybe(str),
@@ -72,6 +74,8 @@ def _run(run: Run, told: set[str]) -> dict[str, Any]:
     if lines:
         lines[-1]["tokens_per_second"] = run.rate  # the median stands for all
     fields = {name: value for name, value in run._asdict().items() if name in RUN}
+    if not run.evaluations:
+        del fields["evaluations"]
     return {**fields, "commits": sorted(run.commits), "lines": lines}
 
 
@@ -106,4 +110,5 @@ def _as_run(planned: dict[str, Any], results: dict[str, Any]) -> Run:
         for name in ("id", "task", "variant", "seed", "parameters", "cache_bytes")
     }
     fields = {name: found.get(name) for name in RUN}
+    fields["evaluations"] = found.get("evaluations") or {}
     return Run(**known, **{**fields, "commits": frozenset(found["commits"])})

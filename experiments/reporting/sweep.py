@@ -10,6 +10,7 @@ from carve_jax import files
 from carve_jax.errors import UserError
 from carve_jax.training.reports import provenance
 from carve_jax.training.reports.metrics import read_metrics
+from experiments.evaluating.record import last_figures
 from experiments.sweeps.store import FILE_NAME, RUNS, read_record, read_status
 from experiments.sweeps.tuning import Choice, read_choice
 
@@ -63,6 +64,7 @@ class Run(NamedTuple):
       jobs: how many runs shared the machine; None if unknown.
       commits: of the code that trained it, all starts together.
       lines: of its metrics.jsonl.
+      evaluations: what experiments.evaluate measured at its last step, by task and metric.
     """
 
     id: str
@@ -80,6 +82,7 @@ class Run(NamedTuple):
     jobs: int | None
     commits: frozenset[str]
     lines: list[dict[str, Any]]
+    evaluations: dict[str, dict[str, float]]
 
     def curve(self, metric: str) -> dict[int, tuple[float, float]]:
         """(tokens seen, value) by step, where the value is finite."""
@@ -257,6 +260,8 @@ def _run(directory: Path, planned: dict[str, Any]) -> Run:
     status_file = directory / f"{planned['id']}.status.json"
     status = read_status(status_file, mend=AGAIN) if status_file.exists() else {}
     device = status.get("device_peak_bytes")
+    lines = [_numbers(line) for line in read_metrics(own)]
+    last = lines[-1]["step"] if lines else 0
     return Run(
         id=planned["id"],
         task=planned["task"],
@@ -272,7 +277,8 @@ def _run(directory: Path, planned: dict[str, Any]) -> Run:
         on_device=bool(device),
         jobs=status.get("jobs"),
         commits=_commits([status, facts, *(facts.get("earlier") or [])]),
-        lines=[_numbers(line) for line in read_metrics(own)],
+        lines=lines,
+        evaluations=last_figures(own / f"evaluation_{last}.json"),
     )
 
 

@@ -216,6 +216,36 @@ def choices(sweep: Sweep) -> str:
     return words.table(header, rows, left=2)
 
 
+def asked_after(sweep: Sweep, task: Task) -> list[str]:
+    """What `experiments.evaluate` measured of a task's trained runs: a table for each of its tasks.
+
+    Means over the seeds that were asked, of runs that count.
+    """
+    runs = [run for run in sweep.counted if run.task == task.name and run.evaluations]
+    parts = []
+    for asked in dict.fromkeys(name for run in runs for name in run.evaluations):
+        of = [run for run in runs if asked in run.evaluations]
+        metrics = list(dict.fromkeys(name for run in of for name in run.evaluations[asked]))
+        rows = []
+        for variant, title in sweep.variants.items():
+            own = [run.evaluations[asked] for run in of if run.variant == variant]
+            if own:
+                cells = [_spread([each[m] for each in own if m in each]) for m in metrics]
+                rows.append([escape(title), *cells, f"{len(own)}"])
+        parts.append(f"Asked with `--tasks={asked}`, mean ± sd over the seeds that were:")
+        parts.append(words.table(["variant", *map(escape, metrics), "seeds"], rows))
+    return ["### Asked of the trained models", *parts] if parts else []
+
+
+def _spread(values: Sequence[float]) -> str:
+    if not values:
+        return "–"
+    told = f"{statistics.fmean(values):.3g}"
+    if len(values) > 1:
+        told += f" ± {statistics.stdev(values):.2g}"
+    return told.replace("-", "−")
+
+
 def needed(each: Comparison, seeds: int | None) -> str:
     """How many seeds a difference wants; not known without a spread."""
     if each.paired is None or each.paired.sd == 0:

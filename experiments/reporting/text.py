@@ -8,6 +8,7 @@ from experiments.reporting.answer import in_short, where_we_lose
 from experiments.reporting.sweep import Metric, Run, Sweep, Task
 from experiments.reporting.tables import (
     Findings,
+    asked_after,
     choices,
     cost_note,
     costs,
@@ -90,7 +91,8 @@ def one_task(found: Findings, task: Task) -> list[str]:
             parts += ["How sure that is:", evidence(found, task, metric)]
         if metric.solved is not None and metric == task.metrics[0]:
             parts += solved_table(found, task)
-    return [*parts, "### Cost", costs(found.sweep, task), cost_note(found.sweep, task)]
+    cost = ["### Cost", costs(found.sweep, task), cost_note(found.sweep, task)]
+    return [*parts, *asked_after(found.sweep, task), *cost]
 
 
 def left_out(sweep: Sweep) -> list[str]:

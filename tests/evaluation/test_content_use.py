@@ -1,22 +1,31 @@
 """What a model makes of content, against the same model that never had any."""
 
 import dataclasses
+import math
 from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
+from flax import traverse_util
 
 from carve_jax.errors import UserError
-from carve_jax.evaluation.content_use import content_use, gate_shift, without_content
+from carve_jax.evaluation.content_use import (
+    content_use,
+    gate_shift,
+    up_gradient_share,
+    without_content,
+)
 from carve_jax.evaluation.evaluated_model import EvaluatedModel
-from carve_jax.evaluation.held_out import held_out_perplexity
+from carve_jax.evaluation.held_out import held_out_perplexity, token_scores
 from carve_jax.evaluation.tasks import Options
 from carve_jax.evaluation.trace import trace
 from carve_jax.mixers.changes import GateChanges
 from carve_jax.model import LanguageModel
-from carve_jax.training.settings import make_model_config
+from carve_jax.training.run import build_pipeline
+from carve_jax.training.settings import make_model_config, read_batches
 from tests.mixers.parameters import random_parameters
 from tests.training.helpers import tiny_config
 
@@ -56,6 +65,23 @@ def test_without_content_it_is_the_model_that_never_had_any(carve):
     assert abs(gain) > 1e-4
     assert 1e-4 < found["gate_shift"].value < 1
     assert found["gate_shift"].count == 4
+    assert 1e-4 < found["up_gradient_share"].value < 1
+
+
+def test_the_gradients_share_is_that_of_the_scored_loss(carve):
+    pipeline = build_pipeline(read_batches(carve.config), carve.model.config)
+    batch = dict(next(iter(pipeline.eval_batches())))
+
+    def loss(up, others):
+        params = traverse_util.unflatten_dict(up | others)
+        return (batch["loss_mask"] * token_scores(carve.model, params, batch)[0]).sum()
+
+    flat = traverse_util.flatten_dict(carve.params)
+    up = {path: leaf for path, leaf in flat.items() if path[-1] == "content_up"}
+    others = {path: leaf for path, leaf in flat.items() if path not in up}
+    by_up, by_others = (float(optax.tree.norm(g)) for g in jax.grad(loss, (0, 1))(up, others))
+    share = float(up_gradient_share(carve.model, carve.params, batch))
+    assert share == pytest.approx(by_up / math.hypot(by_up, by_others), rel=1e-4)
 
 
 def test_a_gate_at_its_start_is_moved_by_nothing(carve):

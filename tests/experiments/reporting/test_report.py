@@ -7,9 +7,12 @@ from pathlib import Path
 
 import pytest
 
+from carve_jax.evaluation.tasks import Figure, Result
 from experiments import cli
+from experiments.evaluating.record import Record
 from experiments.reporting import drawing, theory_record, words
 from experiments.reporting.compare import compare
+from experiments.reporting.results import read_results
 from experiments.reporting.sweep import read_sweep
 from experiments.sweeps.plan import make_plan
 from experiments.sweeps.store import Status, Store
@@ -252,3 +255,31 @@ def test_a_run_that_ended_without_a_number_does_not_count(tmp_path):
     }
     (only,) = compare(sweep, alpha=0.05, smallest={})
     assert only.seeds == (0, 2)
+
+
+def test_what_trained_runs_were_asked_is_told_and_kept(small):
+    workdir = small()
+
+    def ask(run_id, step, shift):
+        path = workdir / "runs" / run_id / f"evaluation_{step}.json"
+        told = Result({"gate_shift": Figure(shift, None, 4)}, {})
+        Record(path, {"step": step}, False).add("content", {}, told)
+        return path
+
+    def told():
+        assert run(f"--workdir={workdir}") == 0
+        report = (workdir / "report" / "report.md").read_text()
+        return report[report.index("### Asked of the trained") : report.index("### Cost")]
+
+    ask("text.gdn2.s0", 100, 9.0)  # of an earlier checkpoint
+    ask("text.carve.s0", 200, 0.25)
+    last = ask("text.carve.s1", 200, 0.75)
+    section = told()
+    assert "Asked with `--tasks=content`" in section
+    assert row(section, "CARVE") == ["CARVE", "0.5 ± 0.35", "2"]
+    assert "GDN-2" not in section
+    kept, _ = read_results(workdir / "report" / "results.json")
+    asked = {each.id: each.evaluations for each in kept.runs if each.evaluations}
+    assert asked == {f"text.carve.s{i}": {"content": {"gate_shift": 0.25 + i / 2}} for i in (0, 1)}
+    last.write_text(last.read_text().replace("0.75", "0.99"))  # no longer what was measured
+    assert row(told(), "CARVE") == ["CARVE", "0.25", "1"]

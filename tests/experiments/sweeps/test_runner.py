@@ -49,7 +49,7 @@ def test_a_crash_is_tried_once_more_and_the_others_go_on(tmp_path):
     endings = {"task.v.s0": (1,), "task.v.s1": (1, 1), "task.v.s2": (3,), "task.v.s3": (2,)}
     runs, store = make_runs(5), Store(tmp_path)
     # Long enough to be looked at while they run, as their memory is.
-    make_runner(tmp_path, pause=0.02, endings=endings, say=said.append).run_all(runs)
+    make_runner(tmp_path, pause=0.1, endings=endings, say=said.append).run_all(runs)
     found = [store.status(run) for run in runs]
     states = [(s.state, s.attempts, s.exit_code, s.message) for s in found]
     assert states == [
