@@ -5,7 +5,9 @@ from the instructions that XLA's code for it executes, at the official size of a
 scaled to the rows, tokens and heads of a device: what is parallel over the sequence by all of them;
 what scans it (`_walk…`) in its bytes by all, and in its code by the tokens and by the waves that
 its programs take. A scan of few heads is cut into narrower blocks than the record's, which is left
-out, and gates of one number per head count as gates of channels.
+out, and gates of one number per head count as gates of channels. CARVE with gate chunks of
+`LONG_CHUNK` tokens or more takes GDN-2's kernels, one chunk after the other, as recorded at
+`LONG_CHUNK`; with shorter ones its own, as recorded at 64.
 """
 
 import json
@@ -21,6 +23,7 @@ from pallas_kernels.compiling.budgets import RECORD
 from pallas_kernels.compiling.catalogue import OFFICIAL
 from pallas_kernels.compiling.chips import CHIPS
 from pallas_kernels.compiling.predict import POWER
+from pallas_kernels.triton.op import LONG_CHUNK
 
 Times = dict[tuple[str, str, str], float]
 """Seconds by mixer, "forward" or "backward", and the kernel's name."""
@@ -56,8 +59,11 @@ def kernel_seconds(
 
 def _recorded(mixer: str, model: LMConfig) -> Iterator[tuple[str, str, Mapping[str, Any]]]:
     """Phase, name and record of the kernels of a mixer's rule."""
-    program = "carve" if MIXERS[mixer].content_lag(model) else "gdn2"
-    tile = rf"{program}/{model.key_dim}x{model.value_dim}c\d+/{model.compute_dtype}"
+    program, size = "gdn2", ""
+    if MIXERS[mixer].content_lag(model):
+        long = MIXERS[mixer].segment_alignment(model) >= LONG_CHUNK
+        program, size = "carve", f"L{LONG_CHUNK}" if long else ""
+    tile = rf"{program}/{model.key_dim}x{model.value_dim}c\d+{size}/{model.compute_dtype}"
     wanted = re.compile(rf"{tile}/(\w+)/(\w+)")
     kernels = json.loads(RECORD.read_text(encoding="utf-8"))["kernels"]
     found = [(m[1], m[2], row) for key, row in kernels.items() if (m := wanted.fullmatch(key))]

@@ -163,6 +163,21 @@ def test_recorded_kernels_scale_with_rows_and_scans_with_their_waves():
         kernel_seconds(odd, 8, 4096, ONE, 1)
 
 
+def test_long_gate_chunks_take_the_plain_rules_kernels():
+    carve = dataclasses.replace(MODEL, pattern=("carve",))
+
+    def seconds(model, kernel):
+        times = kernel_seconds(model, 8, 4096, ONE, 1)
+        return next(s for (_, phase, name), s in times.items() if (phase, name) == kernel)
+
+    scan = ("forward", "_walk_kernel")
+    short, plain = seconds(carve, scan), seconds(MODEL, scan)
+    for tokens in (256, 512):
+        gates = dataclasses.replace(carve.gates, gate_chunk=tokens)
+        long = seconds(dataclasses.replace(carve, gates=gates), scan)
+        assert plain < long < 1.2 * plain < short / 2
+
+
 def test_the_measured_step_is_held_against_its_prediction():
     kind = CHIPS["h100"].kind
     rest = [
