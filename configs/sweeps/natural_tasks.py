@@ -27,7 +27,7 @@ def needles() -> ConfigDict:
     """Rows of 256 bytes, whose haystacks begin at 64."""
     config = niah.get_config()
     config.data.shortest = 64
-    config.update({"sequence_length": 256, "batch_size": 32, "steps": 1000})
+    config.update({"sequence_length": 256, "batch_size": 16, "steps": 1000})
     return config
 
 
