@@ -1,5 +1,7 @@
 """Writes the shards of token files, one pair after another, or goes on where a run ended."""
 
+import contextlib
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,9 +20,9 @@ from carve_jax.data.token_files.token_files import TokenFiles
 from carve_jax.data.tokenizers.checks import LARGEST_FILE
 from carve_jax.data.tokenizers.tokenizer import Tokenizer, tokenizer_from_json
 from carve_jax.errors import UserError
-from carve_jax.files import made_directory, read_text, reason_of, told
+from carve_jax.files import local_path, made_directory, read_text, reason_of, told
 from experiments.preparation.sources import list_sources, read_work, source_bytes
-from experiments.preparation.work import Columns, Surveyed, Work, WorkSize
+from experiments.preparation.work import Columns, Source, Surveyed, Work, WorkSize
 from experiments.preparation.workers import Stream, Survey, Tokenise, Workers
 
 SHARD_TOKENS = 1 << 27
@@ -67,7 +69,7 @@ def prepare(
     Raises:
       UserError: bad inputs or settings, other token files already there, no document on one side
         of the split, or a full disk. Whole shards stay; a run that fails before the first leaves
-        no files.
+        no files, and no directory that was not there.
     """
     check_fraction("--eval_fraction", settings.eval_fraction)
     counts = {
@@ -80,27 +82,37 @@ def prepare(
             raise UserError(f"--{name} is {value}; give at least 1.")
     passed_over: list[str] = []
     sources = list_sources(inputs, say=passed_over.append)
+    new = not os.path.exists(local_path(output, "--output"))
     output = made_directory(output, "--output")
     before = _unfinished(output)
     for line in passed_over:
         print(line, file=sys.stderr)
-    with Workers(workers) as processes:
-        surveyed = []
-        total = sum(source_bytes(source) for source in sources)
-        with tqdm.tqdm(total=total, unit="B", unit_scale=True, desc="digests") as progress:
-            for one in processes.map(Survey(settings.columns, settings.work), sources):
-                surveyed.append(one)
-                progress.update(one.facts["bytes"])
-        try:
+    try:
+        with Workers(workers) as processes:
+            surveyed = _survey(sources, settings, processes)
             _prepare(surveyed, output, settings, before, processes)
-        except BaseException:
-            kept = _kept(output)
-            if kept:
-                print(f"{output}: {kept} whole shards are kept; run again to go on behind them")
-            else:
-                _remove(output, keep=())
-            raise
+    except BaseException:
+        kept = _kept(output)
+        if kept:
+            print(f"{output}: {kept} whole shards are kept; run again to go on behind them")
+        else:
+            _remove(output, keep=())
+        if new:
+            with contextlib.suppress(OSError):  # it is not empty
+                output.rmdir()
+        raise
     return TokenFiles(output)
+
+
+def _survey(sources: Sequence[Source], settings: Settings, processes: Workers) -> list[Surveyed]:
+    """Digests and documents of the sources."""
+    surveyed = []
+    total = sum(source_bytes(source) for source in sources)
+    with tqdm.tqdm(total=total, unit="B", unit_scale=True, desc="digests") as progress:
+        for one in processes.map(Survey(settings.columns, settings.work), sources):
+            surveyed.append(one)
+            progress.update(one.facts["bytes"])
+    return surveyed
 
 
 def _unfinished(output: Path) -> Manifest | None:

@@ -84,7 +84,7 @@ def test_bad_inputs_are_said_and_leave_nothing(texts, tmp_path):
     ]:
         with pytest.raises(UserError, match=said):
             prepare(inputs, out, SETTINGS)
-        assert not out.exists() or not list(out.iterdir())
+        assert not out.exists()
     with pytest.raises(UserError, match="between 0 and 1"):
         prepare([str(texts)], out, SETTINGS._replace(eval_fraction=1.0))
     with pytest.raises(UserError, match="--workers is 0"):
@@ -93,6 +93,10 @@ def test_bad_inputs_are_said_and_leave_nothing(texts, tmp_path):
         prepare([str(texts)], out, SETTINGS._replace(shard_tokens=0))
     with pytest.raises(UserError, match="not a JSON of the tokenizers library"):
         prepare([str(texts)], out, SETTINGS._replace(tokenizer=broken(tmp_path, "t.json", "{}")))
+    assert not out.exists()
+    out.mkdir()  # is the caller's, and stays
+    with pytest.raises(UserError, match="0 training and 0 held-out"):
+        prepare([broken(tmp_path, "f.jsonl", "")], out, SETTINGS)
     assert not list(out.iterdir())
     with pytest.raises(UserError, match="cannot be made"):
         prepare([str(texts)], texts / "one.txt" / "out", SETTINGS)
