@@ -161,7 +161,8 @@ def where_we_lose(found: Findings) -> list[str]:
         lines = ["Nowhere in this sweep, by any of its metrics, nor by size, speed or memory."]
     return [
         "## Where we lose",
-        "Everything in which CARVE is behind, whether the seeds show it or not.",
+        "Everything in which CARVE is behind, to the digits of the tables, whether the seeds show it "
+        "or not.",
         words.bullets(lines),
     ]
 
@@ -177,9 +178,11 @@ def _worse(found: Findings, task: Task, ours: str, other: str) -> list[str]:
             if each.variant not in (ours, other) or not each.seeds:
                 continue
             difference = each.difference if each.variant == ours else -each.difference
-            if (difference > 0) != (metric.better == "lower") or difference == 0:
-                continue
             shown = each.verdict in (Verdict.BETTER, Verdict.WORSE)
+            if (difference > 0) != (metric.better == "lower"):
+                continue
+            if not (shown or round(difference, places)):
+                continue
             lines.append(
                 f"{escape(task.title)}, {escape(metric.title)}: {titles[ours]} is behind "
                 f"{titles[other]} by {words.number(abs(difference), places)}, "

@@ -79,7 +79,7 @@ def test_a_report_tells_who_solves_it_and_where_we_lose(workdir):
 
 def test_what_we_lose_by_is_said_shown_or_not(tmp_path):
     def truth(task, variant, seed):
-        return 0.9 - (0.05 * seed if variant == "carve" else 0.0)
+        return 0.9 - {"gdn2": 0, "carve": 0.05, "carve_blind": 1e-5}[variant] * seed
 
     path = write_sweep(tmp_path / "sweep", TITLES, truth, seeds=3, tasks={"t": [ACCURACY]})
     sweep = read_sweep(path)
@@ -87,6 +87,7 @@ def test_what_we_lose_by_is_said_shown_or_not(tmp_path):
     found = Findings(sweep, comparisons, 0.05, [], {}, "", None)
     text = "".join(where_we_lose(found))
     assert "- t, held-out accuracy: CARVE is behind GDN-2 by 0.050, not shown." in text
+    assert "CARVE, blind is behind" not in text  # by 0.000
     (told,) = headlines(found, comparisons[:1])
     assert "CARVE (−0.050, −0.174 to +0.074; 3 seeds would show 0.1" in told
 
