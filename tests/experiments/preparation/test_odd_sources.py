@@ -132,7 +132,8 @@ def test_outputs_that_cannot_be_made_are_told(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     with pytest.raises(UserError, match="0 held-out"):
         prepare(["x.txt"], Path("~/out"), Settings())
-    assert (tmp_path / "home").is_dir() and not (tmp_path / "~").exists()
+    assert (tmp_path / "home").is_dir()
+    assert not (tmp_path / "~").exists()
 
 
 def test_parquet_that_is_odd_is_told(tmp_path):
