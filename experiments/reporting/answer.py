@@ -161,7 +161,7 @@ def where_we_lose(found: Findings) -> list[str]:
         lines = ["Nowhere in this sweep, by any of its metrics, nor by size, speed or memory."]
     return [
         "## Where we lose",
-        "Everything in which CARVE is behind, to the digits of the tables, shown by the seeds or not.",
+        "Everything in which CARVE is behind, to the digits of the tables, shown or not.",
         words.bullets(lines),
     ]
 
