@@ -107,15 +107,18 @@ def jla_program(
         LossConfig(compute_dtype=config.compute_dtype, impl="auto", grad_in_forward=True)
     )
     its_step = build_train_step(optimizer, loss, donate=False)  # the whole state is donated below
-    key = jax.random.key(0)
-    shapes = eqx.filter_eval_shape(build_model, config, key=key)
+
+    def build() -> Any:
+        return build_model(config, key=jax.random.key(0))
+
+    shapes = eqx.filter_eval_shape(build)
     rest = eqx.filter(shapes, lambda leaf: not isinstance(leaf, jax.ShapeDtypeStruct))
 
     @jax.jit
     def init() -> State:
-        arrays = eqx.filter(build_model(config, key=key), eqx.is_array)
+        arrays = eqx.filter(build(), eqx.is_array)
         moments = optimizer.init(eqx.filter(arrays, eqx.is_inexact_array))
-        return State(arrays, moments, key, jnp.array(True))
+        return State(arrays, moments, jax.random.key(0), jnp.array(True))
 
     def step(state: State, batch: Mapping[str, jax.Array]) -> tuple[State, Any]:
         model = eqx.combine(state.arrays, rest)
@@ -124,7 +127,8 @@ def jla_program(
         return State(eqx.filter(model, eqx.is_array), moments, key, healthy), metrics
 
     def make_batch() -> dict[str, jax.Array]:
-        tokens = jax.random.randint(key, (1, rows, length), 0, config.vocab_size, jnp.int32)
+        sizes = (1, rows, length)
+        tokens = jax.random.randint(jax.random.key(0), sizes, 0, config.vocab_size, jnp.int32)
         return {"input_ids": tokens, "labels": jnp.roll(tokens, -1, axis=-1)}
 
     lowered = jax.jit(step, donate_argnums=0).lower(

@@ -174,6 +174,23 @@ def test_a_peer_that_is_not_here_is_left_out(
 
 
 @pytest.mark.slow
+def test_a_step_that_fails_says_why_in_its_last_line(tmp_path: Path) -> None:
+    record = Record(tmp_path, FACTS)
+    said: list[str] = []
+    plan = {"model": MODEL, "rows": [1], "length": 64, "implementation": "pallas"}
+    task = Task(
+        "train/gdn2", f"{tasks.__name__}:train_step", {"mixer": "gdn2", "plan": plan}, most=300
+    )
+    variables = {**worker_variables(tmp_path / "cache"), "CARVE_PALLAS": "gpu"}
+    Schedule(
+        record, float("inf"), slots=1, folder=tmp_path, environment=variables, log=said.append,
+        say=said.append,
+    ).run((Stage("train steps", (task,)),))  # fmt: skip
+    assert record.tasks["train/gdn2"]["state"] == "failed"
+    assert "NotImplementedError" in record.tasks["train/gdn2"]["why"], said
+
+
+@pytest.mark.slow
 def test_candidates_of_the_tile_search_compile(
     progress: Progress, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
