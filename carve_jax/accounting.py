@@ -68,8 +68,12 @@ def costs(config: LMConfig, *, context: int, cache_lengths: tuple[int, ...] = ()
 
 def parameter_shapes(config: LMConfig) -> Any:
     """The tree of shapes of the model's parameters."""
-    tokens = jnp.zeros((1, config.segment_alignment), jnp.int32)
-    return jax.eval_shape(LanguageModel(config).init, jax.random.key(0), tokens)["params"]
+
+    def init() -> Any:
+        tokens = jnp.zeros((1, config.segment_alignment), jnp.int32)
+        return LanguageModel(config).init(jax.random.key(0), tokens)
+
+    return jax.eval_shape(init)["params"]
 
 
 def mixer_parameters(config: LMConfig, params: Any) -> dict[str, dict[str, int]]:

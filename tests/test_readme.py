@@ -1,5 +1,7 @@
 """The README's words hold: its examples run, and CI runs the command it gives for the tests."""
 
+import re
+
 import pytest
 
 from tests.markdown import ROOT, python_of, shell_of
@@ -29,3 +31,25 @@ def test_the_ten_lines_run(capsys: pytest.CaptureFixture[str]) -> None:
 def test_ci_runs_the_command_for_the_tests() -> None:
     _, tests = shell_of(README)
     assert tests in (ROOT / ".ci" / "run").read_text("utf-8").splitlines()
+
+
+def test_where_we_lose_has_a_link_and_recorded_figures_in_each_point() -> None:
+    _, _, rest = README.read_text("utf-8").partition("## Where we lose\n")
+    points = rest.partition("\n## ")[0].strip().split("\n- ")
+    assert len(points) >= 5
+    sources = ("docs/results.md", "docs/gpu_kernels.md", "experiments/results/LOG.md")
+    recorded = {x for path in sources for x in figures_in((ROOT / path).read_text("utf-8"))}
+    for point in points:
+        assert re.search(r"\]\((docs|experiments)/", point), f"no record is linked: {point}"
+        prose = re.sub(r"`[^`]*`|\]\([^)]*\)", "", point)
+        unknown = figures_in(prose) - recorded
+        assert not unknown, f"no record has {sorted(unknown)}"
+
+
+def figures_in(text: str) -> set[str]:
+    """Numbers that are no part of a name such as H200 or GDN-2."""
+    return set(re.findall(r"(?<![\w.-])\d+(?:[.,]\d+)*", text))
+
+
+def test_the_checker_sees_a_figure() -> None:
+    assert figures_in("GDN-2 took 1.39, and 2K x 36,300 on an H200") == {"1.39", "2", "36,300"}

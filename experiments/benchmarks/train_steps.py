@@ -2,26 +2,23 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from collections.abc import Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from carve_jax.training.step import Batch, TrainState
-from experiments.measuring.profiling import kernel_times
+from carve_jax.training.step import Batch
 from experiments.measuring.rule_calls import RULES
-from experiments.measuring.timing import (
-    Carried,
-    Contender,
-    LeftOut,
-    attempt,
-    device_bytes,
-    median_seconds,
-    peak_bytes,
-    ratio,
+from experiments.measuring.timing import attempt, ratio
+from experiments.measuring.train_steps import (
+    LAYER_SIZES,
+    Training,
+    cost_of,
+    fitting,
+    make_step,
+    measure_step,
 )
-from experiments.measuring.train_steps import LAYER_SIZES, make_step
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,31 +40,15 @@ class TrainPlan:
     implementation: str = "pallas"
 
 
-class Training(NamedTuple):
-    """A train step of one mixer.
-
-    Attributes:
-      step: (state, batch) -> (state, metrics), compiled; it donates the state.
-      init: gives the first state.
-      make_batch: gives a batch.
-      rows: of the batch.
-      left_out: larger batches that do not fit, and why.
-    """
-
-    step: jax.stages.Compiled
-    init: Callable[[], TrainState]
-    make_batch: Callable[[], Batch]
-    rows: int
-    left_out: dict[str, str]
-
-
 def training_program(plan: TrainPlan, mixer: str, rows: int) -> Training:
     """The compiled step, the state's initialiser and a batch, as `experiments.train` makes them.
 
+    A plan whose model has a pattern trains that, and `mixer` is its name.
+
     Documents are a row long, tokens random: what they say does not change what is computed.
     """
-    own = {"pattern": (mixer,), "implementation": plan.implementation, "remat": plan.remat}
-    model, init, step = make_step({**plan.model, **own})
+    own = {"implementation": plan.implementation, "remat": plan.remat}
+    model, init, step = make_step({"pattern": (mixer,), **plan.model, **own})
 
     def make_batch() -> Batch:
         shape, words = (rows, plan.length), model.config.vocab_size
@@ -81,7 +62,7 @@ def training_program(plan: TrainPlan, mixer: str, rows: int) -> Training:
         }
 
     compiled = step.lower(jax.eval_shape(init), jax.eval_shape(make_batch)).compile()
-    return Training(compiled, init, make_batch, rows, {})
+    return Training(compiled, init, make_batch, rows, cost_of(model.config, plan.length), {})
 
 
 def fitting_program(plan: TrainPlan, mixer: str) -> Training:
@@ -90,43 +71,19 @@ def fitting_program(plan: TrainPlan, mixer: str) -> Training:
     Raises:
       LeftOut: none fits.
     """
-    limit = 0.9 * device_bytes()
-    left_out: dict[str, str] = {}
-    for rows in plan.rows:
-        program = training_program(plan, mixer, rows)
-        needed = peak_bytes(program.step)
-        if needed <= limit:
-            return program._replace(left_out=left_out)
-        left_out[f"{rows} rows"] = f"needs {needed / 1e9:.0f} GB of {limit / 1e9:.0f}"
-    raise LeftOut("; ".join(f"{rows}: {reason}" for rows, reason in left_out.items()))
+    return fitting(functools.partial(training_program, plan, mixer), tuple(plan.rows))
 
 
 def measure_mixer(
     plan: TrainPlan, mixer: str, repeats: int, profile: bool = False
 ) -> dict[str, Any]:
-    """Seconds and peak bytes of a whole train step with one mixer; by kernel too, if asked.
+    """Figures of a whole train step with one mixer, as `measure_step` gives them.
 
     Raises:
       LeftOut: not even the fewest rows fit on this device.
     """
-    program = fitting_program(plan, mixer)
-    carried = Carried(program.step, program.init(), program.make_batch())
-    peak = peak_bytes(program.step)
-    entry = Contender(carried, (), peak)
-    seconds = median_seconds({mixer: entry}, repeats)[mixer]
-    found: dict[str, Any] = {}
-    if profile:
-        kernels = attempt(functools.partial(kernel_times, entry))
-        found["kernels"] = {"left_out": kernels} if isinstance(kernels, str) else kernels
-    return {
-        **found,
-        "median_seconds": seconds,
-        "tokens_per_second": program.rows * plan.length / seconds,
-        "peak_bytes": peak,
-        "finite": bool(carried.state.healthy),
-        "rows": program.rows,
-        "left_out": program.left_out,
-    }
+    figures = measure_step(fitting_program(plan, mixer), plan.length, repeats, profile)
+    return {**figures, "remat": plan.remat, "length": plan.length}
 
 
 def measure_training(plan: TrainPlan, repeats: int) -> dict[str, Any]:

@@ -5,14 +5,15 @@ rule, one after another on one core. Here N processes compile every N-th variant
 so that the process that measures finds them all compiled.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
 
 from experiments.measuring.rule_calls import Shape, rule_inputs
 from experiments.measuring.timing import LeftOut
-from experiments.peers.fla import FlaAtShape, load_fla
+from experiments.peers.fla import Fla, FlaAtShape, load_fla
+from experiments.peers.fla_steps import run_short
 
 
 def compile_share(shape: Shape, dtype: str, rule: str, backward: bool, part: int, of: int) -> None:
@@ -29,13 +30,32 @@ def compile_share(shape: Shape, dtype: str, rule: str, backward: bool, part: int
     Raises:
       LeftOut: the peer is not here.
     """
+    fla = _patched(part, of)
+    x = rule_inputs(shape, dtype)
+    jax.block_until_ready(x)
+    FlaAtShape(fla, x).call(rule, backward)
+
+
+def compile_step_share(model: Mapping[str, Any], length: int, part: int, of: int) -> None:
+    """The same of the layers of a model: forward and backward of one repeat of its pattern.
+
+    Args:
+      model: fields of our section `model`.
+      length: tokens of the one row, which may be few.
+      part, of: which share, counted from 0.
+
+    Raises:
+      LeftOut: the peer, or a package that its layers need, is not here.
+    """
+    run_short(_patched(part, of), model, length)
+
+
+def _patched(part: int, of: int) -> Fla:
     fla = load_fla()
     if isinstance(fla, str):
         raise LeftOut(fla)
     _patch_triton(part, of)
-    x = rule_inputs(shape, dtype)
-    jax.block_until_ready(x)
-    FlaAtShape(fla, x).call(rule, backward)
+    return fla
 
 
 def share_of(configs: list[Any], part: int, of: int) -> list[Any]:

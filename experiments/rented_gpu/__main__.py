@@ -5,8 +5,9 @@
 Made for a card that is rented by the hour: everything that compiles goes first, side by side on all
 cores; then correctness, timings against the peers, train steps, time by kernel, and the tile
 search (experiments/rented_gpu/stages.py is the list). Each result is saved as it comes, to one JSON
-in DIR for this commit and card; run again, the command goes on with what is missing. What does not
-fit into the minutes is listed with the reason. DIR (experiments/results/rented_gpu by default) also
+in DIR for this commit and card; run again, the command goes on with what is missing: first with a
+table of 1.3B train steps, ours and the peers'. What does not fit into the minutes is listed with
+the reason. DIR (experiments/results/rented_gpu by default) also
 takes tiles.json, the table with the tiles found, and log.txt, what the processes printed.
 
 As many processes compile side by side as there are cores and as memory holds; --processes sets
@@ -18,6 +19,7 @@ kernels compute wrong numbers here.
 Examples:
   python -m experiments.rented_gpu --minutes=9
   python -m experiments.rented_gpu --minutes=4 --only=correctness --output=rented
+  python -m experiments.rented_gpu --minutes=20 --only="step table"
 """
 
 import os
@@ -80,6 +82,7 @@ def environment(cache: Path) -> dict[str, str]:
         "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
         "TRITON_CACHE_DIR": os.environ.get("TRITON_CACHE_DIR", str(cache / "triton")),
         "XLA_PYTHON_CLIENT_PREALLOCATE": "false",
+        "JAX_TRACEBACK_FILTERING": "off",  # else the last line, which is kept, is of the filter
         "PYTHONUNBUFFERED": "1",
     }
 

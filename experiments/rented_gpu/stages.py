@@ -6,10 +6,11 @@
     train steps    of GDN-2 and of CARVE, one after the other
     kernel times   by the profiler
     tile search    for the official layer's kind of call
-    further        plain XLA, other steps, shapes and tiles: what a second run finds to do
+    step table     1.3B steps of every mixer and of the peers: what a second run begins with
+    further        plain XLA, more rows, other shapes and tiles
 
 `most` of a stage is what it may cost, in seconds, so that those after it get their turn: nine
-minutes for all but the last two. `least` and `most` of a task are what it needs and may cost.
+minutes for all but the last three. `least` and `most` of a task are what it needs and may cost.
 """
 
 import dataclasses
@@ -21,10 +22,12 @@ from experiments.benchmarks import tune
 from experiments.benchmarks.gpu import FLA_RULES, OURS, SHAPES
 from experiments.measuring.rule_calls import DIRECTIONS, LAYER, RULES, Shape
 from experiments.peers.jla import RULES as JLA_RULES
+from experiments.rented_gpu import step_table
 from experiments.rented_gpu.schedule import Stage, Task
 
 STAGES = (
-    "compile", "correctness", "timings", "train steps", "kernel times", "tile search", "further",
+    "compile", "correctness", "timings", "train steps", "kernel times", "tile search",
+    "step table", "further",
 )  # fmt: skip
 TASKS = "experiments.rented_gpu.tasks"
 CORRECTNESS = "experiments.rented_gpu.correctness"
@@ -63,6 +66,7 @@ def make_stages(machine: Machine) -> tuple[Stage, ...]:
         Stage("train steps", _train_steps(), most=100),
         Stage("kernel times", (_profile("ours", PROFILED),), most=40),
         Stage("tile search", tuple(_search(part, machine) for part in FIRST_TILES)),
+        Stage("step table", tuple(_step(step) for step in step_table.further())),
         Stage("further", tuple(_further(machine))),
     )
     assert tuple(stage.name for stage in stages) == STAGES
@@ -97,7 +101,10 @@ def _spare(machine: Machine) -> Iterator[Task]:
             arguments = {"part": part, "tiles": tiles}
             serves = f"tiles/{part.label}"
             yield _compile_for(serves, "compile_tiles", arguments, words, spare=True)
-    for name, arguments in _other_steps().items():
+    for step in step_table.further():
+        for task in _compile_step(step, machine):
+            yield dataclasses.replace(task, spare=True)
+    for name, arguments in _more_rows().items():
         yield _compile_for(name, "compile_training", arguments, spare=True)
     for shape in SHAPES:
         for name in PLAIN if shape == LAYER else KERNELS:
@@ -173,14 +180,38 @@ def _train_steps() -> tuple[Task, ...]:
     )
 
 
-def _other_steps() -> dict[str, dict[str, Any]]:
-    """The step with more rows, and with more kept: arguments by name."""
-    plans = (("8 rows", {"rows": (8,)}), ("kept", {"remat": "rule_and_dots"}))
-    return {
-        f"train/{mixer}, {words}": {"mixer": mixer, "plan": plan}
-        for words, plan in plans
-        for mixer in RULES
-    }
+def _step(step: step_table.Step) -> Task:
+    arguments: dict[str, Any] = {"plan": step.plan}
+    if not step.project:
+        arguments["mixer"] = step.model
+    function = f"{step.project}{step.project and '_'}train_step"
+    most = 240 if step.project == "fla" else 150
+    return _task(step.task, function, arguments, least=20, most=most)
+
+
+def _compile_step(step: step_table.Step, machine: Machine) -> Iterator[Task]:
+    """What compiles for a step; flash-linear-attention's two of a model compile at once."""
+    if step.project == "fla":
+        if step.remat == "full":
+            yield from _compile_fla_step(step, machine)
+    elif step.project == "jla":
+        yield _compile_for(step.task, "compile_jla_step", {"plan": step.plan}, most=140)
+    else:
+        arguments = {"mixer": step.model, "plan": step.plan}
+        yield _compile_for(step.task, "compile_training", arguments, most=140)
+
+
+def _compile_fla_step(step: step_table.Step, machine: Machine) -> Iterator[Task]:
+    shares, serves = min(FLA_SHARES, machine.slots), (step.task, step._replace(remat="kept").task)
+    for part in range(shares):
+        arguments = {"model": step.plan["model"], "length": FLA_LENGTH, "part": part, "of": shares}
+        words = f"{part + 1} of {shares}"
+        yield _compile_for(step.task, "compile_fla_step", arguments, words, serves=serves)
+
+
+def _more_rows() -> dict[str, dict[str, Any]]:
+    """The step with 8 rows: arguments by name."""
+    return {f"train/{mixer}, 8 rows": {"mixer": mixer, "plan": {"rows": (8,)}} for mixer in RULES}
 
 
 def _profile(what: str, names: tuple[str, ...]) -> Task:
@@ -194,7 +225,7 @@ def _search(part: tune.Part, machine: Machine) -> Task:
 
 def _further(machine: Machine) -> Iterator[Task]:
     yield _time_ours(LAYER, PLAIN, most=60)
-    for name, arguments in _other_steps().items():
+    for name, arguments in _more_rows().items():
         yield _task(name, "train_step", arguments, least=20, most=150)
     yield _profile("others", tuple(name for name in KERNELS if name not in PROFILED))
     for shape in SHAPES[1:]:

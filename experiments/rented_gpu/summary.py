@@ -9,6 +9,7 @@ from experiments.benchmarks.gpu_figures import Target, print_shape, shape_figure
 from experiments.benchmarks.train_steps import TrainPlan, compare_mixers
 from experiments.benchmarks.train_steps import print_training as print_steps
 from experiments.measuring.rule_calls import LAYER, RULES, Shape
+from experiments.rented_gpu import step_table
 from experiments.rented_gpu.record import Record
 
 LONGEST_LIST = 12
@@ -36,6 +37,7 @@ def collect(record: Record) -> dict[str, Any]:
     found = {mixer: part for mixer, part in steps.items() if part}
     if found:
         figures["train_step"] = compare_mixers(TrainPlan(), found)
+    figures["step_table"] = step_table.collect(record)
     figures["targets"] = [t._asdict() | {"met": t.met} for t in targets(figures)]
     return figures
 
@@ -93,6 +95,7 @@ def show(record: Record, figures: Mapping[str, Any], missing: Mapping[str, str])
         print_decode(figures["decode"])
     if "train_step" in figures:
         print_steps(figures["train_step"])
+    step_table.show(figures["step_table"])
     for task in ("profile/ours", "profile/others"):
         _print_kernels(record.figures(task) or {})
     print()

@@ -51,9 +51,12 @@ from experiments.measuring.timing import (
     peak_bytes,
     require_gpu,
 )
+from experiments.measuring.train_steps import Training, fitting, measure_step
 from experiments.peers import Fla, FlaAtShape, Jla, load_fla, load_jla
-from experiments.peers.fla_tuning import compile_share
+from experiments.peers.fla_steps import measure_fla
+from experiments.peers.fla_tuning import compile_share, compile_step_share
 from experiments.peers.jla import jla_contender
+from experiments.peers.jla_steps import jla_program
 from experiments.rented_gpu.worker import Progress
 from pallas_kernels import guard
 from pallas_kernels.tiling import Tiles
@@ -126,6 +129,21 @@ def compile_training(
     return {"rows": program.rows, "peak_bytes": peak_bytes(program.step)}
 
 
+def compile_jla_step(progress: Progress, plan: Mapping[str, Any]) -> dict[str, Any]:
+    """A train step of jax-linear-attention's, with the most rows that fit, and its first state."""
+    program = _jla_program(_jla(), TrainPlan(**plan))
+    init: Any = program.init
+    init.lower().compile()
+    return {"rows": program.rows, "peak_bytes": peak_bytes(program.step)}
+
+
+def compile_fla_step(
+    progress: Progress, model: Mapping[str, Any], length: int, part: int, of: int
+) -> None:
+    """A share of the variants that the layers of flash-linear-attention's model tune over."""
+    compile_step_share(model, length, part, of)
+
+
 def compile_tiles(progress: Progress, part: list[Any], tiles: Mapping[str, Any] | None) -> None:
     """A first candidate of the tile search; for None, what candidates are compared with."""
     _without_selftest()
@@ -176,9 +194,7 @@ def time_fla(
     progress: Progress, shape: list[int], rule: str, way: str, dtype: str = "bfloat16"
 ) -> dict[str, Any]:
     """One of flash-linear-attention's rules in one direction."""
-    fla = load_fla()
-    if not isinstance(fla, Fla):
-        raise LeftOut(fla)
+    fla = _fla()
     peer = FlaAtShape(fla, rule_inputs(Shape(*shape), dtype))
     make = functools.partial(peer.contender, rule, way != "forward")
     figures = _timed(progress, {f"fla {rule}, {way}": make})
@@ -190,6 +206,21 @@ def train_step(
 ) -> dict[str, Any]:
     """A whole train step with one mixer, and its time by kernel."""
     return measure_mixer(TrainPlan(**(plan or {})), mixer, repeats, profile=True)
+
+
+def jla_train_step(progress: Progress, plan: Mapping[str, Any], repeats: int = 5) -> dict[str, Any]:
+    """A whole train step of one of jax-linear-attention's models."""
+    jla, what = _jla(), TrainPlan(**plan)
+    figures = measure_step(_jla_program(jla, what), what.length, repeats)
+    return {**figures, **_of(what), "versions": jla.versions}
+
+
+def fla_train_step(progress: Progress, plan: Mapping[str, Any], repeats: int = 5) -> dict[str, Any]:
+    """A whole train step of one of flash-linear-attention's models."""
+    fla, what = _fla(), TrainPlan(**plan)
+    sizes = tuple(what.rows)
+    figures = measure_fla(fla, what.model, what.remat, what.length, sizes, repeats)
+    return {**figures, **_of(what), "versions": fla.versions}
 
 
 def profile_ours(
@@ -245,6 +276,23 @@ def _jla() -> Jla:
     if isinstance(jla, str):
         raise LeftOut(jla)
     return jla
+
+
+def _fla() -> Fla:
+    fla = load_fla()
+    if isinstance(fla, str):
+        raise LeftOut(fla)
+    return fla
+
+
+def _jla_program(jla: Jla, plan: TrainPlan) -> Training:
+    make = functools.partial(jla_program, jla, plan.model, plan.remat, plan.length)
+    return fitting(make, tuple(plan.rows))
+
+
+def _of(plan: TrainPlan) -> dict[str, Any]:
+    """What a peer's step was asked for, beside its figures."""
+    return {"remat": plan.remat, "length": plan.length, "model": plan.model}
 
 
 def _compiled(compile_way: Callable[[str], Contender]) -> dict[str, Any]:

@@ -10,7 +10,7 @@ import pytest
 from experiments import cli
 from experiments.measuring.rule_calls import LAYER
 from experiments.rented_gpu import __main__ as command
-from experiments.rented_gpu import stages, summary
+from experiments.rented_gpu import stages, step_table, summary
 from experiments.rented_gpu.record import Record
 from experiments.rented_gpu.schedule import Schedule, Stage
 from tests.experiments.rented_gpu.machine import FACTS, H100
@@ -33,11 +33,13 @@ def fill(record: Record) -> None:
     record.end("time/jla kda", "failed", 1.0, "ValueError: no")
     step = {
         "median_seconds": 1.0, "peak_bytes": 10, "rows": 4, "tokens_per_second": 4.0,
-        "finite": True, "left_out": {},
+        "parameters": 7, "model_flops_per_token": 42, "mfu": 0.25, "finite": True, "left_out": {},
+        "kernels": {},
     }  # fmt: skip
-    for mixer in ("gdn2", "carve"):
-        record.keep(f"train/{mixer}", step)
-        record.end(f"train/{mixer}", "done", 1.0)
+    for name in ("gdn2", "carve", "jla gdn2"):
+        record.keep(f"train/{name}", {**step, "mfu": 0.5 if name == "jla gdn2" else 0.25})
+        record.end(f"train/{name}", "done", 1.0)
+    record.end("train/fla gdn2", "left out", 1.0, "not installed (fla)")
     kernels = {"score": {"seconds": 0.003, "launches": 1.0}}
     record.keep("profile/ours", {"gdn2 pallas, forward": kernels})
 
@@ -64,6 +66,38 @@ def test_the_summary_sets_processes_beside_each_other(
     printed = capsys.readouterr().out
     assert "score" in printed
     assert "missing, for another run: 1" in printed
+
+
+def test_the_summary_has_one_table_of_all_steps(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    record = Record(tmp_path, FACTS)
+    empty = summary.collect(record)
+    summary.show(record, empty, {})
+    assert "ours and peers" not in capsys.readouterr().out  # nothing was measured
+    fill(record)
+    figures = summary.collect(record)
+    table = figures["step_table"]
+    assert "what is computed again is not counted" in table["definition"]
+    rows = {(row["model"], row["of"], row.get("remat")): row for row in table["steps"]}
+    assert len(rows) == len(step_table.STEPS) + len(step_table.ABSENT)
+    ours, theirs = rows["gdn2", "ours", "full"], rows["gdn2", "jax-linear-attention", "full"]
+    assert (ours["mfu"], theirs["mfu"]) == (0.25, 0.5)
+    assert "kernels" not in ours
+    missing = {key: row["missing"] for key, row in rows.items() if "missing" in row}
+    assert missing["gdn2", "flash-linear-attention", "full"] == "left out: not installed (fla)"
+    assert missing["carve", "jax-linear-attention", None] == "it has no CARVE"
+    assert missing["kda", "ours", "kept"] == "not begun: no time"
+    assert len(missing) == len(rows) - 3  # every row has figures or says why not
+    summary.show(record, figures, {})
+    printed = capsys.readouterr().out
+    assert "1.3B train steps: ours and peers" in printed
+    assert [line.split()[-1] for line in printed.splitlines() if " full " in line] == [
+        "25.0%", "50.0%", "25.0%",
+    ]  # fmt: skip
+    assert "gdn2 of flash-linear-attention, full: left out: not installed (fla)" in printed
+    assert "carve of jax-linear-attention: it has no CARVE" in printed
+    assert table["definition"] in printed
 
 
 @pytest.fixture

@@ -5,14 +5,17 @@ import os
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import pytest
 
 from experiments.benchmarks import tune
 from experiments.measuring.rule_calls import DIRECTIONS
 from experiments.measuring.timing import LeftOut
+from experiments.measuring.train_steps import Cost, Training
+from experiments.peers import Fla, Jla
 from experiments.rented_gpu import __main__ as command
 from experiments.rented_gpu import correctness, tasks, worker
 from experiments.rented_gpu.record import ROOT, Record
@@ -101,6 +104,90 @@ def test_a_train_step_and_decode_compile_from_shapes(progress: Progress) -> None
     assert "the profiler saw no kernel" in measured["kernels"]["left_out"]
     small = {"batches": [1], "heads": 1, "channels": 16, "backends": ["pallas"], "interpret": True}
     tasks.compile_decode(progress, {**small, "most_steps": 8})
+
+
+def tiny_training(*given: Any) -> Training:
+    """A step of a state of one number; what is given ends with the rows."""
+    rows = given[-1]
+
+    class State(NamedTuple):
+        healthy: jax.Array
+
+    def step(state: State, batch: jax.Array) -> tuple[State, jax.Array]:
+        return State(state.healthy & (batch.sum() > 0)), batch.sum()
+
+    def init() -> State:
+        return State(jnp.array(True))
+
+    def make_batch() -> jax.Array:
+        return jnp.ones((rows, 8))
+
+    shapes = jax.eval_shape(init), jax.eval_shape(make_batch)
+    compiled = jax.jit(step, donate_argnums=0).lower(*shapes).compile()
+    return Training(compiled, jax.jit(init), make_batch, rows, Cost(10, 60.0), {})
+
+
+def test_a_peer_s_step_in_jax_is_measured_as_ours_is(
+    progress: Progress, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[tuple[Any, ...]] = []
+
+    def program(*given: Any) -> Training:
+        asked.append(given)
+        return tiny_training(*given)
+
+    jla = Jla(lambda: None, "mosaic_gpu", {"jla": "0.1.0"})
+    monkeypatch.setattr(tasks, "load_jla", lambda: jla)
+    monkeypatch.setattr(tasks, "jla_program", program)
+    plan = {"model": MODEL, "remat": "none", "rows": [2], "length": 8}
+    compiled = tasks.compile_jla_step(progress, plan)
+    figures = tasks.jla_train_step(progress, plan, repeats=1)
+    assert asked == [(jla, MODEL, "none", 8, 2)] * 2
+    assert compiled == {"rows": 2, "peak_bytes": figures["peak_bytes"]}
+    assert figures["tokens_per_second"] == 2 * 8 / figures["median_seconds"]
+    assert (figures["finite"], figures["parameters"]) == (True, 10)
+    assert (figures["remat"], figures["model"]) == ("none", MODEL)
+    assert figures["versions"] == {"jla": "0.1.0"}
+
+
+def test_a_peer_s_step_in_torch_has_the_plan_s_sizes(
+    progress: Progress, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fla = Fla(None, {}, {"torch": "fake"})
+    monkeypatch.setattr(tasks, "load_fla", lambda: fla)
+    monkeypatch.setattr(tasks, "measure_fla", lambda *given: {"given": list(given)})
+    plan = {"model": MODEL, "remat": "full", "rows": [4, 2], "length": 8}
+    figures = tasks.fla_train_step(progress, plan, repeats=3)
+    assert figures["given"] == [fla, MODEL, "full", 8, (4, 2), 3]
+    assert (figures["length"], figures["versions"]) == (8, {"torch": "fake"})
+
+
+@pytest.mark.parametrize(
+    ("task", "loader"), [("jla_train_step", "load_jla"), ("fla_train_step", "load_fla")]
+)
+def test_a_peer_that_is_not_here_is_left_out(
+    task: str, loader: str, progress: Progress, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tasks, loader, lambda: "not installed")
+    with pytest.raises(LeftOut, match="not installed"):
+        getattr(tasks, task)(progress, {"model": MODEL})
+
+
+@pytest.mark.slow
+def test_a_step_that_fails_says_why_in_its_last_line(tmp_path: Path) -> None:
+    record = Record(tmp_path, FACTS)
+    said: list[str] = []
+    plan = {"model": MODEL, "rows": [1], "length": 64, "implementation": "pallas"}
+    task = Task(
+        "train/gdn2", f"{tasks.__name__}:train_step", {"mixer": "gdn2", "plan": plan}, most=300
+    )
+    variables = {**worker_variables(tmp_path / "cache"), "CARVE_PALLAS": "gpu"}
+    Schedule(
+        record, float("inf"), slots=1, folder=tmp_path, environment=variables, log=said.append,
+        say=said.append,
+    ).run((Stage("train steps", (task,)),))  # fmt: skip
+    assert record.tasks["train/gdn2"]["state"] == "failed"
+    assert "NotImplementedError" in record.tasks["train/gdn2"]["why"], said
 
 
 @pytest.mark.slow
