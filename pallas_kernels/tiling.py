@@ -30,6 +30,10 @@ class Tiles:
       inverse: precision of the products inside (I + T)⁻¹; one correction follows "bf16".
       solve: where the plain rule's inverse is found: "parallel", before the scan, or "walk", inside
         it, as CARVE must; CARVE with P_up = 0 equals GDN-2 to the bit under "walk".
+      stretches: the most that a part of the plain rule's sequence is cut into, to be scanned side
+        by side, their states composed: for few rows and heads, where a scan of whole parts leaves
+        the card idle. 1 for none; 0 for as many as `triton.stretches` predicts to be fastest on an
+        H100. Not measured on any GPU.
     """
 
     chunk: int = 32
@@ -43,6 +47,7 @@ class Tiles:
     product: str = "bf16"
     inverse: str = "tf32"
     solve: str = "parallel"
+    stretches: int = 1
 
     def __post_init__(self) -> None:
         for name, allowed in (
@@ -53,6 +58,13 @@ class Tiles:
         ):
             if getattr(self, name) not in allowed:
                 raise ValueError(f"Tiles.{name}={getattr(self, name)!r}; allowed are {allowed}")
+        if self.stretches < 0:
+            raise ValueError(f"Tiles.stretches={self.stretches}; allowed are 0 and more")
+        if self.stretches != 1 and self.solve == "walk":
+            raise ValueError(
+                f"Tiles(stretches={self.stretches}, solve='walk'): a scan in stretches does not "
+                "solve on its way; leave one of them out"
+            )
 
 
 def padded(channels: int) -> int:

@@ -44,8 +44,8 @@ class SpanInputs(NamedTuple):
       pairs, diagonal: [B, T, N, 2 · span], [B, T, N, 1] of the part.
       d_output: [B, T, N, V] of the part or the whole, before the scale.
       residual, d_written: R and the gradient of W, of the part [B, T, N, V].
-      states, d_states: S at the start and its gradient at the end of each tile [B, T/C, N, V, K]
-        (more entries may follow).
+      states, d_states: S at the start and its gradient at the end of each tile [B, T/C, N, V, K];
+        behind each stretch's, `d_states` may have more entries (`scan_backward.spare_states`).
       slope: db / dlogits under a content gate, of the part [B, T, N, K]; the gradient is then that
         of the logits.
     """
@@ -321,9 +321,11 @@ class _Views(NamedTuple):
 
     def states(self, a: Any, tiles: int) -> pl.BlockSpec:
         """A block of key channels of the states of the span's tiles, [B, T/C, N, V, K]."""
+        stretches = (a.shape[1] - self.spans * tiles) // tiles  # that have spare entries
 
         def place(t: Any, b: Any, i: Any) -> tuple:
-            return b, t, jax.lax.div(i, self.blocks), 0, jax.lax.rem(i, self.blocks)
+            span = t + jax.lax.div(t, self.spans // stretches) if stretches > 1 else t
+            return b, span, jax.lax.div(i, self.blocks), 0, jax.lax.rem(i, self.blocks)
 
         return pl.BlockSpec((None, tiles, None, a.shape[3], self.block), place)
 

@@ -32,6 +32,12 @@ from pallas_kernels.triton.plan import Content, Gate, Operands, Plan
 from pallas_kernels.triton.scan import ScanOperands, ScanOutputs, scan
 from pallas_kernels.triton.scan_backward import BackwardScanOutputs, GateInputs, scan_backward
 from pallas_kernels.triton.span import K_LEVELS, Scores, holds_inverse, score
+from pallas_kernels.triton.stretches import (
+    choose_stretches,
+    scan_stretches,
+    scan_stretches_again,
+    scan_stretches_backward,
+)
 
 PART_BYTES, SOLVED_PART_BYTES = 1 << 27, 1 << 28
 MOST_PARTS = 32
@@ -79,11 +85,13 @@ def make_plan(
     """The plan of a call, and the length its inputs are to be padded to."""
     batch, length, heads, _ = inputs.value.shape
     unit = SPAN if gate is None else max(SPAN, gate.tiles * tiles.chunk)
-    units = -(-length // unit)
-    anchor = decay.anchor(decay_floor, tiles.chunk)
+    anchor, stretches = decay.anchor(decay_floor, tiles.chunk), 1
     if gate is None and tiles.solve == "parallel":  # under "walk" it is to be CARVE's to the bit
-        tiles = _spread(tiles, batch * heads, padded(inputs.value.shape[3]))
-    plan = Plan(tiles, scale, 1, gate, anchor, interpret=interpret)
+        stretches = choose_stretches(tiles.stretches, -(-length // SPAN))
+        tiles = _spread(tiles, batch * heads * stretches, padded(inputs.value.shape[3]))
+    unit *= stretches
+    units = -(-length // unit)
+    plan = Plan(tiles, scale, 1, gate, anchor, stretches=stretches, interpret=interpret)
     if gate is not None and unit >= LONG_CHUNK and units <= MOST_PARTS and tiles.solve != "walk":
         return plan._replace(parts=units, by_chunk=True), units * unit
     channels = padded(inputs.query.shape[3])
@@ -128,7 +136,7 @@ def run(
 def _forward(plan: Plan, inputs: Inputs, memory: Array, gate: GateArrays | None) -> tuple:
     output, memories, sums, squares = None, [], [], []
     known = not plan.solves  # b, and so the inverse, before the scan
-    scan_forward = plan.forward_scan or scan
+    scan_forward = scan_stretches if plan.stretches > 1 else plan.forward_scan or scan
     seen: Any = None if gate is None else gate.content
     for part in range(plan.parts):
         ready, memory = _in_order((inputs, memory), part > 0)
@@ -141,7 +149,6 @@ def _forward(plan: Plan, inputs: Inputs, memory: Array, gate: GateArrays | None)
             mean = _part(gate.mean, plan, part)
             here = Content(gate.down, gate.up, seen, before, mean)
         scores = score(plan, x if known else x._replace(erase=None), part, with_keys=not known)
-        memories.append(memory)
         squares.append(scores.squares)
         found = scan_forward(
             plan,
@@ -153,6 +160,7 @@ def _forward(plan: Plan, inputs: Inputs, memory: Array, gate: GateArrays | None)
             output=output,
             sums=plan.by_chunk,
         )
+        memories.append(memory if found.starts is None else found.starts)
         output, memory = found.output, found.memory
         if gate is not None:
             added = gate.partial_sum[:, None] if plan.by_chunk and part == 0 else 0.0
@@ -283,7 +291,7 @@ def _backward_part(
     inputs: Inputs,
     arrays: Any,
     seen: Seen | None,
-    memory: Array,
+    memory: Any,
     squares: Any,
     cotangents: tuple,
     part: int,
@@ -300,7 +308,10 @@ def _backward_part(
     gated = own is not None and not plan.by_chunk
     scores = _score_again(plan, x, squares, part, with_keys=gated)
     ready = ScanOperands(x.value, x.erase if gated else None, x.write)
-    again = scan(plan, ready, scores, memory, part, replay=True)
+    if plan.stretches > 1:
+        again = scan_stretches_again(plan, ready, scores, memory, part)
+    else:
+        again = scan(plan, ready, scores, memory, part, replay=True)
     gate = None
     if plan.by_chunk:
         wide = _part(d_output, plan, part).astype(jnp.float32) + d_sums[:, part : part + 1]
@@ -317,7 +328,10 @@ def _backward_part(
             down=arrays.down,
             up=arrays.up,
         )
-    back = scan_backward(plan, scores, d_output, d_memory, part, gate)
+    if plan.stretches > 1:
+        back = scan_stretches_backward(plan, scores, d_output, d_memory, part, memory.carried)
+    else:
+        back = scan_backward(plan, scores, d_output, d_memory, part, gate)
     d_output = back.d_output if gated else d_output
     made = _gradients(plan, x, slope, d_output, again, back, part, found)
     if plan.by_chunk:

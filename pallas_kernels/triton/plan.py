@@ -47,6 +47,7 @@ class Plan(NamedTuple):
       anchor: A, tokens of the blocks whose levels are done at once, for a floor that has been
         promised of g; 1 for none.
       by_chunk: each part is one gate chunk: b is known before it is scanned.
+      stretches: that each part of the plain rule is cut into; see `stretches`.
       interpret: run without a GPU.
       forward_scan: another backend's function in place of `scan.scan` where nothing is replayed, or
         None.
@@ -58,6 +59,7 @@ class Plan(NamedTuple):
     gate: Any = None
     anchor: int = 1
     by_chunk: bool = False
+    stretches: int = 1
     interpret: bool = False
     forward_scan: Any = None
 
@@ -162,22 +164,51 @@ def rows(ref: Any, start: Array | int, count: int) -> Array:
     return ref[pl.ds(start, count), :].astype(jnp.float32)
 
 
-def view(a: Any, heads: int, length: int, part: int = 0, block: int | None = None) -> pl.BlockSpec:
-    """What a program (b, n, v) sees of a [B, T, H, X]: the part's `length` rows of its head, all
-    channels or the v-th block of them. An array of `length` rows is the part's own. Value head n
-    reads key head n // (N // H)."""
+class Cut(NamedTuple):
+    """Stretches of a part that a launch scans side by side, each as if it were a row.
+
+    Attributes:
+      stretches: equal ones that the part is cut into.
+      first, count: those which this launch scans; its row b · count + i is stretch first + i of b.
+    """
+
+    stretches: int = 1
+    first: int = 0
+    count: int = 1
+
+    def place(self, row: Any, part: int = 0) -> tuple:
+        """Row of the arrays, and which of all stretches along its tokens, of a row of a launch."""
+        if self.stretches == 1:
+            return row, part
+        stretch = part * self.stretches + self.first + jax.lax.rem(row, self.count)
+        return jax.lax.div(row, self.count), stretch
+
+
+WHOLE = Cut()
+
+
+def view(
+    a: Any, heads: int, length: int, part: int = 0, block: int | None = None, cut: Cut = WHOLE
+) -> pl.BlockSpec:
+    """What a program (b, n, v) sees of a [B, T, H, X]: its stretch of the part's `length` rows of
+    its head, all channels or the v-th block of them. An array of `length` rows is the part's own.
+    Value head n reads key head n // (N // H)."""
     repeat, width = heads // a.shape[2], a.shape[3]
     part = part if a.shape[1] > length else 0
+    rows = length // cut.stretches
     if block is None or width == 1:
-        shape, column = (None, length, None, width), lambda v: 0
+        shape, column = (None, rows, None, width), lambda v: 0
     else:
-        shape, column = (None, length, None, block), lambda v: v
-    return pl.BlockSpec(shape, lambda b, n, v: (b, part, jax.lax.div(n, repeat), column(v)))
+        shape, column = (None, rows, None, block), lambda v: v
+    return pl.BlockSpec(
+        shape, lambda b, n, v: (*cut.place(b, part), jax.lax.div(n, repeat), column(v))
+    )
 
 
-def memory_view(a: Any, block: int) -> pl.BlockSpec:
-    """What a program (b, n, v) sees of [B, N, V, K] (or of one such for each tile)."""
+def memory_view(a: Any, block: int, cut: Cut = WHOLE) -> pl.BlockSpec:
+    """What a program (b, n, v) sees of [B, N, V, K], B rows of a launch, or of one such for each
+    tile of the part."""
     if len(a.shape) == 4:
         return pl.BlockSpec((None, None, block, a.shape[3]), lambda b, n, v: (b, n, v, 0))
-    shape = (None, a.shape[1], None, block, a.shape[4])
-    return pl.BlockSpec(shape, lambda b, n, v: (b, 0, n, v, 0))
+    shape = (None, a.shape[1] // cut.stretches, None, block, a.shape[4])
+    return pl.BlockSpec(shape, lambda b, n, v: (*cut.place(b), n, v, 0))

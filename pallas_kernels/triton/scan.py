@@ -17,7 +17,7 @@ from jax.experimental import pallas as pl
 from pallas_kernels.blocks.decay import SPAN
 from pallas_kernels.blocks.wy import Array
 from pallas_kernels.triton import ptx, ptx_scan
-from pallas_kernels.triton.plan import Content, Gate, Plan, memory_view, view
+from pallas_kernels.triton.plan import WHOLE, Content, Cut, Gate, Plan, memory_view, view
 from pallas_kernels.triton.solve import Solver, solver
 from pallas_kernels.triton.span import BK_DECAYED, K_TO_END, Q_DECAYED, Scores, holds_inverse
 
@@ -44,10 +44,11 @@ class ScanOutputs(NamedTuple):
 
     Attributes:
       output: [B, T, N, V] of the whole sequence, the part's rows written.
-      memory: the last state, transposed [B, N, V, K] float32.
+      memory: the last state of each row of the launch, transposed [B, N, V, K] float32.
       sums: of the outputs in each of the part's gate chunks [B, chunks, N, V] float32.
       residual: R [B, T, N, V] of the part.
       states: at the start of each tile, transposed [B, T/C, N, V, K].
+      starts: of a part that was scanned in stretches, what its backward pass begins from.
     """
 
     output: Any = None
@@ -55,6 +56,7 @@ class ScanOutputs(NamedTuple):
     sums: Any = None
     residual: Any = None
     states: Any = None
+    starts: Any = None
 
 
 def tile_at(tiles: Any, here: Any, place: int, channels: int) -> Array:
@@ -71,7 +73,7 @@ class ScanOperands(NamedTuple):
     """Inputs of the rule that the scan reads itself, of the whole sequence or of the part.
 
     Attributes:
-      value: v [B, T, N, V].
+      value: v [B, T, N, V]; None where nothing is written.
       unapplied_erase: b, or its logits under a content gate, [B, T, H, K or 1], for the scan to
         apply; None where `Scores.tiles` hold b⊙k already.
       write: w [B, T, N, V or 1].
@@ -98,7 +100,7 @@ def _walk_kernel(inputs: _ScanInputs, *refs: Any, plan: Plan) -> None:
     *_continued, out = refs  # an output of earlier parts, which this one continues, comes first
     x, scores, content = inputs.x, inputs.scores, inputs.content
     product, tile = plan.product, plan.tiles.chunk
-    length, channels = x.value.shape[0], out.memory.shape[1]
+    length, channels = scores.tiles.shape[0], out.memory.shape[1]
 
     def step(n: Array, carry: tuple) -> tuple:
         memory, *seen = carry
@@ -172,7 +174,9 @@ def _residual(
     if x.unapplied_erase is None:
         bk_decayed = tile_at(scores.tiles, here, BK_DECAYED, channels)
         # R and what it is found of are negated here: fused adds take −v ⊙ w as they are.
-        right = product(memory, bk_decayed, tb=True) - _written(plan, x, here, zero)
+        right = product(memory, bk_decayed, tb=True)
+        if x.value is not None:
+            right = right - _written(plan, x, here, zero)
         inverse = own_block(scores.squares, SPAN, here.start, tile)
         return ptx_scan.minus_rounded(product(right, inverse, tb=True), product.dtype)
     if shift is None:
@@ -226,8 +230,11 @@ def scan(
     output: Array | None = None,
     sums: bool = False,
     replay: bool = False,
+    ends: bool = False,
+    cut: Cut = WHOLE,
 ) -> ScanOutputs:
-    """Scan one part of the sequence from `memory` [B, N, V, K] (transposed).
+    """Scan one part of the sequence, or stretches of it side by side, from `memory` [B, N, V, K]
+    (transposed), B counting stretches.
 
     Args:
       plan: what is static.
@@ -239,15 +246,17 @@ def scan(
       output: of the whole sequence, whose parts before this one have been written.
       sums: sum the outputs of the part, which is one gate chunk whose b is known.
       replay: leave what the gradients need instead of the output.
+      ends: leave the last states alone.
+      cut: the stretches.
     """
-    batch, whole, heads, width = x.value.shape
-    length, channels = scores.tiles.shape[1], memory.shape[3]
+    _, heads, width, channels = memory.shape
+    batch, length = scores.tiles.shape[:2]
     block = width if content is not None else min(width, plan.tiles.block_value)
 
     def made(*shape: int, dtype: Any = jnp.float32) -> jax.ShapeDtypeStruct:
         return jax.ShapeDtypeStruct((batch, *shape), dtype)
 
-    out = ScanOutputs(memory=made(heads, width, channels))
+    out = ScanOutputs(memory=jax.ShapeDtypeStruct(memory.shape, jnp.float32))
     out_specs = ScanOutputs(memory=memory_view(memory, block))
     if replay:
         dtype = plan.product.dtype
@@ -255,16 +264,17 @@ def scan(
         states = made(length // plan.tiles.chunk, heads, width, channels, dtype=dtype)
         out = out._replace(residual=residual, states=states)
         out_specs = out_specs._replace(
-            residual=view(residual, heads, length, block=block), states=memory_view(states, block)
+            residual=view(residual, heads, length, block=block, cut=cut),
+            states=memory_view(states, block, cut),
         )
-    else:
-        out = out._replace(output=made(whole, heads, width, dtype=x.value.dtype))
-        out_specs = out_specs._replace(output=view(out.output, heads, length, part, block))
+    elif not ends:
+        out = out._replace(output=made(*x.value.shape[1:], dtype=x.value.dtype))
+        out_specs = out_specs._replace(output=view(out.output, heads, length, part, block, cut))
     if content is not None or sums:
         chunks = 1 if content is None else content.mean.shape[1]
         out = out._replace(sums=made(chunks, heads, width))
         out_specs = out_specs._replace(sums=view(out.sums, heads, chunks, block=block))
-    return _call_scan(plan, x, scores, memory, part, content, output, out, out_specs, block)
+    return _call_scan(plan, x, scores, memory, part, content, output, out, out_specs, block, cut)
 
 
 def _call_scan(
@@ -278,9 +288,14 @@ def _call_scan(
     out: ScanOutputs,
     out_specs: ScanOutputs,
     block: int,
+    cut: Cut,
 ) -> ScanOutputs:
-    batch, _, heads, width = x.value.shape
-    length, erase = scores.tiles.shape[1], x.unapplied_erase
+    rows, heads, width, _ = memory.shape
+    length = scores.tiles.shape[1]
+
+    def seen(a: Any, *block: int) -> Any:
+        return None if a is None else view(a, heads, length, part, *block, cut=cut)
+
     if content is not None:
         down, up = content.down.swapaxes(1, 2), content.up.swapaxes(1, 2)
         content = content._replace(down=down, up=up)
@@ -288,11 +303,11 @@ def _call_scan(
     in_specs: list = [
         _ScanInputs(
             x=ScanOperands(
-                value=view(x.value, heads, length, part, block),
-                unapplied_erase=None if erase is None else view(erase, heads, length, part),
-                write=view(x.write, heads, length, part, block),
+                value=seen(x.value, block),
+                unapplied_erase=seen(x.unapplied_erase),
+                write=seen(x.write, block),
             ),
-            scores=jax.tree.map(lambda a: view(a, heads, a.shape[1]), scores),
+            scores=jax.tree.map(lambda a: view(a, heads, a.shape[1], cut=cut), scores),
             memory=memory_view(memory, block),
             content=None if content is None else content_views(content),
             zero=pl.BlockSpec((1,), lambda b, n, v: (0,)),
@@ -305,7 +320,7 @@ def _call_scan(
         in_specs.append(out_specs.output)
     (found,) = pl.pallas_call(
         functools.partial(_walk_kernel, plan=plan),
-        grid=(batch, heads, width // block),
+        grid=(rows, heads, width // block),
         in_specs=tuple(in_specs),
         out_specs=(out_specs,),
         out_shape=(out,),

@@ -18,7 +18,7 @@ from jax.experimental import pallas as pl
 from pallas_kernels.blocks.decay import SPAN
 from pallas_kernels.blocks.wy import Array
 from pallas_kernels.triton import ptx, ptx_scan, solve
-from pallas_kernels.triton.plan import Gate, Plan, memory_view, rows, view
+from pallas_kernels.triton.plan import WHOLE, Cut, Gate, Plan, memory_view, rows, view
 from pallas_kernels.triton.scan import own_block, tile_at
 from pallas_kernels.triton.span import BK_DECAYED, K_LEVELS, K_TO_END, Q_DECAYED, Scores
 
@@ -54,8 +54,9 @@ class BackwardScanOutputs(NamedTuple):
     Attributes:
       d_written: of W and Z [B, T, N, V].
       d_states: of the state at the end of each tile, transposed [B, T/C + 1, N, V, K]; the last
-        entry is the one before the first tile.
-      d_memory: of the state before the part, transposed [B, N, V, K] float32.
+        entry is the one before the first tile. Of a part in stretches, each has its own entries,
+        and as many more as a span has tiles.
+      d_memory: of the state before each row of the launch, transposed [B, N, V, K] float32.
       d_sums: of the sums of outputs, all told [B, chunks, N, V] float32.
       d_output: of the outputs, the content's share added [B, T, N, V] in the products' dtype.
       d_shift: of the logits' shift [B, chunks, N, K] float32.
@@ -119,21 +120,24 @@ def _walk_back_kernel(inputs: _Inputs, out: BackwardScanOutputs, *, plan: Plan) 
         d_memory = d_memory * scores.ends[n, :][None, :] + product(d_output, q_decayed)
         d_written = product(d_residual, own_block(scores.squares, SPAN, start, tile))
         d_written = product.operand(d_written)
-        out.d_written[here, :] = ptx.fence(d_written).T
+        if out.d_written is not None:
+            out.d_written[here, :] = ptx.fence(d_written).T
         bk_decayed = tile_at(scores.tiles, here, BK_DECAYED, channels)
         if g is not None:
             added = _shift_gradient(plan, inputs, n, here, d_written)
             bk_decayed = ptx.times(product.operand(g.erase[here, :]), bk_decayed)
         d_memory = d_memory + product(ptx_scan.minus(d_written), bk_decayed)
-        # Stored where few values live: in the iteration before, for the tile that comes next.
-        before = jax.lax.rem(n + count, count + 1)
-        out.d_states[before + zero] = d_memory.astype(out.d_states.dtype)
+        if out.d_states is not None:
+            # Stored where few values live: in the iteration before, for the tile that comes next.
+            before = jax.lax.rem(n + count, count + 1)
+            out.d_states[before + zero] = d_memory.astype(out.d_states.dtype)
         if g is None:
             return (d_memory,)
         return d_memory, *_previous_content(plan.gate, n, g, out, zero, added, *d_seen)
 
     carry: tuple = (inputs.d_memory[...],)
-    out.d_states[count - 1] = carry[0].astype(out.d_states.dtype)
+    if out.d_states is not None:
+        out.d_states[count - 1] = carry[0].astype(out.d_states.dtype)
     if g is not None:
         carry += (g.d_sums[g.d_sums.shape[0] - 1, :], jnp.zeros((channels,), jnp.float32))
     d_memory, *_ = jax.lax.fori_loop(0, count, step, carry)
@@ -222,8 +226,12 @@ def scan_backward(
     d_memory: Array,
     part: int,
     gate: GateInputs | None = None,
+    *,
+    ends: bool = False,
+    cut: Cut = WHOLE,
 ) -> BackwardScanOutputs:
-    """Scan one part backward from the gradient of its last state [B, N, V, K] (transposed).
+    """Scan one part, or stretches of it side by side, backward from the gradient of the last state
+    [B, N, V, K] (transposed), B counting stretches.
 
     Args:
       plan: what is static.
@@ -232,25 +240,29 @@ def scan_backward(
       d_memory: of the state after the part.
       part: which one.
       gate: the content gate's arrays of the part, if there is one.
+      ends: leave the gradients of the first states alone.
+      cut: the stretches.
     """
-    batch, _, heads, width = d_output.shape
-    length, channels = scores.tiles.shape[1], d_memory.shape[3]
+    batch, length = scores.tiles.shape[:2]
+    launched, heads, width, channels = d_memory.shape
     block = width if gate is not None else min(width, plan.tiles.block_value)
     dtype = plan.product.dtype
 
     def made(*shape: int, dtype: Any = jnp.float32) -> jax.ShapeDtypeStruct:
         return jax.ShapeDtypeStruct((batch, *shape), dtype)
 
-    out = BackwardScanOutputs(
-        d_written=made(length, heads, width, dtype=dtype),
-        d_states=made(length // plan.tiles.chunk + 1, heads, width, channels, dtype=dtype),
-        d_memory=made(heads, width, channels),
-    )
-    out_specs = BackwardScanOutputs(
-        d_written=view(out.d_written, heads, length, block=block),
-        d_states=memory_view(out.d_states, block),
-        d_memory=memory_view(out.d_memory, block),
-    )
+    out = BackwardScanOutputs(d_memory=jax.ShapeDtypeStruct(d_memory.shape, jnp.float32))
+    out_specs = BackwardScanOutputs(d_memory=memory_view(d_memory, block))
+    if not ends:
+        states = length // plan.tiles.chunk + spare_states(plan, cut)
+        out = out._replace(
+            d_written=made(length, heads, width, dtype=dtype),
+            d_states=made(states, heads, width, channels, dtype=dtype),
+        )
+        out_specs = out_specs._replace(
+            d_written=view(out.d_written, heads, length, block=block, cut=cut),
+            d_states=memory_view(out.d_states, block, cut),
+        )
     if gate is not None:
         chunks = gate.contents.shape[1]
         out = out._replace(
@@ -265,21 +277,27 @@ def scan_backward(
         )
     inputs = _Inputs(scores, d_output, d_memory, gate, jnp.zeros((1,), jnp.int32))
     in_specs = _Inputs(
-        scores=jax.tree.map(lambda a: view(a, heads, a.shape[1]), scores),
-        d_output=view(d_output, heads, length, part, block),
+        scores=jax.tree.map(lambda a: view(a, heads, a.shape[1], cut=cut), scores),
+        d_output=view(d_output, heads, length, part, block, cut),
         d_memory=memory_view(d_memory, block),
         gate=None if gate is None else _gate_views(gate, heads, length, part),
         zero=pl.BlockSpec((1,), lambda b, n, v: (0,)),
     )
     (found,) = pl.pallas_call(
         functools.partial(_walk_back_kernel, plan=plan),
-        grid=(batch, heads, width // block),
+        grid=(launched, heads, width // block),
         in_specs=(in_specs,),
         out_specs=(out_specs,),
         out_shape=(out,),
         **plan.compile_options(plan.tiles.warps, plan.tiles.backward_stages),
     )(inputs)
     return found
+
+
+def spare_states(plan: Plan, cut: Cut) -> int:
+    """Entries of `BackwardScanOutputs.d_states` beyond one per tile: of each stretch as many as a
+    span has tiles, so that the gradients' kernel finds every span at a whole number of them."""
+    return 1 if cut.stretches == 1 else cut.stretches * (SPAN // plan.tiles.chunk)
 
 
 def _gate_views(gate: GateInputs, heads: int, length: int, part: int) -> GateInputs:
