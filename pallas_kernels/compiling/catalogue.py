@@ -14,7 +14,7 @@ from pallas_kernels.decode.step import decode_step
 from pallas_kernels.decode.step_sizes import StepSizes, aot_signature, default_tiles
 from pallas_kernels.tiling import Tiles, choose, holds_state
 from pallas_kernels.triton.op import GateArrays, Inputs, make_plan, run
-from pallas_kernels.triton.plan import Gate
+from pallas_kernels.triton.plan import Gate, Plan
 
 
 @dataclass(frozen=True)
@@ -101,34 +101,45 @@ def sequence_program(
     """Forward and every gradient of one rule, K = channels, V = width.
 
     `name` is "gdn2", "gdn" (all gates per head), "gdn2_walk" (the inverse found on the way, as
-    CARVE must) or "carve"; the ending "_bounded" promises g ≥ −10. The function is one part of the
-    sequence, as a call of this size runs it part after part; what joins the parts is left out.
+    CARVE must), "gdn2_stretches" (scanned in `STRETCHES`) or "carve"; the ending "_bounded"
+    promises g ≥ −10. The function is one part of the sequence, as a call of this size runs it part
+    after part; what joins the parts is left out.
     """
-    gate = None
-    if name.startswith("carve"):
-        tiles = dataclasses.replace(tiles, chunk=min(tiles.chunk, size.gate_chunk))
-        gate = Gate(size.gate_chunk // tiles.chunk, 1.0, False, None, width, dtype)
-    if name.startswith("gdn2_walk"):
-        tiles = dataclasses.replace(tiles, solve="walk")
-    floor = LOWEST_ANCHORED if name.endswith("_bounded") else None
-    whole = _inputs(size, dtype, channels, width, gate is not None)
-    plan, length = make_plan(tiles, channels**-0.5, whole, gate, floor, interpret=False)
+    plan, length = planned(name, dtype, channels, width, tiles, size)
     part = size._replace(length=length // plan.parts)
     repeats, plan = plan.parts, plan._replace(parts=1)
-    inputs = _inputs(part, dtype, channels, width, gate is not None, name == "gdn")
+    gated = plan.gate is not None
+    inputs = _inputs(part, dtype, channels, width, gated, name == "gdn")
     memory = _of(size.batch, size.value_heads, width, channels)
     arrays = sums = None
-    if gate is not None:
+    if gated:
         arrays, sums = _gate_arrays(part, channels, width)
 
     def train(inputs: Inputs, memory: Any, arrays: Any, cotangents: Any) -> Any:
         outputs, pull = jax.vjp(lambda *a: run(plan, *a), inputs, memory, arrays)
         return outputs, pull(cotangents)
 
-    label = f"{channels}x{width}c{tiles.chunk}{size.label}"
+    label = f"{channels}x{width}c{plan.tiles.chunk}{size.label}"
     arguments = (inputs, memory, arrays, (inputs.value, memory, sums))
     spans = size.batch * size.value_heads * length // 64
     return Program(name, label, dtype, train, arguments, repeats, spans)
+
+
+def planned(
+    name: str, dtype: str, channels: int, width: int, tiles: Tiles, size: Size
+) -> tuple[Plan, int]:
+    """How a call of `sequence_program`'s rule is cut, and its length once padded."""
+    gate = None
+    if name.startswith("carve"):
+        tiles = dataclasses.replace(tiles, chunk=min(tiles.chunk, size.gate_chunk))
+        gate = Gate(size.gate_chunk // tiles.chunk, 1.0, False, None, width, dtype)
+    if name.startswith("gdn2_walk"):
+        tiles = dataclasses.replace(tiles, solve="walk")
+    if name == "gdn2_stretches":
+        tiles = dataclasses.replace(tiles, stretches=STRETCHES)
+    floor = LOWEST_ANCHORED if name.endswith("_bounded") else None
+    whole = _inputs(size, dtype, channels, width, gate is not None)
+    return make_plan(tiles, channels**-0.5, whole, gate, floor, interpret=False)
 
 
 def _of(*sizes: int, dtype: Any = jnp.float32) -> jax.ShapeDtypeStruct:
@@ -207,7 +218,9 @@ def counted(device_kind: str, capability: float) -> list[Program]:
     for name in PLAIN:
         listed += [(name, "bfloat16", 64, OFFICIAL)]
         listed += [(name, "bfloat16", 128, size) for size in (GROUPED, FEW_HEADS)]
+    listed += [("gdn2", "bfloat16", 128, HALF_BLOCKS)]
     listed += [("carve", "bfloat16", 128, Size(gate_chunk=length)) for length in (16, 256)]
+    listed += [("gdn2_stretches", "bfloat16", 128, FEW_HEADS)]
     return _all_fitting(listed, device_kind, capability)
 
 
@@ -230,6 +243,8 @@ def _all_fitting(listed: Sequence[tuple], device_kind: str, capability: float) -
 
 GROUPED = Size(heads=4)
 FEW_HEADS = Size(batch=1)
+HALF_BLOCKS = Size(batch=4)  # whose value channels are scanned in blocks of 64
+STRETCHES = 8  # of which each head of `FEW_HEADS` has a program: 128 of an H100's 132
 PLAIN = ("gdn2", "carve")
 RULES = ("gdn2", "carve", "gdn2_walk", "gdn2_bounded", "carve_bounded")
 

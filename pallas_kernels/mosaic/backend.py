@@ -44,6 +44,8 @@ class Mosaic(Triton):
                 f"its scan takes content projections of rank {RANK} at most, and was given "
                 f"{request.rank}"
             )
+        if tiles.stretches != 1 and not request.content:
+            return f"its scan takes no stretches, and was given Tiles(stretches={tiles.stretches})"
         if (tiles.chunk, tiles.product, tiles.solve) == (SPAN, "bf16", "parallel"):
             return None
         return (

@@ -13,7 +13,6 @@ launch of it costs some 10 µs besides (on an H200, B8 T4096 H16: the scans of 8
 less than those of 16, forward and backward).
 """
 
-import dataclasses
 import functools
 from typing import Any, NamedTuple
 
@@ -33,7 +32,7 @@ from pallas_kernels.triton.scan import ScanOperands, ScanOutputs, scan
 from pallas_kernels.triton.scan_backward import BackwardScanOutputs, GateInputs, scan_backward
 from pallas_kernels.triton.span import K_LEVELS, Scores, holds_inverse, score
 from pallas_kernels.triton.stretches import (
-    choose_stretches,
+    filled,
     scan_stretches,
     scan_stretches_again,
     scan_stretches_backward,
@@ -41,8 +40,6 @@ from pallas_kernels.triton.stretches import (
 
 PART_BYTES, SOLVED_PART_BYTES = 1 << 27, 1 << 28
 MOST_PARTS = 32
-PROGRAMS = 132  # that scan at once on an H100, one on each multiprocessor
-SMALLEST_BLOCK = 32  # of value channels: below it a scan's instructions no longer get fewer
 LONG_CHUNK = 256  # tokens of a gate chunk that is worth a pass of the plain rule's kernels
 
 
@@ -85,35 +82,24 @@ def make_plan(
     """The plan of a call, and the length its inputs are to be padded to."""
     batch, length, heads, _ = inputs.value.shape
     unit = SPAN if gate is None else max(SPAN, gate.tiles * tiles.chunk)
-    anchor, stretches = decay.anchor(decay_floor, tiles.chunk), 1
-    if gate is None and tiles.solve == "parallel":  # under "walk" it is to be CARVE's to the bit
-        stretches = choose_stretches(tiles.stretches, -(-length // SPAN))
-        tiles = _spread(tiles, batch * heads * stretches, padded(inputs.value.shape[3]))
-    unit *= stretches
-    units = -(-length // unit)
-    plan = Plan(tiles, scale, 1, gate, anchor, stretches=stretches, interpret=interpret)
-    if gate is not None and unit >= LONG_CHUNK and units <= MOST_PARTS and tiles.solve != "walk":
-        return plan._replace(parts=units, by_chunk=True), units * unit
+    anchor = decay.anchor(decay_floor, tiles.chunk)
+    plan = Plan(tiles, scale, 1, gate, anchor, interpret=interpret)
     channels = padded(inputs.query.shape[3])
     columns = K_LEVELS + (plan.key_tiles if plan.solves else 0)
-    row = columns * channels * plan.product.dtype.itemsize
+    row = batch * heads * columns * channels * plan.product.dtype.itemsize
     most = SOLVED_PART_BYTES if plan.solves else PART_BYTES
-    parts = -(-batch * length * heads * row // most)
+    if gate is None and not plan.solves:  # under "walk" it is to be CARVE's to the bit
+        plan = filled(plan, batch * heads, padded(inputs.value.shape[3]), length, most // row)
+    unit *= plan.stretches
+    units = -(-length // unit)
+    if gate is not None and unit >= LONG_CHUNK and units <= MOST_PARTS and tiles.solve != "walk":
+        return plan._replace(parts=units, by_chunk=True), units * unit
+    parts = -(-length * row // most)
     parts = max(1, min(parts, MOST_PARTS, units))
     # A few more parts are cheaper than the copy of every input that padding takes.
     even = [p for p in range(parts, min(2 * parts, units) + 1) if units % p == 0]
     parts = even[0] if even else parts
     return plan._replace(parts=parts), -(-units // parts) * parts * unit
-
-
-def _spread(tiles: Tiles, heads: int, width: int) -> Tiles:
-    """Tiles for few heads: the value channels of the plain rule, which scan apart, are spread over
-    programs until there are about `PROGRAMS`; blocks of 64 or fewer take 4 warps."""
-    block = min(tiles.block_value, width)
-    while block > SMALLEST_BLOCK and 2 * heads * (width // block) <= PROGRAMS:
-        block //= 2
-    warps = min(tiles.warps, 4) if block < min(tiles.block_value, width) else tiles.warps
-    return dataclasses.replace(tiles, block_value=block, warps=warps)
 
 
 def _part(x: Array, plan: Plan, part: int) -> Array:

@@ -12,19 +12,26 @@ context_parallel` has the same over devices). So a part is cut into S stretches,
 
 each with S times the programs. Backward, dS before a stretch is Aᵀ dS + D, with D scanned from
 zero; A is kept. What is parallel over spans knows nothing of stretches. Two scans and one of K
-channels in place of one, each over a S-th of the tiles: it pays where S can be 4 or more.
+channels in place of one, each over an S-th of the tiles.
 """
 
+import dataclasses
+import math
 from typing import Any, NamedTuple
 
-import jax
 import jax.numpy as jnp
 
+from pallas_kernels.blocks.decay import SPAN
 from pallas_kernels.blocks.wy import Array
+from pallas_kernels.tiling import Tiles
 from pallas_kernels.triton.plan import Cut, Plan
 from pallas_kernels.triton.scan import ScanOperands, ScanOutputs, scan
 from pallas_kernels.triton.scan_backward import BackwardScanOutputs, scan_backward
 from pallas_kernels.triton.span import Scores
+
+PROGRAMS = 132  # that scan at once on an H100, one on each multiprocessor
+SMALLEST_BLOCK = 32  # of value channels: below it a scan's instructions no longer get fewer
+FEWEST = 8  # stretches that are worth two scans and one of K channels in place of one
 
 
 class Starts(NamedTuple):
@@ -39,12 +46,52 @@ class Starts(NamedTuple):
     carried: Array | None
 
 
-def choose_stretches(asked: int, spans: int) -> int:
-    """How many stretches to cut `spans` into, `asked` at most: a number that divides them where one
-    is near, or inputs would be copied to be padded."""
-    most = max(1, min(asked, spans))
+def filled(plan: Plan, heads: int, width: int, length: int, held: int) -> Plan:
+    """The plain rule's plan for few rows and heads: in stretches, if asked for, or else with its
+    value channels spread over programs. A part holds so many tokens at most."""
+    count = choose_stretches(plan.tiles.stretches, heads, -(-length // SPAN), max(1, held // SPAN))
+    if count > 1:
+        return plan._replace(stretches=count)
+    return plan._replace(tiles=_spread(plan.tiles, heads, width))
+
+
+def _spread(tiles: Tiles, heads: int, width: int) -> Tiles:
+    """Tiles for few heads: the value channels of the plain rule, which scan apart, are spread over
+    programs until there are about `PROGRAMS`; blocks of 64 or fewer take 4 warps."""
+    block = min(tiles.block_value, width)
+    while block > SMALLEST_BLOCK and 2 * heads * (width // block) <= PROGRAMS:
+        block //= 2
+    warps = min(tiles.warps, 4) if block < min(tiles.block_value, width) else tiles.warps
+    return dataclasses.replace(tiles, block_value=block, warps=warps)
+
+
+def choose_stretches(asked: int, heads: int, spans: int, held: int) -> int:
+    """How many stretches to cut a sequence's parts into: `asked` at most, or if that is 0 as many
+    as `predicted_stretches` says; a number that divides the spans where one is near, or inputs
+    would be copied to be padded.
+
+    Args:
+      asked: `Tiles.stretches`.
+      heads: rows × heads.
+      spans: of the sequence.
+      held: spans of the longest part.
+    """
+    most = max(1, min(asked or predicted_stretches(heads, min(spans, held)), spans))
     near = [count for count in range(most, most // 2, -1) if spans % count == 0]
     return near[0] if near else most
+
+
+def predicted_stretches(heads: int, spans: int) -> int:
+    """What `python -m experiments.plan --few_heads` predicts to be fastest, or nearly: powers of
+    two that leave no program without a multiprocessor (`PROGRAMS`) and no more states to compose
+    than a stretch has spans; 1 where fewer than `FEWEST` would be left.
+
+    Args:
+      heads: rows × heads.
+      spans: of a part.
+    """
+    most = min(PROGRAMS // heads, math.isqrt(spans))
+    return 1 << (most.bit_length() - 1) if most >= FEWEST else 1
 
 
 def scan_stretches(
