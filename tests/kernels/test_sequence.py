@@ -117,6 +117,91 @@ def test_value_channels_of_few_heads_are_spread_over_programs() -> None:
     check("gated_delta", Case(1, 130, 1, 1, 16, 64), tiles=tiles)
 
 
+# Stretches of several tiles, of one span and of several; states that reach across all of them, and
+# a document's end, a reset or a part's end between. Two stretches need no map composed.
+STRETCHES = {
+    "no decay": (Case(1, 400, 1, 2, 16, 16, decay="none"), 4, 64),
+    "segments, resets": (Case(2, 330, 2, 4, 16, 32, decay="resets", segments=True), 3, 32),
+    "two, scalar gates": (Case(1, 300, 1, 1, 16, 16, decay="head", erase="head"), 2, 16),
+    "correlated keys": (
+        Case(1, 390, keys="correlated", decay="none", erase_scale=2.0, write="channel"), 5, 64,
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=() if n in list(STRETCHES)[:2] else SLOW) for n in STRETCHES]
+)
+def test_stretches_side_by_side_are_one_scan(name: str) -> None:
+    case, count, chunk = STRETCHES[name]
+    tiles = Tiles(chunk=chunk, product="tf32", inverse="tf32", block_key=16, stretches=count)
+    check("gated_delta", case, tiles=tiles)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_stretches_in_half_precision(dtype: str) -> None:
+    tiles = tiling.choose(dtype, 32, 32)
+    tiles = Tiles(**{**vars(tiles), "stretches": 4})
+    check("gated_delta", Case(1, 260, 1, 2, 32, 32, decay="none"), dtype, tiles=tiles)
+
+
+def test_stretches_of_parts_one_after_another(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(op, "PART_BYTES", 1)
+    monkeypatch.setattr(op, "MOST_PARTS", 2)
+    tiles = Tiles(chunk=64, product="tf32", inverse="tf32", stretches=3)
+    check("gated_delta", Case(1, 350, 1, 1, 16, 16, decay="none"), tiles=tiles)
+
+
+def test_stretches_keep_the_future_out_of_the_past() -> None:
+    """To the bit, where the changed tokens lie in the same stretch, the next and the last."""
+    case = Case(1, 256, 1, 2, 16, 16, decay="none")
+    before, other = make_arrays(case), make_arrays(case, seed=7)
+    tiles = Tiles(chunk=64, product="tf32", inverse="tf32", stretches=4)
+
+    @jax.jit
+    def run(arrays: Arrays):
+        return apply_rule("gated_delta", case, arrays, "pallas", tiles=tiles)[0]
+
+    expected = run(Arrays(*map(jnp.float32, before)))
+    for token in (0, 30, 63, 64, 128, 200, 254):
+        changed = [
+            np.concatenate([b[:, : token + 1], a[:, token + 1 :]], axis=1)
+            for b, a in zip(before[:6], other[:6], strict=True)
+        ]
+        got = run(Arrays(*map(jnp.float32, (*changed, *before[6:]))))
+        np.testing.assert_array_equal(got[:, : token + 1], expected[:, : token + 1])
+        assert (got[:, token + 1 :] != expected[:, token + 1 :]).any()
+
+
+def test_stretches_are_chosen_by_sizes_where_asked() -> None:
+    def plan(heads: int, length: int, **changes) -> op.Plan:
+        of = jax.ShapeDtypeStruct((1, length, heads, 128), jnp.bfloat16)
+        own = Tiles(**{"chunk": 64, **changes})
+        return op.make_plan(own, 1.0, op.Inputs(*[of] * 6), None, None, interpret=True)[0]
+
+    assert {plan(h, 1 << 15).stretches for h in (1, 16, 128)} == {1}  # unless asked
+    chosen = [plan(h, 1 << 15, stretches=0).stretches for h in (1, 4, 8, 16, 17, 128)]
+    assert chosen == [16, 16, 16, 8, 1, 1]
+    assert [plan(1, t, stretches=0).stretches for t in (100, 4096, 1 << 17)] == [1, 8, 32]
+    assert [plan(1, t, stretches=6).stretches for t in (64, 64 * 15, 64 * 13)] == [1, 5, 6]
+    assert plan(16, 1 << 15, stretches=8).tiles.block_value == 128  # not spread as well
+
+
+def test_stretches_are_of_the_plain_rule_alone() -> None:
+    with pytest.raises(ValueError, match=r"Tiles\(stretches=4, solve='walk'\): a scan in stretches"):
+        Tiles(stretches=4, solve="walk")
+    with pytest.raises(ValueError, match=r"Tiles.stretches=-1; allowed are 0 and more"):
+        Tiles(stretches=-1)
+    case = Case(1, 130, 1, 1, 16, 16, gate_chunk=64)
+    arrays = Arrays(*map(jnp.float32, make_arrays(case)))
+    got, expected = (
+        apply_rule("carve", case, arrays, "pallas", tiles=Tiles(chunk=64, stretches=count))
+        for count in (2, 1)
+    )
+    jax.tree.map(np.testing.assert_array_equal, got, expected)
+
+
 def test_parts_are_as_many_as_they_must_be() -> None:
     shape = (8, 4096, 16, 128)
     of = jax.ShapeDtypeStruct(shape, jnp.bfloat16)
