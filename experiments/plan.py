@@ -2,6 +2,7 @@
 
   python -m experiments.plan --config=CONFIG [--compare=CONFIG] [--chip=h100] [--chips=8] [flags]
       [--config.KEY=VALUE …]
+  python -m experiments.plan --few_heads [--output=FILE.json]
 
 Compiles the whole sharded train step for GPUs that need not be there (JAX's GPU plugin:
 pip install -e '.[aot]'; JAX_PLATFORMS=cpu where there is none) and says what it holds of each
@@ -23,6 +24,9 @@ copy and a product were measured to reach (--rates takes others) and with the ti
 --config.profile_steps`. --output keeps the entries of other configs that its file has, one for each
 config, `remat` and choice to unroll the layers.
 
+--few_heads needs no config and compiles nothing: it predicts both rules' times on an H100 by rows ×
+heads, and what scanning in stretches (`Tiles.stretches`) would save, from the kernels' record.
+
 Examples:
   python -m experiments.plan --config=configs/carve_1b3.py --compare=configs/gdn2_1b3.py
   python -m experiments.plan --config=configs/carve_1b3.py --chips=16 --mesh=fsdp=16 --price=3
@@ -41,7 +45,7 @@ from ml_collections import ConfigDict
 from carve_jax.files import output_file, write_atomically
 from carve_jax.training.reports.provenance import describe_environment
 from experiments import cli
-from experiments.planning import step_anatomy
+from experiments.planning import few_heads, step_anatomy
 from experiments.planning.rates import Rates, find_rates, reached_rates
 from experiments.planning.run_plan import money, plan_run
 from experiments.planning.step_anatomy import anatomise
@@ -63,6 +67,9 @@ def define_flags(values: flags.FlagValues) -> None:
     flags.DEFINE_enum("compile", "gpu", HOW, "What to compile for, if at all.", flag_values=values)
     flags.DEFINE_boolean(
         "anatomy", False, "Take the compiled step apart instead.", flag_values=values
+    )
+    flags.DEFINE_boolean(
+        "few_heads", False, "Predict the rules by rows and heads instead.", flag_values=values
     )
     flags.DEFINE_string(
         "rates",
@@ -105,11 +112,29 @@ def take_apart(
         print(f"\nwritten to {output}")
 
 
+def by_heads(values: flags.FlagValues, argv: list[str]) -> None:
+    """The rules by rows × heads: printed, and written as JSON."""
+    output = output_file(values.output) if values.output else None
+    record = {
+        "date": datetime.date.today().isoformat(),
+        **few_heads.few_heads(),
+        **describe_environment(),
+        "command": cli.command_line("plan", argv),
+    }
+    print(few_heads.table(record))
+    if output:
+        write_atomically(output, json.dumps(record, indent=1, ensure_ascii=False) + "\n")
+        print(f"\nwritten to {output}")
+
+
 def main(argv: list[str]) -> None:
     """Parses the flags, plans one run or two, prints the table and writes the JSON."""
     values = flags.FlagValues()
     define_flags(values)
     overrides = cli.parse_flags(values, argv, ("config",))
+    if values.few_heads:
+        by_heads(values, argv)
+        return
     first = cli.require(values.config, "config", "a file such as configs/carve_1b3.py")
     paths = {"config": first, "compare": values.compare}
     configs = [

@@ -76,7 +76,7 @@ def predicted(rule: str, heads: int, length: int, stretches: int = 1, spread: bo
       heads: B·H.
       length: T.
       stretches: as in `Tiles`, for GDN-2.
-      spread: whether value channels of few heads are spread over programs, as they are.
+      spread: whether value channels of few heads are spread over programs, as the kernels do it.
 
     Raises:
       KeyError: kernels that are not recorded.
@@ -107,7 +107,9 @@ def predicted(rule: str, heads: int, length: int, stretches: int = 1, spread: bo
         plan.parts * sum(ms for kernel, ms in found.items() if kernel.startswith(start))
         for start in ("forward", "forward/_walk")
     )
-    return Times(forward, plan.parts * sum(found.values()), scans, plan.parts, plan.stretches)
+    both = plan.parts * sum(found.values())
+    forward, both, scans = (round(ms, 4) for ms in (forward, both, scans))
+    return Times(forward, both, scans, plan.parts, plan.stretches)
 
 
 def _plan(rule: str, heads: int, length: int, stretches: int) -> tuple[Plan, int]:
@@ -177,6 +179,36 @@ def best(heads: int, length: int, both: bool) -> Times:
     """The fastest of GDN-2's calls in stretches, by its forward pass or with the backward pass."""
     found = [predicted("gdn2", heads, length, each) for each in TRIED if each <= length // SPAN]
     return min(found, key=lambda times: times.both if both else times.forward)
+
+
+def table(record: Mapping[str, Any]) -> str:
+    """The record as text."""
+    lines = [
+        f"Milliseconds, forward and with backward: {record['source']}.",
+        f"\n{LENGTHS[0]} tokens{'GDN-2':>18}{'CARVE':>16}   of it its forward scan",
+    ]
+    for heads, rules in record["rules"].items():
+        gdn2, carve = (f"{of['forward']:.2f}, {of['both']:.2f}" for of in rules.values())
+        lines += [f"B·H {heads:>4}{gdn2:>21}{carve:>16}{rules['carve']['scans']:>8.2f}"]
+    lines += [
+        "\nGDN-2 now, and how many times as fast it is in the best number of stretches (in brackets:",
+        "beside a scan whose value channels are not spread), and in the number that 0 chooses",
+        f"{'now':>29}{'best forward':>25}{'best with backward':>21}   chosen",
+    ]
+    for row in record["stretches"]:
+        now, unspread, chosen = row["now"], row["unspread"], row["chosen"]
+        cells = "".join(
+            f"{row[which]['stretches']:>5}: {now[which] / row[which][which]:.2f} "
+            f"({unspread[which] / row[which][which]:.2f})".ljust(19)
+            for which in ("forward", "both")
+        )
+        gains = ", ".join(f"{now[which] / chosen[which]:.2f}" for which in ("forward", "both"))
+        times = f"{now['forward']:.2f}, {now['both']:.2f}"
+        lines += [
+            f"B·H {row['heads']:>3} T {row['length']:>6}{times:>15}   {cells}"
+            f"{chosen['stretches']:>5}: {gains}"
+        ]
+    return "\n".join(lines)
 
 
 def few_heads() -> dict[str, Any]:

@@ -169,19 +169,19 @@ class Cut(NamedTuple):
 
     Attributes:
       stretches: equal ones that the part is cut into.
-      first, count: those which this launch scans; its row b · count + i is stretch first + i of b.
+      first, number: those which this launch scans; its row b · number + i is stretch first + i of b.
     """
 
     stretches: int = 1
     first: int = 0
-    count: int = 1
+    number: int = 1
 
     def place(self, row: Any, part: int = 0) -> tuple:
         """Row of the arrays, and which of all stretches along its tokens, of a row of a launch."""
         if self.stretches == 1:
             return row, part
-        stretch = part * self.stretches + self.first + jax.lax.rem(row, self.count)
-        return jax.lax.div(row, self.count), stretch
+        stretch = part * self.stretches + self.first + jax.lax.rem(row, self.number)
+        return jax.lax.div(row, self.number), stretch
 
 
 WHOLE = Cut()

@@ -293,8 +293,8 @@ def _call_scan(
     rows, heads, width, _ = memory.shape
     length = scores.tiles.shape[1]
 
-    def seen(a: Any, *block: int) -> Any:
-        return None if a is None else view(a, heads, length, part, *block, cut=cut)
+    def seen(a: Any, block: int | None = None) -> Any:
+        return None if a is None else view(a, heads, length, part, block, cut)
 
     if content is not None:
         down, up = content.down.swapaxes(1, 2), content.up.swapaxes(1, 2)

@@ -189,7 +189,9 @@ def test_stretches_are_chosen_by_sizes_where_asked() -> None:
 
 
 def test_stretches_are_of_the_plain_rule_alone() -> None:
-    with pytest.raises(ValueError, match=r"Tiles\(stretches=4, solve='walk'\): a scan in stretches"):
+    with pytest.raises(
+        ValueError, match=r"Tiles\(stretches=4, solve='walk'\): a scan in stretches"
+    ):
         Tiles(stretches=4, solve="walk")
     with pytest.raises(ValueError, match=r"Tiles.stretches=-1; allowed are 0 and more"):
         Tiles(stretches=-1)
