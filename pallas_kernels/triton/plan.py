@@ -169,7 +169,7 @@ class Cut(NamedTuple):
 
     Attributes:
       stretches: equal ones that the part is cut into.
-      first, number: those which this launch scans; its row b · number + i is stretch first + i of b.
+      first, number: of those that the launch scans; row b · number + i is stretch first + i of b.
     """
 
     stretches: int = 1
