@@ -191,8 +191,8 @@ def table(record: Mapping[str, Any]) -> str:
         gdn2, carve = (f"{of['forward']:.2f}, {of['both']:.2f}" for of in rules.values())
         lines += [f"B·H {heads:>4}{gdn2:>21}{carve:>16}{rules['carve']['scans']:>8.2f}"]
     lines += [
-        "\nGDN-2 now, and how many times as fast in the best number of stretches (in brackets: beside",
-        "a scan whose value channels are not spread), and in the number that 0 chooses",
+        "\nGDN-2 now, and how many times as fast in the best number of stretches (in brackets:",
+        "beside a scan whose value channels are not spread), and in the number that 0 chooses",
         f"{'now':>29}{'best forward':>25}{'best with backward':>21}   chosen",
     ]
     for row in record["stretches"]:
