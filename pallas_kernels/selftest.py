@@ -30,7 +30,7 @@ import numpy as np
 
 from pallas_kernels import device, verdicts
 from pallas_kernels.backends import BACKENDS, CHOSEN
-from pallas_kernels.blocks.decay import LOWEST_ANCHORED
+from pallas_kernels.blocks.decay import LOWEST_ANCHORED, SPAN
 from pallas_kernels.call import Content, Options, Request, Result
 from pallas_kernels.decode.step import decode_step
 from pallas_kernels.decode.step_sizes import BACKENDS as STEP_BACKENDS
@@ -40,6 +40,7 @@ from pallas_kernels.tiling import padded
 from pallas_kernels.verdicts import Check, Verdict
 
 BATCH, HEADS, TOKENS, GATE_CHUNK, RANK = 1, 2, 128, 64, 16
+STRETCHES = 4  # of a check of `Tiles.stretches`: two whose maps are composed, between the ends
 DIFFERENT, USER_ERROR = 1, 2
 KNOWN = (
     "Triton before 3.7.1 and ptxas 12.8.93 and 13.0.88 are publicly known to miscompile such "
@@ -83,7 +84,9 @@ def make_arrays(check: Check) -> dict[str, np.ndarray]:
     logits, and elsewhere gates.
     """
     rng = np.random.default_rng(0)
-    keys = (BATCH, 1 if check.rule == "decode" else TOKENS, HEADS, check.key_channels)
+    stretched = check.tiles is not None and check.tiles.stretches > 1
+    tokens = 1 if check.rule == "decode" else STRETCHES * SPAN if stretched else TOKENS
+    keys = (BATCH, tokens, HEADS, check.key_channels)
     values = (*keys[:3], check.value_channels)
 
     def unit(x: np.ndarray) -> np.ndarray:
@@ -92,7 +95,8 @@ def make_arrays(check: Check) -> dict[str, np.ndarray]:
     def sigmoid(x: np.ndarray) -> np.ndarray:
         return 1 / (1 + np.exp(-x))
 
-    log_decay = -0.3 * np.log1p(np.exp(rng.standard_normal(keys)))
+    # Of stretches so weak that a state outlives one of them.
+    log_decay = -(0.01 if stretched else 0.3) * np.log1p(np.exp(rng.standard_normal(keys)))
     log_decay[:, 5::29, :, ::3] = -40.0
     log_decay[:, 71:72] = -1000.0
     if check.decay_floor is not None:
@@ -221,6 +225,8 @@ def check_of(backend: str, request: Request) -> Check:
     channels = padded(request.sizes["K"]), padded(request.sizes["V"])
     tiles = BACKENDS[backend].choose_tiles(request)
     rule = "carve" if request.content else "gated_delta"
+    if tiles.stretches != 1:
+        tiles = dataclasses.replace(tiles, stretches=1 if request.content else STRETCHES)
     head = request.decay_per_head
     return Check(rule, backend, dtype, *channels, tiles, request.decay_floor, head)
 

@@ -54,6 +54,7 @@ class Check(NamedTuple):
         if self.tiles is not None:
             words += [f"chunk {self.tiles.chunk}", self.tiles.product]
             words += [] if self.rule == "carve" else [self.tiles.solve]
+            words += ["in stretches"] if self.tiles.stretches > 1 else []
         if self.decay_floor is not None:
             words.append("bounded")
         if self.decay_per_head:

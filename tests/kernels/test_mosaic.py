@@ -51,6 +51,7 @@ def new_jax(monkeypatch: pytest.MonkeyPatch) -> None:
         (REQUEST._replace(sizes={**SIZES, "V": 200}), "heads of 33 to 128 channels, and V is 200"),
         (REQUEST._replace(tiles=Tiles(chunk=32)), "chunk=64, .* and was given chunk=32"),
         (REQUEST._replace(tiles=Tiles(64, solve="walk")), "was given .* solve='walk'"),
+        (REQUEST._replace(tiles=Tiles(64, stretches=4)), "no stretches, .*Tiles.stretches=4"),
         (REQUEST._replace(content=True, gate_chunk=32), "of more than 32 tokens, .*gate_chunk=32"),
         (REQUEST._replace(content=True, rank=17), "of rank 16 at most, and was given 17"),
     ],

@@ -15,6 +15,7 @@ from pallas_kernels.backends import BACKENDS
 from pallas_kernels.call import Request, Result
 from pallas_kernels.reference import recurrence
 from pallas_kernels.tiling import Tiles
+from pallas_kernels.triton import stretches
 from pallas_kernels.verdicts import Check, Verdict
 
 TILES = Tiles(chunk=16, product="f32", inverse="f32")
@@ -240,3 +241,17 @@ def test_the_command_where_there_is_nothing_to_test(mode: str, why: str, monkeyp
     said = capsys.readouterr().err
     assert why in said
     assert "CARVE_PALLAS=interpret" in said
+
+
+def test_stretches_are_checked_where_maps_are_composed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two of four stretches have maps; leaving theirs out is found."""
+    sizes = {"B": 1, "T": 4096, "N": 1, "K": 16, "V": 16}
+    tiles = Tiles(chunk=64, product="tf32", inverse="tf32", stretches=0)
+    asked = selftest.check_of("triton", Request("float32", sizes, tiles=tiles))
+    assert "in stretches" in asked.label
+    carve = selftest.check_of("triton", Request("float32", sizes, content=True, tiles=tiles))
+    assert carve.tiles is not None
+    assert carve.tiles.stretches == 1
+    assert selftest.run_check(asked).passed
+    monkeypatch.setattr(stretches, "_times", lambda states, carried: jnp.zeros_like(states))
+    assert not selftest.run_check(asked).passed
