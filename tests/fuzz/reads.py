@@ -63,6 +63,7 @@ NOT_FILES = {
     "experiments.benchmarks.data:measure_preparing": _WRITES,
     "experiments.claims.records:Records.every": "the project's own, committed results",
     "experiments.planning.kernel_times:_recorded": _OWN,
+    "experiments.planning.few_heads:_recorded": _OWN,
     "experiments.planning.measured_steps:held_against": "the project's own, committed results",
     "experiments.planning.rates:reached_rates": "the project's own, committed results",
     "experiments.cli:call": "the null device",
