@@ -65,6 +65,12 @@ class Mosaic(Triton):
 
         return scan
 
+    def backward_scan(self) -> Any:
+        """The plain rule's scan in Mosaic GPU; under a content gate the Triton room's."""
+        from pallas_kernels.mosaic.scan import scan_backward
+
+        return scan_backward
+
 
 def _wrong_machine() -> str | None:
     if jax.__version_info__ < OLDEST_JAX:
