@@ -144,7 +144,8 @@ def test_under_a_content_gate_triton_scans_backward(monkeypatch: pytest.MonkeyPa
 
     monkeypatch.setattr(triton_back, "scan_backward", record)
     check("carve", WIDE._replace(length=100))
-    assert len(gates) == 1 and gates[0] is not None
+    assert len(gates) == 1
+    assert gates[0] is not None
     check("carve", WIDE._replace(gate_chunk=256, length=290, value_heads=1))
     assert len(gates) == 1
 
