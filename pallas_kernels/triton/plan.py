@@ -50,6 +50,7 @@ class Plan(NamedTuple):
       interpret: run without a GPU.
       forward_scan: another backend's function in place of `scan.scan` where nothing is replayed, or
         None.
+      backward_scan: another backend's function in place of `scan_backward.scan_backward`, or None.
     """
 
     tiles: Tiles
@@ -60,6 +61,7 @@ class Plan(NamedTuple):
     by_chunk: bool = False
     interpret: bool = False
     forward_scan: Any = None
+    backward_scan: Any = None
 
     @property
     def solves(self) -> bool:
