@@ -5,7 +5,7 @@
     blocks/                 mathematics of one tile, on arrays alone: any backend may call it
     backends.py, call.py    the rooms of sequence kernels by name, and what they are asked
     triton/                 the sequence kernels in Pallas, lowered through Triton
-    mosaic/                 their forward scan in Mosaic GPU, taken where it is named alone
+    mosaic/                 some of their scans in Mosaic GPU, taken where they are named alone
     decode/                 one token for many sequences, in Pallas and as a Triton kernel
     compiling/, aot.py      every shipped kernel compiled without a GPU, and what it will take
     selftest.py             the kernels against the plain recurrence, on the machine they run on;

@@ -7,9 +7,11 @@ import random
 import time
 from collections.abc import Iterator
 
-from tests.devices import xla_flags
+from tests.devices import pool_threads, xla_flags
 
 os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {xla_flags(2)}"
+if threads := pool_threads():
+    os.environ.setdefault("NPROC", str(threads))
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", os.path.abspath(".jax_cache"))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.3")
 os.environ.setdefault("CARVE_SELFTEST", "off")  # the suite compares kernels itself

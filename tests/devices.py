@@ -27,3 +27,12 @@ def xla_flags(devices: int) -> str:
         if Version(importlib.metadata.version("jaxlib")) < Version("0.11"):
             flags += OF_0_10
     return " ".join(flags)
+
+
+def pool_threads() -> int | None:
+    """Threads for XLA's pool (its variable NPROC), or None for as many as there are cores.
+
+    Mosaic GPU's interpreter keeps one for each warpgroup that waits: of two, none was left to
+    compute what they waited for.
+    """
+    return 8 if Version(importlib.metadata.version("jaxlib")) >= Version("0.11") else None

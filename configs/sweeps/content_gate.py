@@ -3,6 +3,7 @@
 One thing is changed at a time from CARVE as published (L = 64, rank 16, raw, with a gradient).
 Documents start at multiples of L, so a longer L leaves a few more positions empty.
 
+Found, of L = 16, 64 and 256 alone (experiments/results/2026-11-28_content_gate): no difference.
 Command: python -m experiments.sweep --config=configs/sweeps/content_gate.py --workdir=DIR
 At scale: for every I below what --count prints,
   python -m experiments.sweep --config=configs/sweeps/content_gate.py --workdir=DIR --index=I

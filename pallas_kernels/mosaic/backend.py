@@ -1,7 +1,7 @@
-"""The backend "mosaic": the Triton room's kernels, but for the forward scan, which is Mosaic GPU's.
+"""The backend "mosaic": the Triton room's kernels, but for scans, which are Mosaic GPU's.
 
-It has never run on a GPU: it is asked for by name and chosen by nothing. What the backward pass
-reads is the same, and so is the backward pass. Mosaic GPU is imported when a call is traced.
+Those are the forward scans of both rules and the plain rule's backward scan. It has never run on a
+GPU: it is asked for by name and chosen by nothing. Mosaic GPU is imported when a call is traced.
 """
 
 from typing import Any
@@ -66,6 +66,12 @@ class Mosaic(Triton):
         from pallas_kernels.mosaic.scan import scan
 
         return scan
+
+    def backward_scan(self) -> Any:
+        """The plain rule's scan in Mosaic GPU; under a content gate the Triton room's."""
+        from pallas_kernels.mosaic.scan import scan_backward
+
+        return scan_backward
 
 
 def _wrong_machine() -> str | None:

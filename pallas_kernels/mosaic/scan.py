@@ -1,7 +1,6 @@
-"""The forward scan of a part in Mosaic GPU: what `triton.scan.scan` does, for what runs there.
+"""The scans of a part in Mosaic GPU: what `triton.scan` and `triton.scan_backward` do.
 
-Takes and gives the same arrays, so that the span kernel before it and the backward pass stay those
-of the Triton room.
+They take and give the same arrays, so that what is parallel over tiles stays the Triton room's.
 """
 
 from typing import Any
@@ -9,10 +8,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from pallas_kernels.mosaic import gated, gated_memory, plain
+from pallas_kernels.mosaic import gated, gated_memory, plain, plain_back
 from pallas_kernels.mosaic.parts import BF16, BLOCK
+from pallas_kernels.triton import scan_backward as triton_back
 from pallas_kernels.triton.plan import Content, Plan
 from pallas_kernels.triton.scan import ScanOperands, ScanOutputs
+from pallas_kernels.triton.scan_backward import BackwardScanOutputs, GateInputs
 from pallas_kernels.triton.span import Scores
 
 Array = jax.Array
@@ -54,7 +55,7 @@ def _plain(
         first=first,
         channels=memory.shape[3],
         width=width,
-        groups=max(1, min(width, plan.tiles.block_value) // BLOCK),
+        groups=_groups(plan, width),
         write_channels=x.write.shape[3],
         scale=plan.scale,
         sums=sums,
@@ -99,6 +100,43 @@ def _gated(
         mean=content.mean,
     )
     return gated.run(sizes, arrays)
+
+
+def scan_backward(
+    plan: Plan,
+    scores: Scores,
+    d_output: Array,
+    d_memory: Array,
+    part: int,
+    gate: GateInputs | None = None,
+) -> BackwardScanOutputs:
+    """Scan one part backward; arguments and results are those of `triton.scan_backward`, which also
+    does the content gate's."""
+    if gate is not None:
+        return triton_back.scan_backward(plan, scores, d_output, d_memory, part, gate)
+    batch, whole, heads, width = d_output.shape
+    length = scores.tiles.shape[1]
+    sizes = plain_back.Sizes(
+        batch=batch,
+        value_heads=heads,
+        key_heads=scores.tiles.shape[2],
+        length=length,
+        first=part * length if whole > length else 0,
+        channels=d_memory.shape[3],
+        width=width,
+        groups=_groups(plan, width),
+        scale=plan.scale,
+        interpret=plan.interpret,
+    )
+    found = plain_back.run(
+        sizes, plain_back.Inputs(d_output, scores.tiles, scores.squares, scores.ends, d_memory)
+    )
+    return BackwardScanOutputs(found.d_written, found.d_states, found.d_memory)
+
+
+def _groups(plan: Plan, width: int) -> int:
+    """Warpgroups of a program of the plain rule."""
+    return max(1, min(width, plan.tiles.block_value) // BLOCK)
 
 
 def _write(write: Array) -> Array:

@@ -47,6 +47,10 @@ class Triton:
         """What scans forward in place of `scan.scan`, or None for that."""
         return None
 
+    def backward_scan(self) -> Any:
+        """What scans backward in place of `scan_backward.scan_backward`, or None for that."""
+        return None
+
     def run(
         self, inputs: Any, memory: Array, options: Options, content: Content | None = None
     ) -> Result:
@@ -68,7 +72,7 @@ class Triton:
             options.decay_floor,
             device.mode() == "interpret",
         )
-        plan = plan._replace(forward_scan=self.forward_scan())
+        plan = plan._replace(forward_scan=self.forward_scan(), backward_scan=self.backward_scan())
         if content is not None:
             arrays = _gate_arrays(content, whole // content.stride)
         filled = _fill(inputs, whole, gated=content is not None)

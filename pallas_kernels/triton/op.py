@@ -317,7 +317,8 @@ def _backward_part(
     if plan.stretches > 1:
         back = scan_stretches_backward(plan, scores, d_output, d_memory, part, memory.carried)
     else:
-        back = scan_backward(plan, scores, d_output, d_memory, part, gate)
+        scan_back = plan.backward_scan or scan_backward
+        back = scan_back(plan, scores, d_output, d_memory, part, gate)
     d_output = back.d_output if gated else d_output
     made = _gradients(plan, x, slope, d_output, again, back, part, found)
     if plan.by_chunk:

@@ -51,6 +51,7 @@ class Plan(NamedTuple):
       interpret: run without a GPU.
       forward_scan: another backend's function in place of `scan.scan` where nothing is replayed, or
         None.
+      backward_scan: another backend's function in place of `scan_backward.scan_backward`, or None.
     """
 
     tiles: Tiles
@@ -62,6 +63,7 @@ class Plan(NamedTuple):
     stretches: int = 1
     interpret: bool = False
     forward_scan: Any = None
+    backward_scan: Any = None
 
     @property
     def solves(self) -> bool:
