@@ -6,8 +6,8 @@ change of the content did. Is that so of GDN-2 as well, on text that is not read
 bias comes with a start, so that one at σ(0) is here too. Expected, written before the runs: of both
 mixers σ(2) lower by 0.01 and, of GDN-2, σ(−2) higher by 0.02, σ(0) as without a bias.
 
-Found (experiments/results/2026-11-28_erase_start): of GDN-2, σ(−2) +0.024 (0.015 to 0.033), σ(0) 0.000,
-σ(2) −0.004 (−0.008 to 0.000): nearly shut is worse, nearly open not shown to be better.
+Found (experiments/results/2026-11-28_erase_start): of GDN-2, σ(−2) +0.024 (0.015 to 0.033), σ(0)
+0.000, σ(2) −0.004 (−0.008 to 0.000): nearly shut is worse, nearly open not shown to be better.
 Duration: 36 runs of 100 s each, two at a time on two busy cores.
 Command:
   python -m experiments.prepare_data --input=package_docs --output=data/package_docs
