@@ -42,6 +42,7 @@ from typing import Any
 from absl import flags
 from ml_collections import ConfigDict
 
+from carve_jax.errors import UserError
 from carve_jax.files import output_file, write_atomically
 from carve_jax.training.reports.provenance import describe_environment
 from experiments import cli
@@ -127,12 +128,24 @@ def by_heads(values: flags.FlagValues, argv: list[str]) -> None:
         print(f"\nwritten to {output}")
 
 
+def require_alone(values: flags.FlagValues) -> None:
+    """Raises UserError for a flag that --few_heads would pass over."""
+    known = ("few_heads", "output")
+    for name in values:
+        if name not in known and values[name].present:
+            raise UserError(
+                f"--few_heads is of one H100 and known sizes, and takes no --{name}: leave it out, "
+                "or plan a run without --few_heads"
+            )
+
+
 def main(argv: list[str]) -> None:
     """Parses the flags, plans one run or two, prints the table and writes the JSON."""
     values = flags.FlagValues()
     define_flags(values)
     overrides = cli.parse_flags(values, argv, ("config",))
     if values.few_heads:
+        require_alone(values)
         by_heads(values, argv)
         return
     first = cli.require(values.config, "config", "a file such as configs/carve_1b3.py")

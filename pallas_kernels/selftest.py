@@ -36,7 +36,8 @@ from pallas_kernels.decode.step import decode_step
 from pallas_kernels.decode.step_sizes import BACKENDS as STEP_BACKENDS
 from pallas_kernels.decode.step_sizes import StepInputs
 from pallas_kernels.reference import recurrence
-from pallas_kernels.tiling import padded
+from pallas_kernels.tiling import Tiles, padded
+from pallas_kernels.triton.stretches import choose_stretches
 from pallas_kernels.verdicts import Check, Verdict
 
 BATCH, HEADS, TOKENS, GATE_CHUNK, RANK = 1, 2, 128, 64, 16
@@ -226,9 +227,20 @@ def check_of(backend: str, request: Request) -> Check:
     tiles = BACKENDS[backend].choose_tiles(request)
     rule = "carve" if request.content else "gated_delta"
     if tiles.stretches != 1:
-        tiles = dataclasses.replace(tiles, stretches=1 if request.content else STRETCHES)
+        tiles = dataclasses.replace(tiles, stretches=_stretches_checked(request, tiles))
     head = request.decay_per_head
     return Check(rule, backend, dtype, *channels, tiles, request.decay_floor, head)
+
+
+def _stretches_checked(request: Request, tiles: Tiles) -> int:
+    """Stretches of the check: those of a call that has any."""
+    sizes = request.sizes
+    assert sizes is not None
+    width = padded(sizes["V"])
+    programs = sizes["B"] * sizes["N"] * (width // min(width, tiles.block_value))
+    spans = -(-sizes["T"] // SPAN)
+    chosen = choose_stretches(tiles.stretches, programs, spans, spans)
+    return 1 if request.content or chosen == 1 else STRETCHES
 
 
 def shipped_checks(quick: bool = False, backends: Sequence[str] = CHOSEN) -> list[Check]:

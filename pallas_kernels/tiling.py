@@ -32,8 +32,8 @@ class Tiles:
         it, as CARVE must; CARVE with P_up = 0 equals GDN-2 to the bit under "walk".
       stretches: the most that a part of the plain rule's sequence is cut into, to be scanned side
         by side, their states composed: for few rows and heads, where a scan of whole parts leaves
-        the card idle. 1 for none; 0 for as many as `triton.stretches` predicts to be fastest on an
-        H100. Not measured on any GPU.
+        the card idle. 1 for none; 0 for as many as `triton.stretches` predicts, at K = V = 128, to
+        be nearly the fastest on an H100. Not measured on any GPU.
     """
 
     chunk: int = 32
@@ -58,8 +58,10 @@ class Tiles:
         ):
             if getattr(self, name) not in allowed:
                 raise ValueError(f"Tiles.{name}={getattr(self, name)!r}; allowed are {allowed}")
-        if self.stretches < 0:
-            raise ValueError(f"Tiles.stretches={self.stretches}; allowed are 0 and more")
+        if type(self.stretches) is not int or self.stretches < 0:
+            raise ValueError(
+                f"Tiles.stretches={self.stretches!r}; allowed are whole numbers from 0 on"
+            )
         if self.stretches != 1 and self.solve == "walk":
             raise ValueError(
                 f"Tiles(stretches={self.stretches}, solve='walk'): a scan in stretches does not "

@@ -16,6 +16,7 @@ import math
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
+from pallas_kernels.blocks.decay import SPAN
 from pallas_kernels.compiling.budgets import RECORD
 from pallas_kernels.compiling.catalogue import (
     FEW_HEADS,
@@ -26,11 +27,11 @@ from pallas_kernels.compiling.catalogue import (
     planned,
 )
 from pallas_kernels.compiling.chips import CHIPS
-from pallas_kernels.compiling.predict import POWER
+from pallas_kernels.compiling.predict import together
 from pallas_kernels.tiling import Tiles, choose
 from pallas_kernels.triton.plan import Plan
 
-WIDTH, DTYPE, SPAN = 128, "bfloat16", 64
+WIDTH, DTYPE = 128, "bfloat16"
 CHIP = CHIPS["sm_90"]
 SCAN_LAUNCH, STEP = 10e-3, 5e-3  # milliseconds
 STATE = 4 * WIDTH * WIDTH  # bytes
@@ -44,7 +45,7 @@ ENDS = {
 LENGTHS = (4096, 32768, 131072)
 HEADS = (1, 2, 4, 8, 16, 32, 64, 128)
 ALL_HEADS = (*HEADS, 256)
-TRIED = (4, 6, 8, 12, 16, 24, 32, 48, 64)
+TRIED = (2, 4, 8, 16, 32, 64)
 SOURCE = (
     "predicted for one H100 from the instructions that the kernels execute "
     "(pallas_kernels/compiling/budgets.json), K = V = 128 in bfloat16; nothing of it was measured"
@@ -141,14 +142,10 @@ def _waves(row: Mapping[str, Any], programs: float) -> int:
     return math.ceil(programs / (CHIP.multiprocessors * row["blocks"]))
 
 
-def _together(code: float, moved: float) -> float:
-    return float((code**POWER + moved**POWER) ** (1 / POWER))
-
-
 def _of_part(row: Mapping[str, Any], longer: float, programs: float) -> float:
     """Milliseconds of a launch of so many programs, each so many times as long as recorded."""
     code = _wave(row) * longer * _waves(row, programs)
-    return _together(code, row["bytes_ms"] / row["launches"] * row["scale"])
+    return together(code, row["bytes_ms"] / row["launches"] * row["scale"])
 
 
 def _of_stretches(
@@ -165,7 +162,7 @@ def _of_stretches(
         for n in (heads * scanned, _heads(FEW_HEADS) * then)
     )
     share = (scanned / plan.stretches) / (then / STRETCHES)
-    return _together(code, (row["bytes_ms"] - recorded) * row["scale"] * share + states)
+    return together(code, (row["bytes_ms"] - recorded) * row["scale"] * share + states)
 
 
 def _composing(stretches: int, heads: int) -> float:
@@ -191,7 +188,7 @@ def table(record: Mapping[str, Any]) -> str:
         gdn2, carve = (f"{of['forward']:.2f}, {of['both']:.2f}" for of in rules.values())
         lines += [f"B·H {heads:>4}{gdn2:>21}{carve:>16}{rules['carve']['scans']:>8.2f}"]
     lines += [
-        "\nGDN-2 now, and how many times as fast in the best number of stretches (in brackets:",
+        "\nGDN-2 now, and how many times as fast in the best power of two (in brackets:",
         "beside a scan whose value channels are not spread), and in the number that 0 chooses",
         f"{'now':>29}{'best forward':>25}{'best with backward':>21}   chosen",
     ]

@@ -22,7 +22,7 @@ from carve_jax.mixers import MIXERS
 from pallas_kernels.compiling.budgets import RECORD
 from pallas_kernels.compiling.catalogue import OFFICIAL
 from pallas_kernels.compiling.chips import CHIPS
-from pallas_kernels.compiling.predict import POWER
+from pallas_kernels.compiling.predict import together
 from pallas_kernels.triton.op import LONG_CHUNK
 
 Times = dict[tuple[str, str, str], float]
@@ -85,4 +85,4 @@ def _scaled(row: Mapping[str, Any], kernel: str, rows: int, length: int, heads: 
         now, then = (math.ceil(row["programs"] * part / resident) for part in (chains, 1))
         code = now / then
     code, moved = row["code_ms"] * code * tokens, row["bytes_ms"] * chains * tokens
-    return float((code**POWER + moved**POWER) ** (1 / POWER)) / 1e3
+    return together(code, moved) / 1e3

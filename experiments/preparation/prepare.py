@@ -1,6 +1,7 @@
 """Writes the shards of token files, one pair after another, or goes on where a run ended."""
 
 import contextlib
+import itertools
 import os
 import sys
 from collections.abc import Sequence
@@ -82,7 +83,8 @@ def prepare(
             raise UserError(f"--{name} is {value}; give at least 1.")
     passed_over: list[str] = []
     sources = list_sources(inputs, say=passed_over.append)
-    new = not os.path.exists(local_path(output, "--output"))
+    path = local_path(output, "--output")
+    new = list(itertools.takewhile(lambda each: not os.path.lexists(each), (path, *path.parents)))
     output = made_directory(output, "--output")
     before = _unfinished(output)
     for line in passed_over:
@@ -90,16 +92,19 @@ def prepare(
     try:
         with Workers(workers) as processes:
             surveyed = _survey(sources, settings, processes)
-            _prepare(surveyed, output, settings, before, processes)
+            try:
+                _prepare(surveyed, output, settings, before, processes)
+            except BaseException:
+                kept = _kept(output)
+                if kept:
+                    print(f"{output}: {kept} whole shards are kept; run again to go on behind them")
+                else:
+                    _remove(output, keep=())
+                raise
     except BaseException:
-        kept = _kept(output)
-        if kept:
-            print(f"{output}: {kept} whole shards are kept; run again to go on behind them")
-        else:
-            _remove(output, keep=())
-        if new:
+        for each in new:
             with contextlib.suppress(OSError):  # it is not empty
-                output.rmdir()
+                each.rmdir()
         raise
     return TokenFiles(output)
 

@@ -112,9 +112,14 @@ def predict(
     waves = math.ceil(programs / (chip.multiprocessors * resident))
     code = wave * waves / chip.gigahertz / 1e6
     moved = moved_bytes / chip.bytes_per_second * 1e3
-    total = (code**POWER + moved**POWER) ** (1 / POWER)
+    total = together(code, moved)
     per_multiprocessor = instructions * programs / min(programs, chip.multiprocessors)
     return Prediction(per_multiprocessor / (total * chip.gigahertz * 1e6), code, moved, total)
+
+
+def together(code: float, moved: float) -> float:
+    """The time of a kernel whose instructions and bytes take these times by themselves."""
+    return float((code**POWER + moved**POWER) ** (1 / POWER))
 
 
 class Measured(NamedTuple):

@@ -1,6 +1,7 @@
 """The rule as one differentiable operation: kernels in order, part after part of the sequence.
 
-Forward leaves behind the inputs, the state before each part, the sums of outputs of the gate chunks
+Forward leaves behind the inputs, the state before each part (in stretches, before each of them, and
+their maps [K, K] in float32), the sums of outputs of the gate chunks
 and P of each span, with A where it is known before the scan (128 bytes per token and head in
 bfloat16, 256 with A): the backward span kernel then finds A alone, or neither. Everything else is
 found again. The trade: what a token needs for its gradients (decayed tiles, scores, inverse, R,
@@ -32,7 +33,7 @@ from pallas_kernels.triton.scan import ScanOperands, ScanOutputs, scan
 from pallas_kernels.triton.scan_backward import BackwardScanOutputs, GateInputs, scan_backward
 from pallas_kernels.triton.span import K_LEVELS, Scores, holds_inverse, score
 from pallas_kernels.triton.stretches import (
-    filled,
+    for_few_heads,
     scan_stretches,
     scan_stretches_again,
     scan_stretches_backward,
@@ -89,7 +90,8 @@ def make_plan(
     row = batch * heads * columns * channels * plan.product.dtype.itemsize
     most = SOLVED_PART_BYTES if plan.solves else PART_BYTES
     if gate is None and not plan.solves:  # under "walk" it is to be CARVE's to the bit
-        plan = filled(plan, batch * heads, padded(inputs.value.shape[3]), length, most // row)
+        width = padded(inputs.value.shape[3])
+        plan = for_few_heads(plan, batch * heads, width, length, most // row)
     unit *= plan.stretches
     units = -(-length // unit)
     if gate is not None and unit >= LONG_CHUNK and units <= MOST_PARTS and tiles.solve != "walk":

@@ -246,7 +246,7 @@ def scan(
       output: of the whole sequence, whose parts before this one have been written.
       sums: sum the outputs of the part, which is one gate chunk whose b is known.
       replay: leave what the gradients need instead of the output.
-      ends: leave the last states alone.
+      ends: return only the last states.
       cut: the stretches.
     """
     _, heads, width, channels = memory.shape

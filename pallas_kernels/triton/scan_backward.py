@@ -240,7 +240,7 @@ def scan_backward(
       d_memory: of the state after the part.
       part: which one.
       gate: the content gate's arrays of the part, if there is one.
-      ends: leave the gradients of the first states alone.
+      ends: return only the gradients of the first states.
       cut: the stretches.
     """
     batch, length = scores.tiles.shape[:2]

@@ -2,54 +2,59 @@
 
 A scan is one program for each row, head and block of value channels, and takes its tiles one after
 another: where those are fewer than the card's multiprocessors, the rest of it is idle. Over a
-stretch, though, the state becomes S' = A S + B, whatever S is (`carve_jax.ops.gated_delta.
-context_parallel` has the same over devices). So a part is cut into S stretches, and
+stretch, though, the state S becomes M S + D, whatever S is (`carve_jax.ops.gated_delta.
+context_parallel` has the same over devices). So a part is cut into n stretches, and
 
-    B of each but the last      a scan from zero (from the state before the part for the first)
-    A of each but the two ends  a scan from the identity, in which nothing is written
+    D of each but the last      a scan from zero (from the state before the part for the first)
+    M of each but the two ends  a scan from the identity, in which nothing is written
     the state before each       composed in order, so that no later token moves a bit
     outputs, R and states       the usual scans, from those states
 
-each with S times the programs. Backward, dS before a stretch is Aᵀ dS + D, with D scanned from
-zero; A is kept. What is parallel over spans knows nothing of stretches. Two scans and one of K
-channels in place of one, each over an S-th of the tiles.
+each with n times the programs. Backward, the gradient of the state before a stretch is Mᵀ times
+that of the state after it, and what a scan from zero adds; M is kept. What is parallel over spans
+knows nothing of stretches. Two scans and one of K channels in place of one, each over an n-th of
+the tiles.
 """
 
 import dataclasses
 import math
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax.numpy as jnp
 
 from pallas_kernels.blocks.decay import SPAN
 from pallas_kernels.blocks.wy import Array
 from pallas_kernels.tiling import Tiles
-from pallas_kernels.triton.plan import Cut, Plan
+from pallas_kernels.triton.plan import Content, Cut, Plan
 from pallas_kernels.triton.scan import ScanOperands, ScanOutputs, scan
 from pallas_kernels.triton.scan_backward import BackwardScanOutputs, scan_backward
 from pallas_kernels.triton.span import Scores
 
 PROGRAMS = 132  # that scan at once on an H100, one on each multiprocessor
 SMALLEST_BLOCK = 32  # of value channels: below it a scan's instructions no longer get fewer
-FEWEST = 8  # stretches that are worth two scans and one of K channels in place of one
+# Stretches that `Tiles.stretches` = 0 takes at least. Four are predicted to gain as much of 4,096
+# tokens, by less than the model can be trusted.
+FEWEST = 8
 
 
 class Starts(NamedTuple):
     """What the backward pass of a part in stretches begins from, transposed, float32.
 
     Attributes:
-      states: before each stretch [B · S, N, V, K].
-      carried: Aᵀ of each but the first and the last [B, S − 2, H, K, K]; None where S is 2.
+      states: before each stretch [B · n, N, V, K].
+      carried: Mᵀ of each but the first and the last [B, n − 2, H, K, K]; None where n is 2.
     """
 
     states: Array
     carried: Array | None
 
 
-def filled(plan: Plan, heads: int, width: int, length: int, held: int) -> Plan:
+def for_few_heads(plan: Plan, heads: int, width: int, length: int, held: int) -> Plan:
     """The plain rule's plan for few rows and heads: in stretches, if asked for, or else with its
     value channels spread over programs. A part holds so many tokens at most."""
-    count = choose_stretches(plan.tiles.stretches, heads, -(-length // SPAN), max(1, held // SPAN))
+    programs = heads * (width // min(width, plan.tiles.block_value))
+    spans, most = -(-length // SPAN), max(1, held // SPAN)
+    count = choose_stretches(plan.tiles.stretches, programs, spans, most)
     if count > 1:
         return plan._replace(stretches=count)
     return plan._replace(tiles=_spread(plan.tiles, heads, width))
@@ -65,32 +70,32 @@ def _spread(tiles: Tiles, heads: int, width: int) -> Tiles:
     return dataclasses.replace(tiles, block_value=block, warps=warps)
 
 
-def choose_stretches(asked: int, heads: int, spans: int, held: int) -> int:
+def choose_stretches(asked: int, programs: int, spans: int, held: int) -> int:
     """How many stretches to cut a sequence's parts into: `asked` at most, or if that is 0 as many
-    as `predicted_stretches` says; a number that divides the spans where one is near, or inputs
-    would be copied to be padded.
+    as `predicted_stretches` says; of those down to half as many, what pads the spans least.
 
     Args:
       asked: `Tiles.stretches`.
-      heads: rows × heads.
+      programs: of a scan of whole parts.
       spans: of the sequence.
       held: spans of the longest part.
     """
-    most = max(1, min(asked or predicted_stretches(heads, min(spans, held)), spans))
-    near = [count for count in range(most, most // 2, -1) if spans % count == 0]
-    return near[0] if near else most
+    spans_of_part = min(spans, held)
+    most = max(1, min(asked or predicted_stretches(programs, spans_of_part), spans_of_part))
+    return min(range(most, most // 2, -1), key=lambda count: -(-spans // count) * count)
 
 
-def predicted_stretches(heads: int, spans: int) -> int:
-    """What `python -m experiments.plan --few_heads` predicts to be fastest, or nearly: powers of
-    two that leave no program without a multiprocessor (`PROGRAMS`) and no more states to compose
-    than a stretch has spans; 1 where fewer than `FEWEST` would be left.
+def predicted_stretches(programs: int, spans: int) -> int:
+    """What `python -m experiments.plan --few_heads` predicts, at K = V = 128, to be nearly the
+    fastest of forward and backward together: the most in powers of two that leave no program
+    without a multiprocessor (`PROGRAMS`) and no more states to compose than a stretch has spans;
+    1 where fewer than `FEWEST` would be left.
 
     Args:
-      heads: rows × heads.
+      programs: of a scan of whole parts.
       spans: of a part.
     """
-    most = min(PROGRAMS // heads, math.isqrt(spans))
+    most = min(PROGRAMS // programs, math.isqrt(spans))
     return 1 << (most.bit_length() - 1) if most >= FEWEST else 1
 
 
@@ -101,16 +106,19 @@ def scan_stretches(
     memory: Array,
     part: int,
     *,
+    content: Content | None = None,
     output: Array | None = None,
-    **others: Any,
+    sums: bool = False,
 ) -> ScanOutputs:
     """`scan.scan` of one part in `plan.stretches`; its `starts` are for the backward pass.
 
     Args:
       plan: what is static; its `stretches` are 2 or more.
       x, scores, memory, part, output: as in `scan.scan`.
-      others: what only a content gate gives.
+      content, sums: None and False, as a content gate's rule takes no stretches.
     """
+    assert content is None
+    assert not sums
     count = plan.stretches
     carried = _carried(plan, scores, part)
     none = jnp.zeros((memory.shape[0], count - 2, *memory.shape[1:]), memory.dtype)
@@ -165,8 +173,8 @@ def scan_stretches_backward(
 
 
 def _carried(plan: Plan, scores: Scores, part: int) -> Array | None:
-    """Aᵀ [B, S − 2, H, K, K] of the stretches between the first and the last: what a scan makes of
-    the identity. Key heads alone: value heads that share one share its A."""
+    """Mᵀ [B, n − 2, H, K, K] of the stretches between the first and the last: what a scan makes of
+    the identity. Key heads alone: value heads that share one share its M."""
     batch, _, heads, channels = scores.ends.shape
     count = plan.stretches - 2
     if count == 0:
@@ -180,7 +188,7 @@ def _carried(plan: Plan, scores: Scores, part: int) -> Array | None:
 
 
 def _times(states: Array, carried: Array) -> Array:
-    """States [B, N, V, K] times the A of their key heads [B, H, K, K]."""
+    """States [B, N, V, K] times the Mᵀ of their key heads [B, H, K, K]."""
     batch, heads = carried.shape[:2]
     grouped = states.reshape(batch, heads, -1, *states.shape[2:])
     found = jnp.einsum("bhgvk,bhkl->bhgvl", grouped, carried, precision="highest")
@@ -188,5 +196,5 @@ def _times(states: Array, carried: Array) -> Array:
 
 
 def _as_rows(states: Array) -> Array:
-    """[B, S, …] as rows of a launch."""
+    """[B, n, …] as rows of a launch."""
     return states.reshape(-1, *states.shape[2:])

@@ -252,6 +252,9 @@ def test_stretches_are_checked_where_maps_are_composed(monkeypatch: pytest.Monke
     carve = selftest.check_of("triton", Request("float32", sizes, content=True, tiles=tiles))
     assert carve.tiles is not None
     assert carve.tiles.stretches == 1
+    many = selftest.check_of("triton", Request("float32", sizes | {"N": 128}, tiles=tiles))
+    assert many.tiles is not None
+    assert many.tiles.stretches == 1  # as such a call takes none
     assert selftest.run_check(asked).passed
     monkeypatch.setattr(stretches, "_times", lambda states, carried: jnp.zeros_like(states))
     assert not selftest.run_check(asked).passed

@@ -16,6 +16,7 @@ from pallas_kernels.compiling import lowering
 from pallas_kernels.compiling.catalogue import Program
 from pallas_kernels.tiling import Tiles
 from pallas_kernels.triton import op, ptx
+from pallas_kernels.triton.span import K_LEVELS
 from tests.ops.cases import Arrays, Case, make_arrays
 from tests.ops.test_gated_delta import (
     TOLERANCE,
@@ -121,6 +122,9 @@ def test_value_channels_of_few_heads_are_spread_over_programs() -> None:
 # a document's end, a reset or a part's end between. Two stretches need no map composed.
 STRETCHES = {
     "no decay": (Case(1, 400, 1, 2, 16, 16, decay="none"), 4, 64),
+    "grouped values in two rows": (
+        Case(2, 400, 2, 4, 16, 16, decay="none", write="channel"), 4, 64,
+    ),
     "segments, resets": (Case(2, 330, 2, 4, 16, 32, decay="resets", segments=True), 3, 32),
     "two, scalar gates": (Case(1, 300, 1, 1, 16, 16, decay="head", erase="head"), 2, 16),
     "correlated keys": (
@@ -130,7 +134,7 @@ STRETCHES = {
 
 
 @pytest.mark.parametrize(
-    "name", [pytest.param(n, marks=() if n in list(STRETCHES)[:2] else SLOW) for n in STRETCHES]
+    "name", [pytest.param(n, marks=() if n in list(STRETCHES)[:3] else SLOW) for n in STRETCHES]
 )
 def test_stretches_side_by_side_are_one_scan(name: str) -> None:
     case, count, chunk = STRETCHES[name]
@@ -147,10 +151,17 @@ def test_stretches_in_half_precision(dtype: str) -> None:
 
 
 def test_stretches_of_parts_one_after_another(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(op, "PART_BYTES", 1)
-    monkeypatch.setattr(op, "MOST_PARTS", 2)
+    held = 3 * SPAN  # tokens of a part, at so many bytes
+    monkeypatch.setattr(op, "PART_BYTES", held * K_LEVELS * 16 * 4)
     tiles = Tiles(chunk=64, product="tf32", inverse="tf32", stretches=3)
     check("gated_delta", Case(1, 350, 1, 1, 16, 16, decay="none"), tiles=tiles)
+    of = jax.ShapeDtypeStruct((1, 350, 1, 16), jnp.float32)
+
+    def plan(stretches: int) -> op.Plan:
+        own = Tiles(**{**vars(tiles), "stretches": stretches})
+        return op.make_plan(own, 1.0, op.Inputs(*[of] * 6), None, None, interpret=True)[0]
+
+    assert [(plan(n).parts, plan(n).stretches) for n in (3, 6)] == [(2, 3)] * 2
 
 
 def test_stretches_keep_the_future_out_of_the_past() -> None:
@@ -184,7 +195,8 @@ def test_stretches_are_chosen_by_sizes_where_asked() -> None:
     chosen = [plan(h, 1 << 15, stretches=0).stretches for h in (1, 4, 8, 16, 17, 128)]
     assert chosen == [16, 16, 16, 8, 1, 1]
     assert [plan(1, t, stretches=0).stretches for t in (100, 4096, 1 << 17)] == [1, 8, 32]
-    assert [plan(1, t, stretches=6).stretches for t in (64, 64 * 15, 64 * 13)] == [1, 5, 6]
+    assert [plan(1, t, stretches=6).stretches for t in (64, 64 * 15, 64 * 13)] == [1, 5, 5]
+    assert plan(1, 64 * 9, stretches=8).stretches == 5  # 10 spans, where 8 would take 16
     assert plan(16, 1 << 15, stretches=8).tiles.block_value == 128  # not spread as well
 
 
@@ -193,8 +205,9 @@ def test_stretches_are_of_the_plain_rule_alone() -> None:
         ValueError, match=r"Tiles\(stretches=4, solve='walk'\): a scan in stretches"
     ):
         Tiles(stretches=4, solve="walk")
-    with pytest.raises(ValueError, match=r"Tiles.stretches=-1; allowed are 0 and more"):
-        Tiles(stretches=-1)
+    for wrong in (-1, 2.5, True, "8"):
+        with pytest.raises(ValueError, match=r"Tiles.stretches=.*; allowed are whole numbers"):
+            Tiles(stretches=wrong)
     case = Case(1, 130, 1, 1, 16, 16, gate_chunk=64)
     arrays = Arrays(*map(jnp.float32, make_arrays(case)))
     got, expected = (

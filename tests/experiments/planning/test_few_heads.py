@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from experiments import plan
+from experiments import cli, plan
 from experiments.planning import few_heads
 from experiments.planning.few_heads import SCAN_LAUNCH, STEP, predicted
 from pallas_kernels.compiling.budgets import RECORD
@@ -51,6 +51,13 @@ def test_what_is_chosen_is_nearly_the_best_and_never_much_worse_than_now():
             now, chosen = (predicted("gdn2", heads, length, n) for n in (1, 0))
             assert chosen.forward < 1.05 * now.forward
             assert chosen.both < 1.08 * min(few_heads.best(heads, length, True).both, now.both)
+
+
+def test_other_flags_are_refused(capsys):
+    assert cli.call(plan.main, ["plan", "--few_heads", "--chip=a100"]) == 2
+    assert (
+        "--few_heads is of one H100 and known sizes, and takes no --chip" in capsys.readouterr().err
+    )
 
 
 def test_the_command_prints_and_writes_the_record(tmp_path, capsys):

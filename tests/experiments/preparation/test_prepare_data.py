@@ -94,9 +94,12 @@ def test_bad_inputs_are_said_and_leave_nothing(texts, tmp_path):
     with pytest.raises(UserError, match="not a JSON of the tokenizers library"):
         prepare([str(texts)], out, SETTINGS._replace(tokenizer=broken(tmp_path, "t.json", "{}")))
     assert not out.exists()
+    with pytest.raises(UserError, match="is not a JSON object"):
+        prepare([broken(tmp_path, "a.jsonl", '{"text": 1}\n')], tmp_path / "x/y/z", SETTINGS)
+    assert not (tmp_path / "x").exists()
     out.mkdir()  # is the caller's, and stays
-    with pytest.raises(UserError, match="0 training and 0 held-out"):
-        prepare([broken(tmp_path, "f.jsonl", "")], out, SETTINGS)
+    with pytest.raises(UserError, match="is not a JSON object"):
+        prepare([broken(tmp_path, "a.jsonl", '{"text": 1}\n')], out, SETTINGS)
     assert not list(out.iterdir())
     with pytest.raises(UserError, match="cannot be made"):
         prepare([str(texts)], texts / "one.txt" / "out", SETTINGS)
@@ -245,6 +248,11 @@ def test_parquet_holds_what_the_same_lines_hold(tmp_path):
         with pytest.raises(UserError, match=said):
             prepare([str(tmp_path / f"{name}.parquet")], out, SETTINGS._replace(columns=columns))
         assert not out.exists()
+    out.mkdir()
+    (out / "tokenizer.json").write_text("mine")  # nothing was written yet that is to be removed
+    with pytest.raises(UserError, match="cannot be read as a Parquet file"):
+        prepare([str(tmp_path / "z.parquet")], out, SETTINGS)
+    assert (out / "tokenizer.json").read_text() == "mine"
 
 
 def test_parquet_without_its_package_is_said(tmp_path, monkeypatch):
