@@ -37,13 +37,27 @@ def test_where_we_lose_has_a_link_and_recorded_figures_in_each_point() -> None:
     _, _, rest = README.read_text("utf-8").partition("## Where we lose\n")
     points = rest.partition("\n## ")[0].strip().split("\n- ")
     assert len(points) >= 5
-    sources = ("docs/results.md", "docs/gpu_kernels.md", "experiments/results/LOG.md")
-    recorded = {x for path in sources for x in figures_in((ROOT / path).read_text("utf-8"))}
     for point in points:
-        assert re.search(r"\]\((docs|experiments)/", point), f"no record is linked: {point}"
+        links = re.findall(r"\]\(((?:docs|experiments)/[^)#]*)#?([^)]*)\)", point)
+        assert links, f"no record is linked: {point}"
+        recorded = {x for path, anchor in links for x in figures_in(section(path, anchor))}
         prose = re.sub(r"`[^`]*`|\]\([^)]*\)", "", point)
         unknown = figures_in(prose) - recorded
         assert not unknown, f"no record has {sorted(unknown)}"
+
+
+def section(path: str, anchor: str) -> str:
+    """The text below a heading of a page, to the next of its rank; the whole page without one."""
+    parts = re.split(r"^(#+) (.*)$", (ROOT / path).read_text("utf-8"), flags=re.MULTILINE)[1:]
+    found, rank = "", 0
+    for marks, title, text in zip(parts[::3], parts[1::3], parts[2::3], strict=True):
+        slug = re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-")
+        if not anchor or slug == anchor:
+            rank = rank or len(marks)
+        elif len(marks) <= rank:
+            rank = 0
+        found += text if rank else ""
+    return found
 
 
 def figures_in(text: str) -> set[str]:

@@ -6,8 +6,8 @@ the erase gate starts (half open without one); L is 4 on `erase` and 64 on `text
 divides the rows of both where it is changed.
 
 Found (experiments/results/2026-11-28_content_faint): on `erase` louder content solves it in more
-seeds, which is not shown; on `text` it moves the gates by up to 0.12 and changes no loss.
-Duration: 75 and 45 runs of 20 to 40 s each, two at a time on two cores of an AMD EPYC 9005.
+seeds, which is not shown; on `text` it moves the gates by up to 0.12 and is worth 0.0005 nats.
+Duration: 75 runs of 25 s and 45 of 55 s each, two at a time on two cores of an AMD EPYC 9005.
 Command: python -m experiments.sweep --config=configs/sweeps/content_faint.py --workdir=DIR
 """
 

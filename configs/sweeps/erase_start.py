@@ -1,8 +1,8 @@
 """Where the erase gate starts: half open, as published, or nearly shut or open.
 
 In `content_faint`, of three seeds on text, CARVE's gates that started at σ(2) ended 0.018, 0.002
-and 0.018 bits per byte lower, and those from σ(−2) 0.020, 0.023 and 0.029 higher, more than any
-change of the content did. Is that so of GDN-2 as well, on text that is not read twice? A learned
+and 0.018 bits per byte lower, and those from σ(−2) 0.020, 0.023 and 0.029 higher, more than louder
+content did. Is that so of GDN-2 as well, on text that is not read twice? A learned
 bias comes with a start, so that one at σ(0) is here too. Expected, written before the runs: of both
 mixers σ(2) lower by 0.01 and, of GDN-2, σ(−2) higher by 0.02, σ(0) as without a bias.
 

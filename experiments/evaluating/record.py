@@ -157,7 +157,8 @@ def settings_of_run(directory: Path, evaluated: EvaluatedModel) -> dict[str, str
 
 
 def last_figures(path: Path) -> dict[str, dict[str, float]]:
-    """The values of a file by task and metric, of the last settings that a task was measured with.
+    """The values of a file by task and metric, of the last settings that a task was measured with;
+    of all its examples, not of a `limit` of them.
 
     Raises:
       UserError: the file does not read.
@@ -165,7 +166,7 @@ def last_figures(path: Path) -> dict[str, dict[str, float]]:
     return {
         entry["task"]: {name: figure.value for name, figure in _figures(entry).items()}
         for entry in _read_results(path)
-        if _is_sealed(entry)
+        if _is_sealed(entry) and entry["settings"].get("limit") is None
     }
 
 

@@ -50,7 +50,9 @@ def fla_model(fields: Mapping[str, Any]) -> Any:
             return models.GatedDeltaNetForCausalLM(its)
         if windowed:
             sizes["attn"] = {**sees, "layers": windowed, "window_size": ours.window}
-        model = models.KDAForCausalLM(models.KDAConfig(**sizes, **heads, expand_v=spread))
+        # KDA's one field for the loss asks for the same as `fused`.
+        its = models.KDAConfig(**sizes, **heads, fuse_cross_entropy=True, expand_v=spread)
+        model = models.KDAForCausalLM(its)
         for i, block in enumerate(model.model.layers):
             if mixers[i] == "gdn2":
                 block.attn = layers.GatedDeltaNet2(

@@ -19,7 +19,7 @@ kernels compute wrong numbers here.
 Examples:
   python -m experiments.rented_gpu --minutes=9
   python -m experiments.rented_gpu --minutes=4 --only=correctness --output=rented
-  python -m experiments.rented_gpu --minutes=20 --only="step table"
+  python -m experiments.rented_gpu --minutes=20 --only="train steps,step table"
 """
 
 import os

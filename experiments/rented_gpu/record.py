@@ -22,6 +22,7 @@ from carve_jax.files import (
 
 ROOT = Path(__file__).resolve().parents[2]
 SOURCES = ("carve_jax", "configs", "experiments", "pallas_kernels")
+NOT_BEGUN = {"state": "not begun", "why": "no time yet, or not asked for"}
 COMPILED = "compile/"  # names of tasks whose result is in the cache of compiled programs
 SHAPE = {
     "runs": [Each(object)],
@@ -114,8 +115,7 @@ class Record:
         missing = {
             name: f"{entry['state']}: {entry.get('why', '')}"
             for name in names
-            if (entry := self.tasks.get(name, {"state": "not begun", "why": "no time"}))["state"]
-            != "done"
+            if (entry := self.tasks.get(name, NOT_BEGUN))["state"] != "done"
         }
         self._all.update(missing=missing, summary=summary)
         self._all["runs"][-1]["ended"] = datetime.now(UTC).isoformat(timespec="seconds")

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 from experiments.measuring.rule_calls import RULES
 from experiments.measuring.train_steps import MODELS, model_fields
 from experiments.peers import fla_steps, jla_steps
-from experiments.rented_gpu.record import Record
+from experiments.rented_gpu.record import NOT_BEGUN, Record
 
 PROJECTS = {"": "ours", "jla": "jax-linear-attention", "fla": "flash-linear-attention"}
 HAS = {"": MODELS, "jla": jla_steps.MODELS, "fla": fla_steps.MODELS}
@@ -85,7 +85,7 @@ def collect(record: Record) -> dict[str, Any]:
             rest = {key: value for key, value in found.items() if key != "kernels"}
             rows.append({**row, "means": REMAT[step.remat][step.project], **rest})
         else:
-            entry = record.tasks.get(step.task, {"state": "not begun", "why": "no time"})
+            entry = record.tasks.get(step.task, NOT_BEGUN)
             rows.append({**row, "missing": f"{entry['state']}: {entry.get('why', '')}"})
     absent = [
         {"model": model, "of": PROJECTS[project], "missing": why}

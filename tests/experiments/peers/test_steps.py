@@ -215,6 +215,8 @@ def test_its_other_models_are_its_own_with_the_loss_that_forms_its_gradient(
         assert model.config.named["fuse_linear_cross_entropy"] is True
     kda = fla_steps.fla_model(fields_of("kda"))
     assert kda.name == "KDAForCausalLM"
+    fuses = {name: given for name, given in kda.config.named.items() if name.startswith("fuse")}
+    assert fuses == {"fuse_cross_entropy": True}
     assert all(block.attn is None for block in kda.model.layers)
 
 

@@ -87,7 +87,7 @@ def test_the_summary_has_one_table_of_all_steps(
     missing = {key: row["missing"] for key, row in rows.items() if "missing" in row}
     assert missing["gdn2", "flash-linear-attention", "full"] == "left out: not installed (fla)"
     assert missing["carve", "jax-linear-attention", None] == "it has no CARVE"
-    assert missing["kda", "ours", "kept"] == "not begun: no time"
+    assert missing["kda", "ours", "kept"] == "not begun: no time yet, or not asked for"
     assert len(missing) == len(rows) - 3  # every row has figures or says why not
     summary.show(record, figures, {})
     printed = capsys.readouterr().out
@@ -126,7 +126,7 @@ def test_the_command_writes_one_record(
     assert path.name == "0123456789ab_NVIDIA-H100-80GB-HBM3_jax-0.11.2.json"
     record = json.loads(path.read_text())
     assert record["summary"]["shapes"][LAYER.label]["median_seconds"]["gdn2 pallas, forward"] == 2.0
-    assert record["missing"]["time/decode"] == "not begun: no time"
+    assert record["missing"]["time/decode"] == "not begun: no time yet, or not asked for"
     assert "time/jla gdn2" not in record["missing"]
     assert record["runs"][0]["command"] == "python -m experiments.rented_gpu --minutes=9"
     assert f"written to {path}" in capsys.readouterr().out

@@ -264,6 +264,8 @@ def test_what_trained_runs_were_asked_is_told_and_kept(small):
         path = workdir / "runs" / run_id / f"evaluation_{step}.json"
         told = Result({"gate_shift": Figure(shift, None, 4)}, {})
         Record(path, {"step": step}, False).add("content", {}, told)
+        few = Result({"gate_shift": Figure(7.0, None, 2)}, {})
+        Record(path, {"step": step}, False).add("content", {"limit": 2}, few)  # is not told
         return path
 
     def told():
