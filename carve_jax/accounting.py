@@ -4,6 +4,7 @@ Shapes alone are traced: nothing is allocated and nothing runs, at any size.
 """
 
 import collections
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -38,11 +39,19 @@ class Costs(NamedTuple):
 
     @property
     def train_flops(self) -> float:
-        """Floating-point operations per token of training: backward is twice forward.
+        """See `train_flops`."""
+        return train_flops(self.forward_flops)
 
-        What rematerialisation computes again is not counted.
-        """
-        return 3 * sum(self.forward_flops.values())
+
+def train_flops(forward: Mapping[str, float]) -> float:
+    """Floating-point operations per token of training: backward is twice forward.
+
+    What rematerialisation computes again is not counted.
+
+    Args:
+      forward: of `forward_flops`.
+    """
+    return 3 * sum(forward.values())
 
 
 def costs(config: LMConfig, *, context: int, cache_lengths: tuple[int, ...] = ()) -> Costs:

@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from carve_jax.accounting import forward_flops
+from carve_jax.accounting import forward_flops, train_flops
 from carve_jax.data import ByteTokenizer, ShardWriter, make_pipeline, train_bpe
 from carve_jax.data.batches import BatchIterator
 from carve_jax.data.sources.stdlib import stdlib_documents
@@ -93,7 +93,7 @@ def data_suite(repeats: int, save: Callable[[dict[str, Any]], None], plan: Plan)
 def demand() -> dict[str, Any]:
     """Tokens per second that training carve_1b3 on eight H100s would eat, at each utilisation."""
     config = carve_1b3.get_config()
-    flops = 3 * sum(forward_flops(make_model_config(config), config.sequence_length).values())
+    flops = train_flops(forward_flops(make_model_config(config), config.sequence_length))
     return {
         "model": "carve_1b3",
         "train_flops_per_token": flops,

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import jax
 
-from carve_jax.accounting import forward_flops, parameter_shapes
+from carve_jax.accounting import forward_flops, parameter_shapes, train_flops
 from carve_jax.config import LMConfig
 from carve_jax.model import LanguageModel, count_parameters
 from carve_jax.training.optimizer import OptimizerConfig, make_optimizer, make_schedule
@@ -132,7 +132,7 @@ def cost_of(config: LMConfig, length: int, others: tuple[int, int] | None = None
         parameters = count_parameters(parameter_shapes(config))["total"]
     else:
         parameters, forward["projections"] = others[0], 2.0 * others[1]
-    return Cost(parameters, 3 * sum(forward.values()))
+    return Cost(parameters, train_flops(forward))
 
 
 def fitting(make: Callable[[int], Training], sizes: tuple[int, ...]) -> Training:

@@ -16,7 +16,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from carve_jax.accounting import forward_flops
+from carve_jax.accounting import forward_flops, train_flops
 from carve_jax.config import LMConfig
 from carve_jax.errors import UserError
 from carve_jax.training.reports.utilisation import peak_flops
@@ -148,7 +148,7 @@ def estimated_seconds(
 @functools.cache  # seeds share a model, and each look traces it
 def _train_flops(model: LMConfig, length: int) -> float:
     """Floating-point operations per token of training."""
-    return 3 * sum(forward_flops(model, length).values())
+    return train_flops(forward_flops(model, length))
 
 
 def _grouped(runs: Sequence[PlannedRun], key: Any) -> list[tuple[Any, list[PlannedRun]]]:

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from carve_jax.accounting import forward_flops
+from carve_jax.accounting import forward_flops, train_flops
 from carve_jax.config import LMConfig
 
 PEAK_FLOPS: tuple[tuple[str, float], ...] = (
@@ -48,8 +48,8 @@ def ideal_step_seconds(
 ) -> float | None:
     """Seconds of a train step whose model FLOPs ran at the peak; None for unknown devices.
 
-    The model's FLOPs are those of `carve_jax.accounting` times three (backward is twice forward);
-    what rematerialisation computes again does not count, and padding does.
+    The model's FLOPs are those of `carve_jax.accounting`; what rematerialisation computes again
+    does not count, and padding does.
 
     Args:
       config: of the model.
@@ -61,4 +61,4 @@ def ideal_step_seconds(
     known = [peak for peak in peaks if peak is not None]
     if not known or len(known) < len(peaks):
         return None
-    return 3 * sum(forward_flops(config, context).values()) * tokens / sum(known)
+    return train_flops(forward_flops(config, context)) * tokens / sum(known)
