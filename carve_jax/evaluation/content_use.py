@@ -93,7 +93,6 @@ def without_content(params: Any) -> Any | None:
 @functools.partial(jax.jit, static_argnames="model")
 def up_gradient_share(model: LanguageModel, params: Any, batch: Mapping[str, Array]) -> jax.Array:
     """‖∂loss/∂P_up‖ over ‖∂loss/∂(all parameters)‖, P_up those of all layers together."""
-
     loss = make_loss(model, loss_chunk=LOSS_CHUNK)
     gradient = jax.grad(lambda params: loss(params, batch).nats)(params)
     leaves = jax.tree_util.tree_leaves_with_path(gradient)

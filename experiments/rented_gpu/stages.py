@@ -6,7 +6,7 @@
     train steps    of GDN-2 and of CARVE, one after the other
     kernel times   by the profiler
     tile search    for the official layer's kind of call
-    step table     1.3B steps of every mixer and of the peers: what a second run begins with
+    step table     1.3B steps of seven models and of the peers, beside those of `train steps`
     further        plain XLA, more rows, other shapes and tiles
 
 `most` of a stage is what it may cost, in seconds, so that those after it get their turn: nine
